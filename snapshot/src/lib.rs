@@ -1,0 +1,5 @@
+//! Cuts volumes on many hosts at one instant, without stopping their I/O, and certifies the cut.
+
+pub mod certificate;
+pub mod cut;
+pub mod orders;

@@ -1,0 +1,150 @@
+//! What the coordinator orders and what a host answers: the JSON between them.
+
+use serde::{Deserialize, Serialize};
+use timesync::identity::Incarnation;
+use timesync::time::{Host, Nanos, Time};
+use uuid::Uuid;
+
+use crate::certificate::Mode;
+use crate::cut::Readings;
+
+/// One attempt at one snapshot (UUID v7, so that ids sort by time). A retry is a new attempt with a new id.
+pub type AttemptId = Uuid;
+
+/// Cut at T and stretch V, or get ready for a barrier. `POST /v1/cuts/{attempt}/arm`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArmOrder {
+    /// Whom the order is for; a daemon that restarted refuses it.
+    pub host: Incarnation,
+    /// Who gives it.
+    pub server: Incarnation,
+    /// The volumes that take part.
+    pub volumes: Vec<String>,
+    /// When to cut.
+    pub timing: ArmTiming,
+}
+
+/// When to cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ArmTiming {
+    /// At T_i, holding completions until T_i + V.
+    Timed {
+        /// T_i, in this host's own clock.
+        at: Time<Host>,
+        /// V.
+        stretch: Nanos,
+    },
+    /// When told to.
+    Barrier,
+}
+
+/// The host is armed: no thread can classify by the unarmed state any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Armed {
+    /// Who armed.
+    pub host: Incarnation,
+    /// The reading at which arming was complete; below T.
+    pub armed_at: Time<Host>,
+}
+
+/// Barrier mode: the host has cut. `POST /v1/cuts/{attempt}/strike`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Struck {
+    /// Who cut.
+    pub host: Incarnation,
+    /// Drawn after the cut's reading.
+    pub nonce: Uuid,
+}
+
+/// Barrier mode: everybody has cut. `POST /v1/cuts/{attempt}/release`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseOrder {
+    /// Every host's nonce; a host releases by barrier only if its own is among them.
+    pub nonces: Vec<Uuid>,
+}
+
+/// Every volume's layer is sealed and durable. `POST /v1/cuts/{attempt}/seal` (answers once it is so)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// Who sealed.
+    pub host: Incarnation,
+    /// The order it was done for came from this server.
+    pub server: Incarnation,
+    /// How it cut.
+    pub mode: Mode,
+    /// What its clock read.
+    pub readings: Readings,
+    /// Barrier mode: its nonce.
+    pub nonce: Option<Uuid>,
+}
+
+/// Name the sealed state. `POST /v1/cuts/{attempt}/commit`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommitOrder {
+    /// The snapshot's name, as in the export `volume@name`.
+    pub name: String,
+}
+
+/// Who a host is and what it has. `GET /v1/host`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostDescription {
+    /// Its configured name.
+    pub name: String,
+    /// This run of it.
+    pub host: Incarnation,
+    /// Its limit for any stretch.
+    pub max_stretch: Nanos,
+    /// Its volumes.
+    pub volumes: Vec<VolumeDescription>,
+    /// Where its NBD server listens (`nbd://…` and `nbd+unix:///…` without the export name).
+    pub nbd: Vec<String>,
+}
+
+/// A volume. `GET /v1/volumes`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDescription {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<String>,
+    /// Layers in its chain, the base included.
+    pub layers: usize,
+    /// Bytes allocated on disk.
+    pub allocated: u64,
+    /// Attached NBD clients.
+    pub clients: usize,
+}
+
+/// Create a volume. `POST /v1/volumes`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// Letters, digits, `-`, `_` and `.`; at most 64 of them, the first a letter or digit.
+    pub name: String,
+    /// In bytes; a multiple of 4096.
+    pub size: u64,
+}
+
+/// The digest of a snapshot's content. `GET /v1/volumes/{volume}/snapshots/{snapshot}/digest`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentDigest {
+    /// BLAKE3 over the digests of the volume's ranges, in hex.
+    pub blake3: String,
+}
+
+/// Why a request failed: problem+json (RFC 9457) with a sentence in `detail`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The HTTP status again.
+    pub status: u16,
+    /// A short name of the kind of problem.
+    pub title: String,
+    /// One sentence that says what to do.
+    pub detail: String,
+}

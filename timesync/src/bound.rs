@@ -1,0 +1,111 @@
+//! The bound: how far a host's clock may be from the server's at any instant, from the exchanges in a window.
+
+mod hard;
+mod statistical;
+mod window;
+
+pub use statistical::{AsymmetryBudget, AsymmetrySource, Statistical};
+pub use window::{Window, WindowError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::{Host, Nanos, Offset, Server, Span, Time};
+
+/// Where θ = host − server lies: `lo ..= hi`. Never empty: `lo ≤ hi`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interval {
+    /// θ is not below this.
+    pub lo: Offset,
+    /// θ is not above this.
+    pub hi: Offset,
+}
+
+impl Interval {
+    /// The middle m, rounded towards the lower end.
+    pub fn middle(self) -> Offset {
+        self.lo + Nanos::new((self.hi - self.lo).get() / 2)
+    }
+
+    /// The half-width e such that [m − e, m + e] covers the interval.
+    pub fn half_width(self) -> Nanos {
+        self.hi - self.middle()
+    }
+
+    /// What both intervals allow; none where they contradict each other.
+    pub fn intersect(self, other: Interval) -> Option<Interval> {
+        let (lo, hi) = (self.lo.max(other.lo), self.hi.min(other.hi));
+        (lo <= hi).then_some(Interval { lo, hi })
+    }
+
+    /// Whether θ = `offset` is allowed.
+    pub fn contains(self, offset: Offset) -> bool {
+        self.lo <= offset && offset <= self.hi
+    }
+}
+
+/// Where θ_i − θ_j of two hosts lies, both at one instant (design: pairwise).
+pub fn pairwise(i: Interval, j: Interval) -> (Nanos, Nanos) {
+    (i.lo - j.hi, i.hi - j.lo)
+}
+
+/// The named assumptions of the hard bound. While they hold it is true; nothing on the network can break it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assumptions {
+    /// ρ: |dθ/dx| ≤ `rate_ppb` · 10⁻⁹, host relative to server. Range 1 ..= 10_000_000.
+    pub rate_ppb: u32,
+    /// κ: |d²θ/dx²| ≤ `wander_ppb_per_s` · 10⁻⁹ per second. None: the rate may jump within ρ at any time (a clock that
+    /// is steered), so only the rate box bounds it.
+    pub wander_ppb_per_s: Option<u32>,
+    /// d_f: no packet from server to host takes less (between the stamping points, in the host's time). Default 0.
+    pub min_forward: Nanos,
+    /// d_b: no packet from host to server takes less. Default 0.
+    pub min_backward: Nanos,
+}
+
+impl Default for Assumptions {
+    /// 100 ppm for each of the two clocks, κ = 10⁻⁷/s, no known minimum delays.
+    fn default() -> Self {
+        Assumptions {
+            rate_ppb: 200_000,
+            wander_ppb_per_s: Some(100),
+            min_forward: Nanos::ZERO,
+            min_backward: Nanos::ZERO,
+        }
+    }
+}
+
+/// Which bound sizes V and certifies.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Only the named assumptions.
+    Hard,
+    /// Narrower, at a stated confidence (0 < confidence < 1) and with an asymmetry budget.
+    Statistical {
+        /// Confidence of this one bound.
+        confidence: f64,
+        /// The largest |d_f − d_b| between the two directions' usual delays.
+        budget: AsymmetryBudget,
+    },
+}
+
+/// When a host's clock read `reading`, as a span of server instants, given that θ(`at`) lies in `theta` and that
+/// |dθ/dx| ≤ `rate_ppb` · 10⁻⁹.
+///
+/// With f(x) = x + θ(x), the host's clock as a function of server time, f(at) lies in [at + lo, at + hi], and f's slope
+/// in [1 − ρ, 1 + ρ]. So x − at, where f(x) = reading, lies between (reading − at − hi) and (reading − at − lo), each
+/// divided by whichever slope moves it outwards.
+pub fn locate(reading: Time<Host>, at: Time<Server>, theta: Interval, rate_ppb: u32) -> Span<Server> {
+    const BILLION: i128 = 1_000_000_000;
+    let rho = i128::from(rate_ppb);
+    let over = |distance: i64, slope: i128, up: bool| {
+        let scaled = i128::from(distance) * BILLION;
+        let quotient = scaled.div_euclid(slope) + i128::from(up && scaled.rem_euclid(slope) != 0);
+        Nanos::new(i64::try_from(quotient).unwrap_or(if up { i64::MAX } else { i64::MIN }))
+    };
+    let low = Offset::between(reading, at).get().saturating_sub(theta.hi.get());
+    let high = Offset::between(reading, at).get().saturating_sub(theta.lo.get());
+    let earliest = at + over(low, if low >= 0 { BILLION + rho } else { BILLION - rho }, false);
+    let latest = at + over(high, if high >= 0 { BILLION - rho } else { BILLION + rho }, true);
+    Span { earliest, latest }
+}

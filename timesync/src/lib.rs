@@ -1,0 +1,11 @@
+//! Bounds the skew between hosts' clocks by PTP-style four-timestamp exchanges.
+//!
+//! Pure cores ([`wire`], [`bound`]) take inputs and give decisions; thin shells around them do the sockets, threads and
+//! clocks. One module, [`clock`], reads clocks.
+
+pub mod bound;
+pub mod clock;
+pub mod exchange;
+pub mod identity;
+pub mod source;
+pub mod time;
