@@ -85,6 +85,13 @@ struct HeldEntry {
     send: HeldReply,
 }
 
+impl std::fmt::Debug for HeldEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "reply ready at {:?}", self.ready_at)
+    }
+}
+
+#[derive(Debug)]
 struct Replies {
     waiting: Vec<HeldEntry>,
     released_by: Option<Cause>,
@@ -92,6 +99,7 @@ struct Replies {
 }
 
 /// One cut on one host, shared by all its volumes that take part.
+#[derive(Debug)]
 pub struct Cut {
     stretch: Option<Nanos>,
     max_stretch: Nanos,

@@ -2,4 +2,5 @@
 
 pub mod certificate;
 pub mod cut;
+pub mod device;
 pub mod orders;
