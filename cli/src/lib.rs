@@ -3,6 +3,7 @@
 pub mod causal;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub mod relay;
 pub mod table;
 pub mod units;

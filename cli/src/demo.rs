@@ -1,0 +1,3 @@
+//! `coeval demo`.
+
+pub mod picture;
