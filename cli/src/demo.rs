@@ -1,3 +1,4 @@
 //! `coeval demo`.
 
 pub mod picture;
+pub mod report;
