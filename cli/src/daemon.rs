@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -31,6 +32,9 @@ pub enum DaemonError {
     /// The process or its log cannot be created.
     #[error("cannot start a daemon: {0}")]
     Start(#[from] std::io::Error),
+    /// It got ready, but does not say where it listens in terms that this version knows.
+    #[error("a daemon said where it listens in unknown terms: {0}")]
+    Ready(#[from] serde_json::Error),
     /// It ended, or said nothing in time.
     #[error("a daemon did not get ready; its last words: {0}")]
     NotReady(String),
@@ -43,6 +47,8 @@ impl Daemon {
     /// [`DaemonError`].
     pub fn start(command: &mut Command, log: &Path) -> Result<Daemon, DaemonError> {
         let child = command
+            // Not in the terminal's foreground group: Ctrl-C ends the parent, which ends its daemons in good order.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::options().create(true).append(true).open(log)?)

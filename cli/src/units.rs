@@ -57,6 +57,18 @@ pub fn size(text: &str) -> Result<u64, String> {
     })
 }
 
+/// A size with a unit, for people: `16.0 MiB`.
+pub fn format_size(bytes: u64) -> String {
+    let (unit, name) = match bytes {
+        0..0x10_0000 => (1 << 10, "KiB"),
+        0x10_0000..0x4000_0000 => (1 << 20, "MiB"),
+        0x4000_0000..0x100_0000_0000 => (1 << 30, "GiB"),
+        _ => (1u64 << 40, "TiB"),
+    };
+    let tenths = u128::from(bytes) * 10 / u128::from(unit);
+    format!("{}.{} {name}", tenths / 10, tenths % 10)
+}
+
 /// For serde: a duration in a string.
 ///
 /// # Errors
@@ -126,6 +138,11 @@ mod tests {
         }
         for text in ["", "16 MB", "-1", "1.5", "99999999TiB"] {
             assert!(size(text).is_err(), "{text} is no size");
+        }
+        for (bytes, text) in
+            [(0, "0.0 KiB"), (4096, "4.0 KiB"), (16 << 20, "16.0 MiB"), (3 << 29, "1.5 GiB"), (1 << 41, "2.0 TiB")]
+        {
+            assert_eq!(format_size(bytes), text);
         }
     }
 }
