@@ -31,7 +31,10 @@ struct Memory {
 
 impl Memory {
     fn new(read_only: bool) -> Arc<Self> {
-        let bytes = (0..SIZE).map(|at| (at / 4096 % 251) as u8).collect();
+        let mut bytes = vec![0; SIZE];
+        for (number, page) in bytes.chunks_mut(4096).enumerate() {
+            page.fill((number % 251) as u8);
+        }
         Arc::new(Memory {
             bytes: Mutex::new(bytes),
             read_only,
