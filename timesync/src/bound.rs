@@ -6,7 +6,7 @@ mod simulation;
 mod statistical;
 mod window;
 
-pub use statistical::{AsymmetryBudget, AsymmetrySource, Statistical};
+pub use statistical::{AsymmetryBudget, AsymmetrySource, Basis, Statistical};
 pub use window::{Window, WindowError};
 
 use serde::{Deserialize, Serialize};

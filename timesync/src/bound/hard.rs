@@ -47,7 +47,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Assumptions, Interval, WindowError};
 use crate::exchange::{Backward, Forward};
-use crate::time::{Nanos, Offset, Server, Time};
+use crate::time::{Host, Nanos, Offset, Server, Span, Time};
 
 const BILLION: i128 = 1_000_000_000;
 
@@ -59,21 +59,24 @@ const MAX_STEPS: usize = 100;
 
 /// One packet's constraint: θ(`at`) is at most, or at least, `limit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "(Time<Server>, Offset)", into = "(Time<Server>, Offset)")]
+#[serde(from = "(Time<Server>, Offset, Nanos)", into = "(Time<Server>, Offset, Nanos)")]
 pub(super) struct Constraint {
     pub at: Time<Server>,
     pub limit: Offset,
+    /// How much of the distance between θ and the limit the stamps' intervals may explain, in the host's time. The hard
+    /// bound takes the outer ends and needs no more; the statistical one also needs to know where the inner ends are.
+    pub width: Nanos,
 }
 
-impl From<(Time<Server>, Offset)> for Constraint {
-    fn from((at, limit): (Time<Server>, Offset)) -> Self {
-        Constraint { at, limit }
+impl From<(Time<Server>, Offset, Nanos)> for Constraint {
+    fn from((at, limit, width): (Time<Server>, Offset, Nanos)) -> Self {
+        Constraint { at, limit, width }
     }
 }
 
-impl From<Constraint> for (Time<Server>, Offset) {
+impl From<Constraint> for (Time<Server>, Offset, Nanos) {
     fn from(constraint: Constraint) -> Self {
-        (constraint.at, constraint.limit)
+        (constraint.at, constraint.limit, constraint.width)
     }
 }
 
@@ -82,15 +85,24 @@ impl Constraint {
     pub fn upper(forward: &Forward, assumptions: &Assumptions) -> Self {
         let at = forward.sent.earliest;
         let limit = Offset::between(forward.received.latest, at);
-        Constraint { at, limit: limit - in_host_time(assumptions.min_forward, assumptions) }
+        let width = stamps(forward.sent, forward.received, assumptions);
+        Constraint { at, limit: limit - in_host_time(assumptions.min_forward, assumptions), width }
     }
 
     /// The lower constraint of a packet from the host.
     pub fn lower(backward: &Backward, assumptions: &Assumptions) -> Self {
         let at = backward.received.latest;
         let limit = Offset::between(backward.sent.earliest, at);
-        Constraint { at, limit: limit + in_host_time(assumptions.min_backward, assumptions) }
+        let width = stamps(backward.received, backward.sent, assumptions);
+        Constraint { at, limit: limit + in_host_time(assumptions.min_backward, assumptions), width }
     }
+}
+
+/// The widths of a packet's two stamps; while the server's clock crosses its own, the host's advances by up to
+/// (1 + ρ) times as much.
+fn stamps(server: Span<Server>, host: Span<Host>, assumptions: &Assumptions) -> Nanos {
+    let most = i128::from(server.width().get()) * (BILLION + i128::from(assumptions.rate_ppb));
+    host.width() + Nanos::new(clamp(-(-most).div_euclid(BILLION)))
 }
 
 /// ⌊d·(1 − ρ)⌋: by how much the host's clock advances at least during `delay` on the server's.
@@ -332,6 +344,7 @@ mod tests {
             let place = |&(ms, limit): &(i64, i64)| Constraint {
                 at: Time::from_nanos(x0 + ms * 1_000_000),
                 limit: Offset::new(theta0 + limit),
+                width: Nanos::ZERO,
             };
             list.iter().map(place).collect::<Vec<_>>()
         };
@@ -395,7 +408,9 @@ mod tests {
 
     #[test]
     fn one_direction_alone_is_no_bound() {
-        let constraint = || [Constraint { at: Time::from_nanos(5), limit: Offset::new(7) }].into_iter();
+        let constraint = || {
+            [Constraint { at: Time::from_nanos(5), limit: Offset::new(7), width: Nanos::ZERO }].into_iter()
+        };
         let none = || std::iter::empty();
         let (at, assumptions) = (Time::from_nanos(0), Assumptions::default());
         assert_eq!(solve(constraint(), none(), at, &assumptions), Err(WindowError::Empty));
@@ -405,8 +420,10 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_number_line_do_not_overflow() {
-        let far =
-            |at, limit| std::iter::once(Constraint { at: Time::from_nanos(at), limit: Offset::new(limit) });
+        let far = |at, limit| {
+            let (at, limit) = (Time::from_nanos(at), Offset::new(limit));
+            std::iter::once(Constraint { at, limit, width: Nanos::ZERO })
+        };
         let assumptions =
             Assumptions { rate_ppb: 10_000_000, wander_ppb_per_s: Some(0), ..Assumptions::default() };
         for x0 in [-1i64 << 61, 0, 1 << 61] {

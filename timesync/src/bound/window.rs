@@ -24,7 +24,7 @@ pub enum WindowError {
     Broken,
 }
 
-/// What one exchange says: `[upper, lower]` in JSON, each `[at, limit]` or null.
+/// What one exchange says: `[upper, lower]` in JSON, each `[at, limit, width]` or null.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Halves", into = "Halves")]
 struct Entry {
@@ -220,7 +220,9 @@ mod tests {
     fn assumptions() -> impl Strategy<Value = Assumptions> {
         // A wander of κ over the simulation's 100 s stays within ρ.
         let rates = (0u32..5_000, 1u32..200_000).prop_map(|(wander, extra)| (wander, 100 * wander + extra));
-        (rates, 0i64..2_000, 0i64..2_000).prop_map(|((wander, rate_ppb), forward, backward)| Assumptions {
+        // A second: where d·ρ would be missed.
+        let delay = || prop_oneof![Just(0), 0i64..2_000, Just(1_000_000_000)];
+        (rates, delay(), delay()).prop_map(|((wander, rate_ppb), forward, backward)| Assumptions {
             rate_ppb,
             wander_ppb_per_s: Some(wander),
             min_forward: Nanos::new(forward),
@@ -449,14 +451,17 @@ mod tests {
                 received: Span::exact(Time::from_nanos(-6_900)),
             }),
             backward: Some(Backward {
-                sent: Span::exact(Time::from_nanos(-6_000)),
+                sent: Span { earliest: Time::from_nanos(-6_000), latest: Time::from_nanos(-5_995) },
                 received: Span::exact(at(1_800)),
             }),
         };
         window.push(&exchange);
         window.push(&Exchange { backward: None, ..exchange });
         let json = serde_json::to_string(&window).unwrap();
-        assert!(json.ends_with(r#""exchanges":[[[100,-7000],[1800,-7800]],[[100,-7000],null]]}"#), "{json}");
+        assert!(
+            json.ends_with(r#""exchanges":[[[100,-7000,0],[1800,-7800,5]],[[100,-7000,0],null]]}"#),
+            "{json}"
+        );
         assert_eq!(serde_json::from_str::<Window>(&json).unwrap(), window);
     }
 }
