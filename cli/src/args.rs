@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snapshot::http::TlsFiles;
 use snapshot::messages::{Member, RequestedMode};
+use snapshot::nbd::Endpoint;
 use timesync::time::Nanos;
 
 use crate::units;
@@ -133,7 +134,7 @@ pub struct HostArgs {
     pub time: Option<SocketAddr>,
     /// Where the NBD server listens (may be repeated)
     #[arg(long, value_name = "tcp://ADDRESS:PORT|unix:///PATH")]
-    pub nbd: Vec<String>,
+    pub nbd: Vec<Endpoint>,
     /// The directory that holds the volumes
     #[arg(long, value_name = "DIRECTORY")]
     pub volumes: Option<PathBuf>,

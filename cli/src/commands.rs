@@ -1,13 +1,19 @@
 //! What each command does.
 
+mod daemon;
+pub mod host;
+pub mod server;
+pub mod skew;
 pub mod snapshot;
 pub mod volume;
 
 use std::io::{self, Write};
 
+use ::snapshot::client::ServerClient;
+use ::snapshot::http::{Connector, HttpError};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
-use crate::api::{Api, ApiError};
 use crate::args::Remote;
 
 /// Why a command failed: one sentence for stderr.
@@ -25,9 +31,9 @@ pub enum Finding {
 /// A client for the server that the flags name.
 ///
 /// # Errors
-/// [`ApiError::Http`].
-pub fn connect(remote: &Remote) -> Result<Api, ApiError> {
-    Api::new(&remote.server, remote.tls().as_ref(), remote.insecure)
+/// When the URL or the certificates are of no use.
+pub fn connect(remote: &Remote) -> Result<ServerClient, HttpError> {
+    ServerClient::new(&Connector::new(remote.tls().as_ref(), remote.insecure)?, &remote.server)
 }
 
 /// Prints a result as JSON on one line.
@@ -44,4 +50,18 @@ pub fn print_json<T: Serialize>(result: &T) -> Result<(), Failure> {
 /// When stdout is closed.
 pub fn print(text: &str) -> Result<(), Failure> {
     Ok(writeln!(io::stdout().lock(), "{}", text.trim_end())?)
+}
+
+/// Does `work` unless SIGINT or SIGTERM comes first; what `work` holds is then dropped, which cleans up.
+///
+/// # Errors
+/// Those of `work`, or that it was interrupted.
+pub async fn until_interrupted<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        result = work => result,
+        _ = terminate.recv() => Err("terminated".into()),
+        _ = interrupt.recv() => Err("interrupted".into()),
+    }
 }

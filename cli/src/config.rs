@@ -3,18 +3,22 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde::de::DeserializeOwned;
+use snapshot::http::TlsFiles;
+use snapshot::nbd::Endpoint;
 use timesync::time::Nanos;
 
 use crate::units::{deserialize_duration, deserialize_some_duration};
 
 /// Where `coeval server` listens, and where its clients look for it, unless told otherwise.
-pub const SERVER_PORT: u16 = 7420;
+const SERVER_PORT: u16 = 7420;
 /// Where `coeval host` listens for the coordinator, unless told otherwise.
-pub const HOST_PORT: u16 = 7421;
+const HOST_PORT: u16 = 7421;
+/// NBD's own port.
+const NBD_PORT: u16 = 10809;
 /// The PTP event port.
-pub const PTP_PORT: u16 = 319;
+const PTP_PORT: u16 = 319;
 
 /// `coeval server`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -31,7 +35,7 @@ pub struct ServerConfig {
     /// How cuts are planned.
     pub cut: CutConfig,
     /// HTTPS, for the API and towards the hosts.
-    pub tls: Option<TlsConfig>,
+    pub tls: Option<TlsFiles>,
     /// The hosts.
     #[serde(rename = "host")]
     pub hosts: Vec<HostEntry>,
@@ -137,8 +141,11 @@ pub struct HostConfig {
     pub listen: SocketAddr,
     /// Where it answers time exchanges. Default 0.0.0.0:319.
     pub time: SocketAddr,
+    /// PTP domain, 0 ..= 255. Default 0.
+    pub domain: u8,
     /// Where its NBD server listens: `tcp://ADDRESS:PORT` or `unix:///PATH`. Default `tcp://127.0.0.1:10809`.
-    pub nbd: Vec<String>,
+    #[serde(deserialize_with = "endpoints")]
+    pub nbd: Vec<Endpoint>,
     /// The directory that holds a directory for each volume. Default /var/lib/coeval/volumes.
     pub volumes: PathBuf,
     /// No cut holds a reply back for longer, whatever the server orders; 1us ..= 10s. Default 100ms.
@@ -147,7 +154,7 @@ pub struct HostConfig {
     /// Plain HTTP beyond loopback: anybody on the network can then give orders. Default false.
     pub insecure: bool,
     /// HTTPS towards the server.
-    pub tls: Option<TlsConfig>,
+    pub tls: Option<TlsFiles>,
 }
 
 impl Default for HostConfig {
@@ -157,7 +164,8 @@ impl Default for HostConfig {
             name: name.unwrap_or_else(|_| "localhost".to_owned()),
             listen: loopback(HOST_PORT),
             time: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PTP_PORT)),
-            nbd: vec!["tcp://127.0.0.1:10809".to_owned()],
+            domain: 0,
+            nbd: vec![Endpoint::Tcp(loopback(NBD_PORT))],
             volumes: PathBuf::from("/var/lib/coeval/volumes"),
             max_stretch: Nanos::from_millis(100),
             insecure: false,
@@ -166,16 +174,9 @@ impl Default for HostConfig {
     }
 }
 
-/// `[tls]`: a daemon's own certificate and key, and the authority that signed its peers' (all PEM).
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsConfig {
-    /// The certificate chain.
-    pub cert: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-    /// The authority whose certificates are accepted.
-    pub ca: PathBuf,
+fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Endpoint>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
 }
 
 /// Why a configuration is refused. Each is one sentence.
@@ -295,12 +296,6 @@ impl HostConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         check_tls("host", self.listen, self.insecure, self.tls.as_ref())?;
         in_range("max_stretch (in ns)", self.max_stretch.get(), 1_000, 10_000_000_000)?;
-        for address in &self.nbd {
-            if !(address.starts_with("tcp://") || address.starts_with("unix:///")) {
-                let what = format!("nbd: `{address}` is neither `tcp://ADDRESS:PORT` nor `unix:///PATH`");
-                return Err(ConfigError::Invalid(what));
-            }
-        }
         Ok(())
     }
 }
@@ -309,7 +304,7 @@ fn check_tls(
     who: &str,
     listen: SocketAddr,
     insecure: bool,
-    tls: Option<&TlsConfig>,
+    tls: Option<&TlsFiles>,
 ) -> Result<(), ConfigError> {
     if tls.is_some() || insecure || listen.ip().is_loopback() {
         return Ok(());
@@ -431,7 +426,7 @@ mod tests {
         let config: HostConfig = parse("max_stretch = \"20ms\"", Path::new("h")).unwrap();
         assert_eq!(config.max_stretch, Nanos::from_millis(20));
         assert!(config.check().is_ok());
-        let config: HostConfig = parse("nbd = [\"udp://x\"]", Path::new("h")).unwrap();
-        assert!(config.check().is_err());
+        let error = parse::<HostConfig>("nbd = [\"udp://x\"]", Path::new("h.toml")).unwrap_err().to_string();
+        assert!(error.starts_with("h.toml:1: ") && error.contains("udp://x"), "{error}");
     }
 }

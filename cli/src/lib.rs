@@ -1,6 +1,5 @@
 //! The command line of Coeval, and the parts of its demonstration that tests and benchmarks use too.
 
-pub mod api;
 pub mod args;
 pub mod causal;
 pub mod cluster;

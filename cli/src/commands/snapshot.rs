@@ -31,7 +31,7 @@ pub async fn create(args: CreateArgs) -> Result<(), Failure> {
         control: None,
     };
     let line = ProgressLine::new();
-    let created = connect(&args.remote)?.create_snapshot(&order, |step| line.show(step)).await;
+    let created = connect(&args.remote)?.create(&order, |step| line.show(step)).await;
     line.clear();
     let manifest = created?;
     if args.remote.json {
@@ -45,7 +45,7 @@ pub async fn create(args: CreateArgs) -> Result<(), Failure> {
 /// # Errors
 /// When the server refuses.
 pub async fn list(remote: &Remote) -> Result<(), Failure> {
-    let snapshots = connect(remote)?.snapshots().await?;
+    let snapshots = connect(remote)?.list().await?;
     if remote.json {
         return print_json(&snapshots);
     }
@@ -70,7 +70,7 @@ pub async fn list(remote: &Remote) -> Result<(), Failure> {
 /// # Errors
 /// When there is none of that name, or the server refuses.
 pub async fn show(args: &NamedArgs) -> Result<(), Failure> {
-    let details = connect(&args.remote)?.snapshot(&args.snapshot).await?;
+    let details = connect(&args.remote)?.show(&args.snapshot, false).await?;
     if args.remote.json {
         return print_json(&details);
     }
@@ -98,7 +98,7 @@ pub async fn show(args: &NamedArgs) -> Result<(), Failure> {
 /// # Errors
 /// When there is none of that name, or the server refuses.
 pub async fn verify(args: &NamedArgs) -> Result<Finding, Failure> {
-    let report = connect(&args.remote)?.verify_snapshot(&args.snapshot).await?;
+    let report = connect(&args.remote)?.verify(&args.snapshot).await?;
     let good = report.verdict == Verdict::Consistent && report.intact;
     if args.remote.json {
         print_json(&report)?;
@@ -129,7 +129,7 @@ pub async fn verify(args: &NamedArgs) -> Result<Finding, Failure> {
 /// # Errors
 /// When there is none of that name, or a host does not do it.
 pub async fn delete(args: &NamedArgs) -> Result<(), Failure> {
-    connect(&args.remote)?.delete_snapshot(&args.snapshot).await?;
+    connect(&args.remote)?.delete(&args.snapshot).await?;
     if args.remote.json {
         return print_json(&serde_json::json!({ "deleted": args.snapshot }));
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use snapshot::client::ServerClient;
+use snapshot::http::{Connector, ControlError};
 use snapshot::messages::{CreateRequest, CreateVolumeOn, Manifest};
 use snapshot::nbd::Endpoint;
 use timesync::clock::ServerClock;
@@ -9,7 +11,6 @@ use timesync::simulation::Simulation;
 use timesync::time::{Nanos, Time};
 
 use super::report::HostReport;
-use crate::api::{Api, ApiError};
 use crate::cluster::{Cluster, Place};
 use crate::commands::Failure;
 use crate::relay::Relay;
@@ -41,7 +42,7 @@ pub enum Network {
 pub struct Stage {
     cluster: Cluster,
     clocks: Vec<Simulation>,
-    api: Api,
+    api: ServerClient,
     _relays: Vec<Relay>,
 }
 
@@ -75,7 +76,7 @@ impl Stage {
                 },
             )
         })?;
-        let api = Api::new(&cluster.api, None, false)?;
+        let api = ServerClient::new(&Connector::new(None, false)?, &cluster.api)?;
         for (host, _) in HOSTS {
             let order =
                 CreateVolumeOn { host: host.to_owned(), name: VOLUME.to_owned(), size: VOLUME_SIZE };
@@ -109,9 +110,9 @@ impl Stage {
 
     /// Takes a snapshot of all volumes; none if no attempt was certified.
     pub async fn snapshot(&self, order: &CreateRequest) -> Result<Option<Manifest>, Failure> {
-        match self.api.create_snapshot(order, |_| {}).await {
+        match self.api.create(order, |_| {}).await {
             Ok(manifest) => Ok(Some(manifest)),
-            Err(ApiError::NoSnapshot(_)) => Ok(None),
+            Err(ControlError::Refused { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -120,7 +121,7 @@ impl Stage {
     pub async fn check_and_delete(&self, manifest: &Manifest, tokens: usize) -> Result<usize, Failure> {
         let exports = self.exports(Some(&manifest.name));
         let violations = tokio::task::block_in_place(|| check_exports(&exports, tokens))?;
-        self.api.delete_snapshot(&manifest.name).await?;
+        self.api.delete(&manifest.name).await?;
         Ok(violations.len())
     }
 
