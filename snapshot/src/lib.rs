@@ -1,6 +1,11 @@
 //! Cuts volumes on many hosts at one instant, without stopping their I/O, and certifies the cut.
 
+pub mod agent;
 pub mod certificate;
 pub mod cut;
 pub mod device;
+pub mod host;
+pub mod http;
+pub mod messages;
 pub mod orders;
+pub mod remote;
