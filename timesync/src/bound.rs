@@ -48,6 +48,15 @@ pub fn pairwise(i: Interval, j: Interval) -> (Nanos, Nanos) {
     (i.lo - j.hi, i.hi - j.lo)
 }
 
+/// The host's rate relative to the server's, dθ/dx.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Drift {
+    /// The middle of what the exchanges allow, in parts per billion: positive where the host's clock is the faster one.
+    pub ppb: f64,
+    /// The rate is no farther from the middle than this, in parts per billion.
+    pub error_ppb: f64,
+}
+
 /// The named assumptions of the hard bound. While they hold it is true; nothing on the network can break it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assumptions {
@@ -56,9 +65,10 @@ pub struct Assumptions {
     /// κ: |d²θ/dx²| ≤ `wander_ppb_per_s` · 10⁻⁹ per second. None: the rate may jump within ρ at any time (a clock that
     /// is steered), so only the rate box bounds it.
     pub wander_ppb_per_s: Option<u32>,
-    /// d_f: no packet from server to host takes less (between the stamping points, in the host's time). Default 0.
+    /// d_f: no packet from server to host takes less, between the stamping points, in the server's time. Default 0,
+    /// never negative.
     pub min_forward: Nanos,
-    /// d_b: no packet from host to server takes less. Default 0.
+    /// d_b: no packet from host to server takes less, likewise. Default 0, never negative.
     pub min_backward: Nanos,
 }
 

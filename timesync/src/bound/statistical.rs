@@ -36,3 +36,20 @@ pub struct Statistical {
     /// Where it comes from.
     pub asymmetry_source: AsymmetrySource,
 }
+
+pub(super) fn narrow(
+    solution: &super::hard::Solution,
+    _full: impl Iterator<Item = (super::hard::Constraint, super::hard::Constraint)>,
+    smallest_round_trip: Option<Nanos>,
+    _at: crate::time::Time<crate::time::Server>,
+    _assumptions: &super::Assumptions,
+    _confidence: f64,
+    _budget: AsymmetryBudget,
+) -> Statistical {
+    Statistical {
+        interval: solution.interval,
+        confidence: 1.0,
+        asymmetry: smallest_round_trip.unwrap_or(Nanos::ZERO),
+        asymmetry_source: AsymmetrySource::Default,
+    }
+}
