@@ -213,8 +213,17 @@ impl ControlClient {
     }
 
     fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ControlError> {
-        serde_json::from_slice(body)
-            .map_err(|why| ControlError::Malformed { peer: self.peer.clone(), why: why.to_string() })
+        serde_json::from_slice(body).map_err(|why| self.malformed(&why.to_string()))
+    }
+
+    /// The error for a problem that came inside an answer.
+    pub fn refused(&self, problem: Problem) -> ControlError {
+        ControlError::Refused { peer: self.peer.clone(), problem }
+    }
+
+    /// The error for an answer that makes no sense.
+    pub fn malformed(&self, why: &str) -> ControlError {
+        ControlError::Malformed { peer: self.peer.clone(), why: why.to_owned() }
     }
 
     fn failure(&self, why: &reqwest::Error, limit: Duration) -> ControlError {
