@@ -13,3 +13,5 @@ pub mod http;
 pub mod messages;
 pub mod orders;
 pub mod remote;
+#[cfg(test)]
+mod simulated;
