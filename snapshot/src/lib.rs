@@ -1,7 +1,18 @@
 //! Cuts volumes on many hosts at one instant, without stopping their I/O, and certifies the cut.
 
+pub mod agent;
+pub mod api;
+pub mod catalogue;
 pub mod certificate;
+pub mod client;
+pub mod coordinator;
 pub mod cut;
 pub mod device;
 pub mod nbd;
+pub mod host;
+pub mod http;
+pub mod messages;
 pub mod orders;
+pub mod remote;
+#[cfg(test)]
+mod simulated;
