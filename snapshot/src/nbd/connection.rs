@@ -116,6 +116,10 @@ impl Connection {
         // Rest of a payload too long to be looked at.
         let mut skip = 0;
         loop {
+            if !self.cuts.is_empty() {
+                // A client that never pauses never makes this thread wait.
+                self.release_due();
+            }
             if self.outbox.backlog()?.is_full() {
                 self.send()?;
                 self.wait(Awaited::Room)?;
@@ -266,12 +270,18 @@ impl Connection {
         }
     }
 
-    /// Waits for what is awaited, and meanwhile sends what the client takes and releases what is due: whoever reads a
-    /// clock that allows it ends a stretch for everybody, so replies do not depend on one thread waking in time.
+    /// Ends the stretches that hold replies of this connection and are over. Whoever reads a clock that allows it does
+    /// so for everybody, so that no reply depends on one thread's waking in time.
+    fn release_due(&mut self) -> Time<Host> {
+        let now = self.clock.now();
+        self.cuts.retain(|cut| !cut.may_release(now));
+        now
+    }
+
+    /// Waits for what is awaited, and meanwhile sends what the client takes and releases what is due.
     fn wait(&mut self, awaited: Awaited) -> Result<(), Ended> {
         loop {
-            let now = self.clock.now();
-            self.cuts.retain(|cut| !cut.may_release(now));
+            let now = self.release_due();
             let backlog = self.outbox.backlog()?;
             if match awaited {
                 Awaited::Room => !backlog.is_full(),
