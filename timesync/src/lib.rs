@@ -8,6 +8,7 @@ pub mod clock;
 pub mod exchange;
 pub mod identity;
 pub mod simulation;
+pub mod socket;
 pub mod source;
 mod sys;
 pub mod time;
