@@ -7,6 +7,7 @@ pub mod bound;
 pub mod clock;
 pub mod exchange;
 pub mod identity;
+pub mod module;
 pub mod simulation;
 pub mod socket;
 pub mod source;
