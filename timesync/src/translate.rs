@@ -6,6 +6,7 @@
 //! where they agree. A reading says so whichever side of the packet it is on; the sides matter because no step may have
 //! happened between the two readings *or* between a reading and the packet.
 
+use crate::exchange::StampClass;
 use crate::time::{Nanos, Raw, Span, Time, Wall};
 
 /// Both clocks of a machine at (nearly) one instant.
@@ -62,6 +63,39 @@ fn around(stamp: Time<Wall>, reading: &ClockReading, slew_ppb: i64) -> Span<Raw>
     Span {
         earliest: reading.raw.earliest + clamp(low),
         latest: reading.raw.latest + Nanos::new(TRUNCATION) + clamp(high),
+    }
+}
+
+/// When a packet passed, on both of a machine's clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// By `CLOCK_REALTIME`.
+    pub wall: Time<Wall>,
+    /// By `CLOCK_MONOTONIC_RAW`.
+    pub raw: Span<Raw>,
+    /// Where it was taken.
+    pub class: StampClass,
+}
+
+impl Stamp {
+    /// Of a packet that was sent after `before` was read: the kernel's stamp, or where there is none that can be
+    /// translated, `before` itself. A transmit stamp may be early, that only adds to the packet's delay.
+    pub fn sent(kernel: Option<Time<Wall>>, before: &ClockReading, after: &ClockReading) -> Self {
+        Self::kernel(kernel, before, after).unwrap_or_else(|| Self::userspace(before))
+    }
+
+    /// Of a packet that was received before `after` was read: likewise, and a receive stamp may be late.
+    pub fn received(kernel: Option<Time<Wall>>, before: &ClockReading, after: &ClockReading) -> Self {
+        Self::kernel(kernel, before, after).unwrap_or_else(|| Self::userspace(after))
+    }
+
+    fn kernel(stamp: Option<Time<Wall>>, before: &ClockReading, after: &ClockReading) -> Option<Self> {
+        let wall = stamp?;
+        Some(Stamp { wall, raw: translate(wall, before, after)?, class: StampClass::Software })
+    }
+
+    fn userspace(reading: &ClockReading) -> Self {
+        Stamp { wall: reading.wall, raw: reading.raw, class: StampClass::Userspace }
     }
 }
 
