@@ -1,8 +1,8 @@
 //! What each command does.
 
 mod daemon;
-pub mod host;
-pub mod server;
+//pub mod host;
+//pub mod server;
 pub mod skew;
 pub mod snapshot;
 pub mod volume;
@@ -57,8 +57,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// # Errors
 /// Those of `work`, or that it was interrupted.
 pub async fn until_interrupted<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         result = work => result,
         _ = terminate.recv() => Err("terminated".into()),

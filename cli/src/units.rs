@@ -139,9 +139,13 @@ mod tests {
         for text in ["", "16 MB", "-1", "1.5", "99999999TiB"] {
             assert!(size(text).is_err(), "{text} is no size");
         }
-        for (bytes, text) in
-            [(0, "0.0 KiB"), (4096, "4.0 KiB"), (16 << 20, "16.0 MiB"), (3 << 29, "1.5 GiB"), (1 << 41, "2.0 TiB")]
-        {
+        for (bytes, text) in [
+            (0, "0.0 KiB"),
+            (4096, "4.0 KiB"),
+            (16 << 20, "16.0 MiB"),
+            (3 << 29, "1.5 GiB"),
+            (1 << 41, "2.0 TiB"),
+        ] {
             assert_eq!(format_size(bytes), text);
         }
     }

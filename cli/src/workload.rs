@@ -184,7 +184,8 @@ impl Token {
             let found = Record::decode(token, &bytes)
                 .map_err(|_| WorkloadError::Damaged { export: export.name.clone(), token })?;
             // The last record knows most, and is not marked as the last: take the most that any of them knows.
-            for (count, known) in written.iter_mut().zip(found.into_iter().flat_map(|record| record.written)) {
+            for (count, known) in written.iter_mut().zip(found.into_iter().flat_map(|record| record.written))
+            {
                 *count = known.max(*count);
             }
             connections.push((export.clone(), client));
@@ -244,7 +245,108 @@ fn now() -> Time<Server> {
     ServerClock.now()
 }
 
-#[expect(clippy::expect_used, reason = "the arguments are constants that hdrhistogram accepts: 1 ≤ 60 s, 3 digits")]
+#[expect(
+    clippy::expect_used,
+    reason = "the arguments are constants that hdrhistogram accepts: 1 ≤ 60 s, 3 digits"
+)]
 fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use snapshot::device::{Device, DeviceError, Exports, Outcome};
+    use snapshot::nbd::Server as NbdServer;
+    use timesync::clock::HostClock;
+
+    use super::*;
+
+    const TOKENS: usize = 4;
+
+    /// A disk in memory, and `frozen`: the same disk as it was when it was frozen.
+    #[derive(Default)]
+    struct Disk {
+        live: Mutex<Vec<u8>>,
+        frozen: Mutex<Vec<u8>>,
+    }
+
+    struct View(Arc<Disk>, bool);
+
+    impl Device for View {
+        fn size(&self) -> u64 {
+            Slot::region(TOKENS) as u64
+        }
+        fn read_only(&self) -> bool {
+            self.1
+        }
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> Outcome {
+            let bytes = if self.1 { &self.0.frozen } else { &self.0.live };
+            let offset = usize::try_from(offset).unwrap();
+            buffer.copy_from_slice(&bytes.lock().unwrap()[offset..][..buffer.len()]);
+            Outcome::now(Ok(()))
+        }
+        fn write(&self, offset: u64, data: &[u8], _: bool) -> Outcome {
+            let offset = usize::try_from(offset).unwrap();
+            self.0.live.lock().unwrap()[offset..][..data.len()].copy_from_slice(data);
+            Outcome::now(Ok(()))
+        }
+        fn write_zeroes(&self, _: u64, _: u64, _: bool, _: bool) -> Outcome {
+            Outcome::now(Err(DeviceError::Unsupported))
+        }
+        fn trim(&self, _: u64, _: u64, _: bool) -> Outcome {
+            Outcome::now(Err(DeviceError::Unsupported))
+        }
+        fn flush(&self) -> Outcome {
+            Outcome::now(Ok(()))
+        }
+    }
+
+    struct Disks(Vec<Arc<Disk>>);
+
+    impl Exports for Disks {
+        fn list(&self) -> Vec<String> {
+            Vec::new()
+        }
+        fn open(&self, name: &str) -> Option<Arc<dyn Device>> {
+            let (number, frozen) = name.split_once('@').map_or((name, false), |(number, _)| (number, true));
+            Some(Arc::new(View(Arc::clone(self.0.get(number.parse::<usize>().ok()?)?), frozen)))
+        }
+    }
+
+    fn exports(server: &NbdServer, suffix: &str) -> Vec<Export> {
+        let export =
+            |number| Export { endpoint: server.endpoints()[0].clone(), name: format!("{number}{suffix}") };
+        (0..3).map(export).collect()
+    }
+
+    fn write_some(exports: &[Export]) -> u64 {
+        let workload = Workload::start(exports, TOKENS).unwrap();
+        workload.set_period(Period::Quiet);
+        let enough = workload.writes() + 200;
+        while workload.writes() < enough {
+            assert!(!workload.has_failed());
+            std::thread::yield_now();
+        }
+        workload.stop().unwrap().quiet.len()
+    }
+
+    #[test]
+    fn tokens_go_on_where_they_were_and_what_is_frozen_at_different_times_is_torn() {
+        let disk = || Disk { live: vec![0; Slot::region(TOKENS)].into(), frozen: Mutex::default() };
+        let disks: Vec<Arc<Disk>> = (0..3).map(|_| Arc::new(disk())).collect();
+        let endpoint = "tcp://127.0.0.1:0".parse().unwrap();
+        let server = NbdServer::bind(&[endpoint], Arc::new(Disks(disks.clone())), HostClock::real()).unwrap();
+        let live = exports(&server, "");
+
+        assert!(write_some(&live) > 0, "latencies are counted");
+        assert_eq!(check_exports(&live, TOKENS).unwrap(), []);
+        let freeze = |disk: &Disk| disk.frozen.lock().unwrap().clone_from(&disk.live.lock().unwrap());
+        freeze(&disks[0]);
+        write_some(&live);
+        assert_eq!(check_exports(&live, TOKENS).unwrap(), [], "tokens continue from what is there");
+        disks[1..].iter().for_each(|disk| freeze(disk));
+        assert_ne!(check_exports(&exports(&server, "@frozen"), TOKENS).unwrap(), []);
+    }
 }

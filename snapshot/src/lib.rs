@@ -8,10 +8,10 @@ pub mod client;
 pub mod coordinator;
 pub mod cut;
 pub mod device;
-pub mod nbd;
 pub mod host;
 pub mod http;
 pub mod messages;
+pub mod nbd;
 pub mod orders;
 pub mod remote;
 #[cfg(test)]

@@ -24,7 +24,8 @@ pub fn coeval() -> &'static Path {
             .current_dir(&workspace)
             .status();
         assert!(built.is_ok_and(|status| status.success()), "the binary `coeval` cannot be built");
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
         target.join("release/coeval")
     })
 }

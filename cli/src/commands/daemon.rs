@@ -43,8 +43,7 @@ pub fn ready<T: Serialize>(addresses: &T) -> Result<(), Failure> {
 /// # Errors
 /// When the listening socket fails.
 pub async fn serve(listener: Listener, router: Router) -> Result<(), Failure> {
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = StopHandle::new();
     let handle = stop.clone();
     tokio::spawn(async move {

@@ -162,7 +162,10 @@ fn describe(manifest: &Manifest) -> String {
     for host in &manifest.hosts {
         let HostResult { stretch_ns, .. } = host;
         let mut row = vec![host.host.clone(), or_dash(host.error_ns), host.held.to_string()];
-        row.extend([stretch_ns.p50, stretch_ns.p99, stretch_ns.max].map(|nanos| or_dash(i64::try_from(nanos).ok().map(Nanos::new))));
+        row.extend(
+            [stretch_ns.p50, stretch_ns.p99, stretch_ns.max]
+                .map(|nanos| or_dash(i64::try_from(nanos).ok().map(Nanos::new))),
+        );
         row.push(host.released_by.map_or_else(dash, |cause| word(&cause)));
         row.push(host.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(" "));
         table.row(row);
@@ -178,7 +181,11 @@ fn describe(manifest: &Manifest) -> String {
 pub fn draw(manifest: &Manifest) -> Option<String> {
     let (t, stretch): (Time<Server>, Nanos) = (manifest.t_ns?, manifest.v_ns?);
     let bar = |host: &HostResult| {
-        Some(Bar { host: host.host.clone(), p_latest: host.p_latest_ns? - t, q_earliest: host.q_earliest_ns? - t })
+        Some(Bar {
+            host: host.host.clone(),
+            p_latest: host.p_latest_ns? - t,
+            q_earliest: host.q_earliest_ns? - t,
+        })
     };
     Some(picture::draw(&manifest.hosts.iter().map(bar).collect::<Option<Vec<_>>>()?, stretch))
 }

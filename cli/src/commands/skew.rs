@@ -1,0 +1,1 @@
+//! `coeval skew`
