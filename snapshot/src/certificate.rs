@@ -221,9 +221,11 @@ fn certify_timed(evidence: &Evidence) -> Result<Certificate, Refusal> {
     }
     match least {
         None => Err(Refusal::NoHosts),
-        Some((margin, i, j)) if margin <= Nanos::ZERO => {
-            Err(Refusal::Margin { i: evidence.hosts[i].host.clone(), j: evidence.hosts[j].host.clone(), margin })
-        }
+        Some((margin, i, j)) if margin <= Nanos::ZERO => Err(Refusal::Margin {
+            i: evidence.hosts[i].host.clone(),
+            j: evidence.hosts[j].host.clone(),
+            margin,
+        }),
         Some((margin, ..)) => Ok(Certificate { margin: Some(margin), placed }),
     }
 }
@@ -244,7 +246,9 @@ fn certify_barrier(evidence: &Evidence) -> Result<Certificate, Refusal> {
 fn place(evidence: &HostEvidence, policy: &Policy) -> Result<Placed, Refusal> {
     let host = || evidence.host.clone();
     let observed = evidence.observed.as_ref().ok_or_else(|| Refusal::NotRemeasured { host: host() })?;
-    if observed.planned_with.boot != evidence.ordered.boot || observed.remeasured_with.boot != evidence.ordered.boot {
+    if observed.planned_with.boot != evidence.ordered.boot
+        || observed.remeasured_with.boot != evidence.ordered.boot
+    {
         return Err(Refusal::Restarted { who: format!("host {}", evidence.host) });
     }
     let p = place_reading(evidence.readings.p, observed, policy, &evidence.host)?;

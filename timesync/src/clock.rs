@@ -54,7 +54,10 @@ impl ServerClock {
     }
 }
 
-#[expect(clippy::expect_used, reason = "CLOCK_MONOTONIC_RAW exists on every Linux since 2.6.28 and takes no argument")]
+#[expect(
+    clippy::expect_used,
+    reason = "CLOCK_MONOTONIC_RAW exists on every Linux since 2.6.28 and takes no argument"
+)]
 fn raw_nanos() -> i64 {
     let spec = clock_gettime(ClockId::CLOCK_MONOTONIC_RAW).expect("CLOCK_MONOTONIC_RAW is readable");
     spec.tv_sec() * 1_000_000_000 + spec.tv_nsec()

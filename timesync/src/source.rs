@@ -26,7 +26,9 @@ pub enum Unobserved {
     #[error("no host is called {0}; the server's configuration lists the hosts")]
     Unknown(String),
     /// No answer, ever or lately.
-    #[error("host {0} does not answer time exchanges; is `coeval host` running there, and its UDP port open?")]
+    #[error(
+        "host {0} does not answer time exchanges; is `coeval host` running there, and its UDP port open?"
+    )]
     Silent(String),
     /// It answers, but has no module that could vouch for a timeline.
     #[error("host {0} answers as a plain PTP clock; a snapshot needs `coeval host` there")]

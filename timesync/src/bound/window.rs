@@ -14,7 +14,9 @@ pub enum WindowError {
     #[error("no exchanges yet")]
     Empty,
     /// The constraints contradict each other: an assumption broke.
-    #[error("the exchanges contradict the clock assumptions (a step, a suspend, a rate beyond the limit, or a lie)")]
+    #[error(
+        "the exchanges contradict the clock assumptions (a step, a suspend, a rate beyond the limit, or a lie)"
+    )]
     Broken,
 }
 
