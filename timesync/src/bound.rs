@@ -1,10 +1,12 @@
 //! The bound: how far a host's clock may be from the server's at any instant, from the exchanges in a window.
 
 mod hard;
+#[cfg(test)]
+mod simulation;
 mod statistical;
 mod window;
 
-pub use statistical::{AsymmetryBudget, AsymmetrySource, Statistical};
+pub use statistical::{AsymmetryBudget, AsymmetrySource, Basis, Statistical};
 pub use window::{Window, WindowError};
 
 use serde::{Deserialize, Serialize};
@@ -48,6 +50,15 @@ pub fn pairwise(i: Interval, j: Interval) -> (Nanos, Nanos) {
     (i.lo - j.hi, i.hi - j.lo)
 }
 
+/// The host's rate relative to the server's, dθ/dx.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Drift {
+    /// The middle of what the exchanges allow, in parts per billion: positive where the host's clock is the faster one.
+    pub ppb: f64,
+    /// The rate is no farther from the middle than this, in parts per billion.
+    pub error_ppb: f64,
+}
+
 /// The named assumptions of the hard bound. While they hold it is true; nothing on the network can break it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assumptions {
@@ -56,9 +67,10 @@ pub struct Assumptions {
     /// κ: |d²θ/dx²| ≤ `wander_ppb_per_s` · 10⁻⁹ per second. None: the rate may jump within ρ at any time (a clock that
     /// is steered), so only the rate box bounds it.
     pub wander_ppb_per_s: Option<u32>,
-    /// d_f: no packet from server to host takes less (between the stamping points, in the host's time). Default 0.
+    /// d_f: no packet from server to host takes less, between the stamping points, in the server's time. Default 0,
+    /// never negative.
     pub min_forward: Nanos,
-    /// d_b: no packet from host to server takes less. Default 0.
+    /// d_b: no packet from host to server takes less, likewise. Default 0, never negative.
     pub min_backward: Nanos,
 }
 
@@ -108,4 +120,50 @@ pub fn locate(reading: Time<Host>, at: Time<Server>, theta: Interval, rate_ppb: 
     let earliest = at + over(low, if low >= 0 { BILLION + rho } else { BILLION - rho }, false);
     let latest = at + over(high, if high >= 0 { BILLION - rho } else { BILLION + rho }, true);
     Span { earliest, latest }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::simulation::{Clock, Random};
+    use super::*;
+
+    #[test]
+    fn an_interval_is_covered_by_its_middle_and_half_width() {
+        for (lo, hi) in [(-3, 4), (-4, 3), (5, 5), (-8, -5)] {
+            let interval = Interval { lo: Offset::new(lo), hi: Offset::new(hi) };
+            let (m, e) = (interval.middle(), interval.half_width());
+            assert!(
+                m - e <= interval.lo && interval.hi <= m + e && (e + e).get() <= hi - lo + 1,
+                "{lo} {hi}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_reading_is_located_where_the_clock_read_it(
+            seed: u64,
+            rate_ppb in 20_000u32..10_000_000,
+            below in 0i64..1_000_000,
+            above in 0i64..1_000_000,
+            at in 0i64..100_000_000_000,
+            x in 0i64..100_000_000_000,
+        ) {
+            let assumptions = Assumptions { rate_ppb, ..Assumptions::default() };
+            let clock = Clock::within(&assumptions, 0.0, &mut Random(seed));
+            let theta = Offset::between(clock.read(at).earliest, Time::from_nanos(at));
+            // `read` rounds outwards, so θ(at) is at most 2 ns above.
+            let theta = Interval { lo: theta - Nanos::new(below), hi: theta + Nanos::new(2 + above) };
+            let (instant, reading) = (Time::from_nanos(x), clock.read(x));
+            let [earlier, later] = [reading.earliest, reading.latest]
+                .map(|reading| locate(reading, Time::from_nanos(at), theta, rate_ppb));
+            // The clock read `reading.earliest` at or before x, and `reading.latest` at or after it.
+            prop_assert!(earlier.earliest <= instant && instant <= later.latest);
+            let rho = f64::from(rate_ppb) * 1e-9;
+            let widest = ((below + above) as f64 + 10.0 + 2.1 * rho * (x - at).abs() as f64) / (1.0 - rho);
+            prop_assert!((later.latest - earlier.earliest).get() as f64 <= widest);
+        }
+    }
 }
