@@ -3,4 +3,5 @@
 pub mod certificate;
 pub mod cut;
 pub mod device;
+pub mod nbd;
 pub mod orders;
