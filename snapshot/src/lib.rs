@@ -4,3 +4,4 @@ pub mod certificate;
 pub mod cut;
 pub mod device;
 pub mod orders;
+pub mod volume;
