@@ -5,3 +5,4 @@ pub mod cut;
 pub mod device;
 pub mod nbd;
 pub mod orders;
+pub mod volume;
