@@ -3,6 +3,7 @@
 pub mod certificate;
 pub mod cut;
 pub mod device;
+pub mod host;
 pub mod nbd;
 pub mod orders;
 pub mod volume;
