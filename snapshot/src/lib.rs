@@ -16,3 +16,4 @@ pub mod orders;
 pub mod remote;
 #[cfg(test)]
 mod simulated;
+pub mod volume;
