@@ -106,9 +106,9 @@ pub struct ServerArgs {
     /// Where the API listens
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
-    /// Where the time exchanges' event messages come from
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub time: Option<SocketAddr>,
+    /// The UDP port that time exchanges come from
+    #[arg(long, value_name = "PORT")]
+    pub time_port: Option<u16>,
     /// The directory of the catalogue
     #[arg(long, value_name = "DIRECTORY")]
     pub state: Option<PathBuf>,

@@ -93,7 +93,7 @@ impl Cluster {
             .map(|(name, place)| start_host(program, directory.path(), name, place))
             .collect::<Result<Vec<Host>, DaemonError>>()?;
         let mut config = format!(
-            "listen = \"{0}:0\"\nstate = {1:?}\ninsecure = true\n[time]\nlisten = \"{0}:0\"\n",
+            "listen = \"{0}:0\"\nstate = {1:?}\ninsecure = true\n[time]\nport = 0\n",
             server.address,
             directory.path().join("server"),
         );

@@ -1,8 +1,9 @@
 //! What each command does.
 
 mod daemon;
-//pub mod host;
-//pub mod server;
+pub mod host;
+pub mod probe;
+pub mod server;
 pub mod skew;
 pub mod snapshot;
 pub mod volume;
@@ -50,6 +51,14 @@ pub fn print_json<T: Serialize>(result: &T) -> Result<(), Failure> {
 /// When stdout is closed.
 pub fn print(text: &str) -> Result<(), Failure> {
     Ok(writeln!(io::stdout().lock(), "{}", text.trim_end())?)
+}
+
+/// A value that serialises to a word, as that word.
+fn word<T: Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => "-".to_owned(),
+    }
 }
 
 /// Does `work` unless SIGINT or SIGTERM comes first; what `work` holds is then dropped, which cleans up.

@@ -7,7 +7,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use snapshot::http::TlsFiles;
 use snapshot::nbd::Endpoint;
+use timesync::bound::{Assumptions, AsymmetryBudget};
+use timesync::server;
 use timesync::time::Nanos;
+use timesync::wire::EVENT_PORT;
 
 use crate::units::{deserialize_duration, deserialize_some_duration};
 
@@ -17,8 +20,6 @@ const SERVER_PORT: u16 = 7420;
 const HOST_PORT: u16 = 7421;
 /// NBD's own port.
 const NBD_PORT: u16 = 10809;
-/// The PTP event port.
-const PTP_PORT: u16 = 319;
 
 /// `coeval server`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -59,13 +60,14 @@ impl Default for ServerConfig {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimeConfig {
-    /// Where the prober's event messages come from. Default 0.0.0.0:319; stock PTP responders answer to port 319 only.
-    pub listen: SocketAddr,
+    /// The UDP port that event messages come from. Default 319; stock PTP responders answer to no other. At any other
+    /// port, one socket serves event and general messages. 0: the system chooses.
+    pub port: u16,
     /// PTP domain, 0 ..= 255. Default 0.
     pub domain: u8,
-    /// Pairs of exchanges a second with each host, 1 ..= 100. Default 8.
+    /// Pairs of exchanges a second with each host, 1 ..= 1000. Default 8.
     pub pairs_per_second: u32,
-    /// Exchanges that a bound is computed from, 16 ..= 8192. Default 512.
+    /// Exchanges that a bound is computed from, 8 ..= 65536. Default 512.
     pub window: usize,
     /// Exchanges in a burst, before planning and after a cut, 1 ..= 256. Default 32.
     pub burst: u32,
@@ -74,7 +76,7 @@ pub struct TimeConfig {
 impl Default for TimeConfig {
     fn default() -> Self {
         TimeConfig {
-            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PTP_PORT)),
+            port: EVENT_PORT,
             domain: 0,
             pairs_per_second: 8,
             window: 512,
@@ -163,7 +165,7 @@ impl Default for HostConfig {
         HostConfig {
             name: name.unwrap_or_else(|_| "localhost".to_owned()),
             listen: loopback(HOST_PORT),
-            time: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PTP_PORT)),
+            time: SocketAddr::from((Ipv4Addr::UNSPECIFIED, EVENT_PORT)),
             domain: 0,
             nbd: vec![Endpoint::Tcp(loopback(NBD_PORT))],
             volumes: PathBuf::from("/var/lib/coeval/volumes"),
@@ -257,16 +259,12 @@ impl ServerConfig {
     /// The first thing that is wrong, in one sentence.
     pub fn check(&self) -> Result<(), ConfigError> {
         check_tls("server", self.listen, self.insecure, self.tls.as_ref())?;
-        in_range("time.pairs_per_second", self.time.pairs_per_second, 1, 100)?;
-        in_range("time.window", self.time.window, 16, 8192)?;
         in_range("time.burst", self.time.burst, 1, 256)?;
         in_range("cut.attempts", self.cut.attempts, 1, 20)?;
         in_range("cut.lead (in ns)", self.cut.lead.get(), 1_000_000, 10_000_000_000)?;
-        for (index, host) in self.hosts.iter().enumerate() {
-            if host.name.is_empty() || self.hosts[..index].iter().any(|other| other.name == host.name) {
-                let what = format!("each host needs a name of its own; `{}` is not one", host.name);
-                return Err(ConfigError::Invalid(what));
-            }
+        let time = self.time_server(false).check();
+        time.map_err(|error| ConfigError::Invalid(error.to_string()))?;
+        for host in &self.hosts {
             in_range("host.rate_ppm", host.rate_ppm, 1, 10_000)?;
             match &host.control {
                 None if !host.agentless => {
@@ -285,6 +283,33 @@ impl ServerConfig {
             }
         }
         Ok(())
+    }
+}
+
+impl ServerConfig {
+    /// What the time-sync server is told.
+    pub fn time_server(&self, simulation: bool) -> server::ServerConfig {
+        let host = |host: &HostEntry| server::HostConfig {
+            name: host.name.clone(),
+            address: host.time,
+            assumptions: Assumptions {
+                rate_ppb: host.rate_ppm.saturating_mul(1_000),
+                min_forward: host.min_forward,
+                min_backward: host.min_backward,
+                ..Assumptions::default()
+            },
+            asymmetry: host.asymmetry.map_or(AsymmetryBudget::SmallestRoundTrip, AsymmetryBudget::Configured),
+        };
+        server::ServerConfig {
+            hosts: self.hosts.iter().map(host).collect(),
+            event_port: self.time.port,
+            domain: self.time.domain,
+            pairs_per_second: self.time.pairs_per_second,
+            window: self.time.window,
+            burst: self.time.burst,
+            allow_simulated: simulation,
+            ..server::ServerConfig::default()
+        }
     }
 }
 
@@ -353,7 +378,7 @@ mod tests {
             listen = "0.0.0.0:7420"
             state = "/tmp/s"
             [time]
-            listen = "[::]:319"
+            port = 319
             pairs_per_second = 4
             [cut]
             lead = "20ms"

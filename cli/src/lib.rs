@@ -6,7 +6,7 @@ pub mod cluster;
 pub mod commands;
 pub mod config;
 pub mod daemon;
-//pub mod demo;
+pub mod demo;
 pub mod picture;
 pub mod relay;
 pub mod table;

@@ -69,6 +69,14 @@ pub fn format_size(bytes: u64) -> String {
     format!("{}.{} {name}", tenths / 10, tenths % 10)
 }
 
+/// An offset for people, with its sign and in milliseconds with six decimals, since offsets may be of milliseconds while
+/// their bounds are of nanoseconds.
+pub fn format_offset(nanos: i64) -> String {
+    let sign = if nanos < 0 { '-' } else { '+' };
+    let magnitude = nanos.unsigned_abs();
+    format!("{sign}{}.{:06} ms", magnitude / 1_000_000, magnitude % 1_000_000)
+}
+
 /// For serde: a duration in a string.
 ///
 /// # Errors

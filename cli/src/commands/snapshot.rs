@@ -8,7 +8,7 @@ use snapshot::messages::{
 use timesync::bound::AsymmetryBudget;
 use timesync::time::{Nanos, Server, Time};
 
-use super::{Failure, Finding, connect, print, print_json};
+use super::{Failure, Finding, connect, print, print_json, word};
 use crate::args::{CreateArgs, NamedArgs, Remote};
 use crate::picture::{self, Bar};
 use crate::table::Table;
@@ -215,14 +215,6 @@ impl ProgressLine {
             // A terminal that is gone needs no progress.
             let _ = write!(stderr(), "\r\x1b[K{text}");
         }
-    }
-}
-
-/// A value that serialises to a word, as that word.
-fn word<T: serde::Serialize>(value: &T) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(word)) => word,
-        _ => dash(),
     }
 }
 

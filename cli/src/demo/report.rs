@@ -7,6 +7,7 @@ use snapshot::cut::Stretch;
 use timesync::time::Nanos;
 
 use crate::table::Table;
+use crate::units::format_offset;
 
 /// Everything the demonstration found.
 #[derive(Clone, Debug, Serialize)]
@@ -151,8 +152,8 @@ impl fmt::Display for Report {
         for host in &self.hosts {
             table.row(vec![
                 host.host.clone(),
-                millis(host.true_offset_ns),
-                millis(host.offset_ns),
+                format_offset(host.true_offset_ns),
+                format_offset(host.offset_ns),
                 format!("± {}", Nanos::new(host.hard_ns)),
                 yes(host.covered),
             ]);
@@ -215,13 +216,6 @@ impl fmt::Display for Report {
         writeln!(f, "FAILED:")?;
         failures.iter().try_for_each(|failure| writeln!(f, "  {failure}"))
     }
-}
-
-/// Six decimals, since the bound is about nanoseconds while the offset is about milliseconds.
-fn millis(nanos: i64) -> String {
-    let sign = if nanos < 0 { '-' } else { '+' };
-    let magnitude = nanos.unsigned_abs();
-    format!("{sign}{}.{:06} ms", magnitude / 1_000_000, magnitude % 1_000_000)
 }
 
 fn nanos_or_dash(nanos: Option<i64>) -> String {

@@ -7,6 +7,7 @@ use snapshot::http::{Connector, ControlError};
 use snapshot::messages::{CreateRequest, CreateVolumeOn, Manifest};
 use snapshot::nbd::Endpoint;
 use timesync::clock::ServerClock;
+use timesync::report::Report;
 use timesync::simulation::Simulation;
 use timesync::time::{Nanos, Time};
 
@@ -87,9 +88,13 @@ impl Stage {
         Ok(stage)
     }
 
+    async fn skew(&self) -> Result<Report, Failure> {
+        Ok(serde_json::from_value(self.api.skew().await?)?)
+    }
+
     async fn wait_for_bounds(&self) -> Result<(), Failure> {
         for _ in 0..PATIENCE {
-            let report = self.api.skew().await?;
+            let report = self.skew().await?;
             if report.hosts.iter().filter(|host| host.hard_ns.is_some()).count() == HOSTS.len() {
                 return Ok(());
             }
@@ -127,14 +132,14 @@ impl Stage {
 
     /// How far the clocks are from the server's in truth, and what was measured.
     pub async fn clocks(&self) -> Result<Vec<HostReport>, Failure> {
-        let report = self.api.skew().await?;
+        let report = self.skew().await?;
         let mut hosts = Vec::new();
         for ((name, _), clock) in HOSTS.iter().zip(&self.clocks) {
             let measured = report.hosts.iter().find(|host| host.host == *name);
-            let measured = measured.and_then(|host| Some((host.offset_ns?, host.hard_ns?)));
-            let (offset_ns, hard_ns) = measured.ok_or("a host's clock is not bounded any more")?;
+            let measured = measured.and_then(|host| Some((host.offset_ns?, host.hard_ns?, host.at_ns?)));
+            let (offset_ns, hard_ns, at) = measured.ok_or("a host's clock is not bounded any more")?;
             // One machine, one clock below: what the host's reads too much is all the offset there is.
-            let truth = clock.deviation(Time::from_nanos(report.at_ns.as_nanos())).get();
+            let truth = clock.deviation(Time::from_nanos(at.as_nanos())).get();
             hosts.push(HostReport {
                 host: (*name).to_owned(),
                 true_offset_ns: truth,
