@@ -1,10 +1,12 @@
 //! The bound: how far a host's clock may be from the server's at any instant, from the exchanges in a window.
 
 mod hard;
+#[cfg(test)]
+mod simulation;
 mod statistical;
 mod window;
 
-pub use statistical::{AsymmetryBudget, AsymmetrySource, Statistical};
+pub use statistical::{AsymmetryBudget, AsymmetrySource, Basis, Statistical};
 pub use window::{Window, WindowError};
 
 use serde::{Deserialize, Serialize};
@@ -118,4 +120,50 @@ pub fn locate(reading: Time<Host>, at: Time<Server>, theta: Interval, rate_ppb: 
     let earliest = at + over(low, if low >= 0 { BILLION + rho } else { BILLION - rho }, false);
     let latest = at + over(high, if high >= 0 { BILLION - rho } else { BILLION + rho }, true);
     Span { earliest, latest }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::simulation::{Clock, Random};
+    use super::*;
+
+    #[test]
+    fn an_interval_is_covered_by_its_middle_and_half_width() {
+        for (lo, hi) in [(-3, 4), (-4, 3), (5, 5), (-8, -5)] {
+            let interval = Interval { lo: Offset::new(lo), hi: Offset::new(hi) };
+            let (m, e) = (interval.middle(), interval.half_width());
+            assert!(
+                m - e <= interval.lo && interval.hi <= m + e && (e + e).get() <= hi - lo + 1,
+                "{lo} {hi}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_reading_is_located_where_the_clock_read_it(
+            seed: u64,
+            rate_ppb in 20_000u32..10_000_000,
+            below in 0i64..1_000_000,
+            above in 0i64..1_000_000,
+            at in 0i64..100_000_000_000,
+            x in 0i64..100_000_000_000,
+        ) {
+            let assumptions = Assumptions { rate_ppb, ..Assumptions::default() };
+            let clock = Clock::within(&assumptions, 0.0, &mut Random(seed));
+            let theta = Offset::between(clock.read(at).earliest, Time::from_nanos(at));
+            // `read` rounds outwards, so θ(at) is at most 2 ns above.
+            let theta = Interval { lo: theta - Nanos::new(below), hi: theta + Nanos::new(2 + above) };
+            let (instant, reading) = (Time::from_nanos(x), clock.read(x));
+            let [earlier, later] = [reading.earliest, reading.latest]
+                .map(|reading| locate(reading, Time::from_nanos(at), theta, rate_ppb));
+            // The clock read `reading.earliest` at or before x, and `reading.latest` at or after it.
+            prop_assert!(earlier.earliest <= instant && instant <= later.latest);
+            let rho = f64::from(rate_ppb) * 1e-9;
+            let widest = ((below + above) as f64 + 10.0 + 2.1 * rho * (x - at).abs() as f64) / (1.0 - rho);
+            prop_assert!((later.latest - earlier.earliest).get() as f64 <= widest);
+        }
+    }
 }
