@@ -8,6 +8,8 @@ pub mod clock;
 pub mod exchange;
 pub mod identity;
 pub mod module;
+pub mod report;
+pub mod server;
 pub mod simulation;
 pub mod socket;
 pub mod source;
