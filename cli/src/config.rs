@@ -75,13 +75,7 @@ pub struct TimeConfig {
 
 impl Default for TimeConfig {
     fn default() -> Self {
-        TimeConfig {
-            port: EVENT_PORT,
-            domain: 0,
-            pairs_per_second: 8,
-            window: 512,
-            burst: 32,
-        }
+        TimeConfig { port: EVENT_PORT, domain: 0, pairs_per_second: 8, window: 512, burst: 32 }
     }
 }
 

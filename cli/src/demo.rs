@@ -5,6 +5,7 @@ pub mod report;
 mod stage;
 
 use std::io::{IsTerminal, Write, stderr};
+use std::time::Duration;
 
 use snapshot::cut::Stretch;
 use snapshot::messages::{Control as Spoiled, CreateRequest, Manifest, RequestedMode, Verdict};
@@ -25,6 +26,10 @@ const CONTROL: usize = 10;
 /// Tokens under way at once.
 const TOKENS: usize = 8;
 
+/// How long a token rests after each write, so that two processors carry the tokens and the daemons too. Still, several
+/// writes fall into every stretch of a few milliseconds.
+const PAUSE: Duration = Duration::from_micros(500);
+
 /// What the lopsided network adds, one way.
 const ADDED: Nanos = Nanos::from_millis(2);
 
@@ -32,7 +37,7 @@ const ADDED: Nanos = Nanos::from_millis(2);
 const LONG_LEAD: Nanos = Nanos::from_millis(250);
 
 /// How long writes are watched before the first snapshot.
-const QUIET: std::time::Duration = std::time::Duration::from_secs(1);
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Runs the demonstration and prints what it found.
 ///
@@ -46,7 +51,9 @@ pub async fn run(args: &DemoArgs) -> Result<Finding, Failure> {
     let barrier = series(&straight, &line, "barrier snapshots", RequestedMode::Barrier, BARRIER).await?;
     let hosts = straight.clocks().await?;
     let mut controls = Vec::new();
-    for (name, spoiled) in [("uncoordinated", Spoiled::Uncoordinated), ("untranslated", Spoiled::Untranslated)] {
+    for (name, spoiled) in
+        [("uncoordinated", Spoiled::Uncoordinated), ("untranslated", Spoiled::Untranslated)]
+    {
         controls.push(control(&straight, &line, name, spoiled).await?);
     }
     drop(straight);
@@ -110,11 +117,12 @@ async fn series(
     mode: RequestedMode,
     count: usize,
 ) -> Result<Series, Failure> {
-    let workload = Workload::start(&stage.exports(None), TOKENS)?;
+    let workload = Workload::start(&stage.exports(None), TOKENS, PAUSE)?;
     line.show(what);
     workload.set_period(Period::Quiet);
     tokio::time::sleep(QUIET).await;
-    let mut series = Series { taken: 0, certified: Vec::new(), violations: 0, latencies: Latencies::default() };
+    let mut series =
+        Series { taken: 0, certified: Vec::new(), violations: 0, latencies: Latencies::default() };
     for number in 1..=count {
         line.show(&format!("{what}: {number} of {count}"));
         let order = CreateRequest { mode, ..CreateRequest::default() };
@@ -141,7 +149,7 @@ async fn control(
     name: &'static str,
     spoiled: Spoiled,
 ) -> Result<Control, Failure> {
-    let workload = Workload::start(&stage.exports(None), TOKENS)?;
+    let workload = Workload::start(&stage.exports(None), TOKENS, PAUSE)?;
     let mut control = Control { name, snapshots: 0, violations: 0, called_consistent: 0 };
     for number in 1..=CONTROL {
         line.show(&format!("control {name}: {number} of {CONTROL}"));

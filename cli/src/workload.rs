@@ -90,18 +90,19 @@ struct Shared {
 }
 
 impl Workload {
-    /// Starts so many tokens over one export per host. Tokens continue from what the volumes hold.
+    /// Starts so many tokens over one export per host. Tokens continue from what the volumes hold, and rest for `pause`
+    /// after each write.
     ///
     /// # Errors
     /// [`WorkloadError`].
-    pub fn start(exports: &[Export], tokens: usize) -> Result<Workload, WorkloadError> {
+    pub fn start(exports: &[Export], tokens: usize, pause: Duration) -> Result<Workload, WorkloadError> {
         let mut workload = Workload { shared: Arc::default(), threads: Vec::new() };
         for token in 0..tokens {
             let mut walk = Token::new(token, exports)?;
             let shared = Arc::clone(&workload.shared);
             let thread = std::thread::Builder::new()
                 .name(format!("token {token}"))
-                .spawn(move || walk.run(&shared).map(|()| walk.latencies))?;
+                .spawn(move || walk.run(&shared, pause).map(|()| walk.latencies))?;
             workload.threads.push(thread);
         }
         Ok(workload)
@@ -194,7 +195,7 @@ impl Token {
         Ok(Token { record, connections, latencies: Latencies::default(), random: token as u64 })
     }
 
-    fn run(&mut self, shared: &Shared) -> Result<(), WorkloadError> {
+    fn run(&mut self, shared: &Shared, pause: Duration) -> Result<(), WorkloadError> {
         let slot = Slot::of(self.record.token);
         while !shared.stop.load(Ordering::Relaxed) {
             let host = self.next_host();
@@ -212,6 +213,9 @@ impl Token {
                 self.latencies.quiet.saturating_record(took);
             }
             shared.writes.fetch_add(1, Ordering::Relaxed);
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
+            }
         }
         Ok(())
     }
@@ -322,7 +326,7 @@ mod tests {
     }
 
     fn write_some(exports: &[Export]) -> u64 {
-        let workload = Workload::start(exports, TOKENS).unwrap();
+        let workload = Workload::start(exports, TOKENS, Duration::ZERO).unwrap();
         workload.set_period(Period::Quiet);
         let enough = workload.writes() + 200;
         while workload.writes() < enough {

@@ -1,5 +1,6 @@
 //! What both daemons do alike: log, say that they are ready, serve, stop.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use axum::Router;
@@ -23,7 +24,12 @@ const GRACE: Duration = Duration::from_secs(5);
 /// When the system refuses.
 pub fn begin(args: &DaemonArgs) -> Result<(), Failure> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let stderr = std::io::stderr;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
+        .init();
     if args.with_parent {
         set_pdeathsig(Signal::SIGKILL)?;
     }

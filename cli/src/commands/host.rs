@@ -47,8 +47,11 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     let endpoints: Vec<String> = nbd_server.endpoints().iter().map(uri).collect();
     service.set_nbd_endpoints(endpoints.clone());
     let simulation = clock.is_simulated();
-    let module_config =
-        ModuleConfig { listen: vec![config.time.ip()], event_port: config.time.port(), domain: config.domain };
+    let module_config = ModuleConfig {
+        listen: vec![config.time.ip()],
+        event_port: config.time.port(),
+        domain: config.domain,
+    };
     let module = Module::start(&module_config, clock, incarnation)?;
     let time = *module.addresses().first().ok_or("the time module listens nowhere")?;
 

@@ -27,7 +27,9 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     }
     daemon::begin(&daemon_args)?;
     if simulation {
-        tracing::warn!("SIMULATION: hosts with simulated clocks are accepted; for demonstrations and tests only");
+        tracing::warn!(
+            "SIMULATION: hosts with simulated clocks are accepted; for demonstrations and tests only"
+        );
     }
 
     let listener = Listener::bind(config.listen, config.tls.as_ref(), config.insecure)?;
@@ -37,8 +39,12 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
         Options { lead: config.cut.lead, attempts: config.cut.attempts, simulation, ..Options::default() };
     let connector = Connector::new(config.tls.as_ref(), config.insecure)?;
     let endpoint = |(name, control): (String, String)| HostEndpoint { name, control };
-    let endpoints: Vec<HostEndpoint> =
-        config.hosts.iter().filter_map(|host| Some((host.name.clone(), host.control.clone()?))).map(endpoint).collect();
+    let endpoints: Vec<HostEndpoint> = config
+        .hosts
+        .iter()
+        .filter_map(|host| Some((host.name.clone(), host.control.clone()?)))
+        .map(endpoint)
+        .collect();
     let coordinator = Coordinator::new(time.clone(), &endpoints, catalogue, &connector, options)?;
     coordinator.recover().await?;
 

@@ -21,8 +21,19 @@ pub async fn run(args: &SkewArgs) -> Result<(), Failure> {
 }
 
 fn describe(report: &Report) -> String {
-    let headings =
-        ["host", "offset", "hard", "statistical", "rtt min", "p50", "drift", "stamps", "lost", "age", "state"];
+    let headings = [
+        "host",
+        "offset",
+        "hard",
+        "statistical",
+        "rtt min",
+        "p50",
+        "drift",
+        "stamps",
+        "lost",
+        "age",
+        "state",
+    ];
     let mut table = Table::new(&headings);
     for row in &report.hosts {
         let HostRow { rtt_ns, drift_ppb, timestamps, exchanges, lost, age_ms, state, .. } = row;

@@ -18,14 +18,18 @@ use crate::relay::Relay;
 use crate::workload::{Export, check_exports};
 
 /// The hosts, and how their clocks deviate from this machine's.
-const HOSTS: [(&str, &str); 3] =
-    [("alpha", "offset=-38ms,drift=35ppm"), ("beta", "offset=13ms,drift=-47ppm"), ("gamma", "offset=57ms,drift=21ppm")];
+const HOSTS: [(&str, &str); 3] = [
+    ("alpha", "offset=-38ms,drift=35ppm"),
+    ("beta", "offset=13ms,drift=-47ppm"),
+    ("gamma", "offset=57ms,drift=21ppm"),
+];
 
 const VOLUME: &str = "data";
 /// Small, since every snapshot is read for its digest.
 const VOLUME_SIZE: u64 = 16 << 20;
 
 const PAUSE: Duration = Duration::from_millis(50);
+const SHORT_PAUSE: Duration = Duration::from_millis(2);
 /// Hosts answer within milliseconds; the machine may be busy.
 const PATIENCE: u32 = 20 * 30;
 
@@ -67,7 +71,9 @@ impl Stage {
                 |number, host| {
                     let (forward, backward) = match (network, number) {
                         (Network::Lopsided(added), 0) => (added, Nanos::ZERO),
-                        (Network::Lopsided(added), number) if number == HOSTS.len() - 1 => (Nanos::ZERO, added),
+                        (Network::Lopsided(added), number) if number == HOSTS.len() - 1 => {
+                            (Nanos::ZERO, added)
+                        }
                         _ => return Ok(host),
                     };
                     let relay = Relay::start(host, forward, backward)?;
@@ -79,8 +85,7 @@ impl Stage {
         })?;
         let api = ServerClient::new(&Connector::new(None, false)?, &cluster.api)?;
         for (host, _) in HOSTS {
-            let order =
-                CreateVolumeOn { host: host.to_owned(), name: VOLUME.to_owned(), size: VOLUME_SIZE };
+            let order = CreateVolumeOn { host: host.to_owned(), name: VOLUME.to_owned(), size: VOLUME_SIZE };
             api.create_volume(&order).await?;
         }
         let stage = Stage { cluster, clocks, api, _relays: relays };
@@ -126,8 +131,20 @@ impl Stage {
     pub async fn check_and_delete(&self, manifest: &Manifest, tokens: usize) -> Result<usize, Failure> {
         let exports = self.exports(Some(&manifest.name));
         let violations = tokio::task::block_in_place(|| check_exports(&exports, tokens))?;
-        self.api.delete(&manifest.name).await?;
+        self.delete(&manifest.name).await?;
         Ok(violations.len())
+    }
+
+    /// Deletes a snapshot as soon as it is not in use any more: a host notices a little later that its client has left,
+    /// and the server may still be computing the digests.
+    async fn delete(&self, snapshot: &str) -> Result<(), Failure> {
+        for _ in 0..PATIENCE {
+            match self.api.delete(snapshot).await {
+                Err(error) if error.status() == Some(409) => tokio::time::sleep(SHORT_PAUSE).await,
+                result => return Ok(result?),
+            }
+        }
+        Err(format!("snapshot {snapshot} stays in use").into())
     }
 
     /// How far the clocks are from the server's in truth, and what was measured.
