@@ -285,3 +285,6 @@ fn place_reading(
     }
     Ok(PlacedReading { earliest: span.earliest, latest: span.latest, error: interval.half_width() })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,20 @@
 //! Cuts volumes on many hosts at one instant, without stopping their I/O, and certifies the cut.
 
+pub mod agent;
+pub mod api;
+pub mod catalogue;
 pub mod certificate;
+pub mod client;
+pub mod coordinator;
 pub mod cut;
 pub mod device;
 pub mod host;
+pub mod http;
+pub mod messages;
 pub mod nbd;
 pub mod orders;
+pub mod remote;
 pub mod volume;
+
+#[cfg(test)]
+mod simulated;

@@ -1,0 +1,427 @@
+//! The server's memory of its snapshots: one SQLite database in its state directory.
+//!
+//! Order of writes, so that a crash at any point leaves nothing that is called consistent without being so:
+//! 1. the row `planning`, then each attempt with the hosts that it will be sent to, before anything is sent;
+//! 2. `committing` with manifest and evidence, before any host is told the name;
+//! 3. `complete`, after every host has taken the name. In the same transaction the attempt's hosts stop being owed an
+//!    abort.
+//!
+//! Whatever is found in `planning` or `committing` at start-up has failed, and its hosts are owed an abort until each
+//! has answered one. Every commit is synced (`synchronous=FULL`).
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::fcntl::{Flock, FlockArg};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use timesync::time::Time;
+use uuid::Uuid;
+
+use crate::certificate::Evidence;
+use crate::messages::{Manifest, Snapshot, SnapshotState, StoryEntry};
+use crate::orders::AttemptId;
+
+const SCHEMA_VERSION: i64 = 1;
+
+/// A failed snapshot gives its name back; any other holds it.
+const SCHEMA: &str = "
+    CREATE TABLE snapshots (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL,
+        state TEXT NOT NULL,
+        why TEXT,
+        manifest TEXT,
+        evidence TEXT,
+        created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+    ) STRICT;
+    CREATE UNIQUE INDEX held_names ON snapshots (name) WHERE state <> 'failed';
+    CREATE TABLE attempts (
+        attempt TEXT NOT NULL,
+        snapshot TEXT NOT NULL,
+        host TEXT NOT NULL,
+        owed INTEGER NOT NULL,
+        PRIMARY KEY (attempt, host)
+    ) STRICT;
+    CREATE TABLE story (
+        snapshot TEXT NOT NULL,
+        attempt TEXT NOT NULL,
+        at_ns INTEGER NOT NULL,
+        step TEXT NOT NULL,
+        host TEXT,
+        detail TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX story_of_snapshot ON story (snapshot);
+";
+
+const COLUMNS: &str = "id, name, state, why, created, manifest";
+
+/// Why the catalogue cannot do what it was asked. Each is a sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogueError {
+    /// Two servers on one state directory would undo each other's snapshots.
+    #[error("another server uses {}; stop it, or give this one its own state directory", .0.display())]
+    InUse(PathBuf),
+    /// The directory is unusable.
+    #[error("cannot use the state directory {}: {why}", .path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        why: std::io::Error,
+    },
+    /// Written by a later version of this program.
+    #[error(
+        "the catalogue has schema {found}, newer than the {SCHEMA_VERSION} that this version knows; upgrade coeval"
+    )]
+    Newer {
+        /// Its schema version.
+        found: i64,
+    },
+    /// SQLite failed.
+    #[error("the catalogue failed: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// A stored value is not what this program stores.
+    #[error("the catalogue holds a value that does not parse: {0}")]
+    Corrupt(#[from] serde_json::Error),
+    /// The name is taken.
+    #[error("a snapshot called {0} exists already; delete it or choose another name")]
+    NameTaken(String),
+    /// There is no such snapshot.
+    #[error("there is no snapshot {0}")]
+    NoSuch(String),
+    /// Its state does not allow it.
+    #[error("snapshot {name} is {state}; wait until it is done")]
+    Busy {
+        /// Which.
+        name: String,
+        /// Its state.
+        state: String,
+    },
+}
+
+/// The catalogue, open. No other process has it open meanwhile.
+#[derive(Debug)]
+pub struct Catalogue {
+    connection: Mutex<Connection>,
+    _lock: Flock<std::fs::File>,
+}
+
+impl Catalogue {
+    /// Opens (or creates) the catalogue in `directory`. Snapshots that were being taken when the last server died are
+    /// `failed` from here on.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn open(directory: &Path) -> Result<Self, CatalogueError> {
+        let unusable = |why| CatalogueError::Directory { path: directory.to_owned(), why };
+        std::fs::create_dir_all(directory).map_err(unusable)?;
+        let file = std::fs::File::create(directory.join("server.lock")).map_err(unusable)?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, why)| match why {
+            nix::errno::Errno::EWOULDBLOCK => CatalogueError::InUse(directory.to_owned()),
+            other => unusable(other.into()),
+        })?;
+        let mut connection = Connection::open(directory.join("catalogue.sqlite"))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        let transaction = connection.transaction()?;
+        match transaction.pragma_query_value(None, "user_version", |row| row.get(0))? {
+            0 => {
+                transaction.execute_batch(SCHEMA)?;
+                transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            }
+            SCHEMA_VERSION => {}
+            found => return Err(CatalogueError::Newer { found }),
+        }
+        transaction.execute(
+            "UPDATE snapshots SET state = 'failed', why = 'the server stopped while the snapshot was being taken'
+             WHERE state IN ('planning', 'committing')",
+            [],
+        )?;
+        transaction.commit()?;
+        Ok(Catalogue { connection: Mutex::new(connection), _lock: lock })
+    }
+
+    /// Starts a snapshot.
+    ///
+    /// # Errors
+    /// [`CatalogueError::NameTaken`] among others.
+    pub fn begin(&self, id: Uuid, name: &str) -> Result<(), CatalogueError> {
+        let insert = "INSERT INTO snapshots (id, name, state) VALUES (?1, ?2, 'planning')";
+        self.lock().execute(insert, params![id.to_string(), name]).map_err(|why| {
+            match why.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::ConstraintViolation) => CatalogueError::NameTaken(name.to_owned()),
+                _ => why.into(),
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Notes to whom an attempt will be sent, before it is: from now on they are owed an abort.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn begin_attempt(
+        &self,
+        id: Uuid,
+        attempt: AttemptId,
+        hosts: &[String],
+    ) -> Result<(), CatalogueError> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        for host in hosts {
+            transaction.execute(
+                "INSERT INTO attempts (attempt, snapshot, host, owed) VALUES (?1, ?2, ?3, 1)",
+                params![attempt.to_string(), id.to_string(), host],
+            )?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// A host has answered an abort: it is owed none any more.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn settle(&self, attempt: AttemptId, host: &str) -> Result<(), CatalogueError> {
+        self.lock().execute(
+            "UPDATE attempts SET owed = 0 WHERE attempt = ?1 AND host = ?2",
+            params![attempt.to_string(), host],
+        )?;
+        Ok(())
+    }
+
+    /// The aborts that are owed, oldest attempt first.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn owed(&self) -> Result<Vec<(AttemptId, String)>, CatalogueError> {
+        let connection = self.lock();
+        let mut query =
+            connection.prepare("SELECT attempt, host FROM attempts WHERE owed = 1 ORDER BY attempt, host")?;
+        let rows = query.query_map([], |row| Ok((parsed(row, 0)?, row.get(1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Adds to the story of a snapshot.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn tell(&self, id: Uuid, story: &[StoryEntry]) -> Result<(), CatalogueError> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        for entry in story {
+            transaction.execute(
+                "INSERT INTO story (snapshot, attempt, at_ns, step, host, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![
+                    id.to_string(),
+                    entry.attempt.to_string(),
+                    entry.at_ns.as_nanos(),
+                    word(&entry.step)?,
+                    entry.host,
+                    entry.detail,
+                ],
+            )?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// The cut is judged; the hosts may be told the name after this.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn committing(&self, manifest: &Manifest, evidence: Option<&Evidence>) -> Result<(), CatalogueError> {
+        let evidence = evidence.map(serde_json::to_string).transpose()?;
+        self.change(
+            manifest.id,
+            "UPDATE snapshots SET state = 'committing', manifest = ?2, evidence = ?3
+             WHERE id = ?1 AND state = 'planning'",
+            params![manifest.id.to_string(), serde_json::to_string(manifest)?, evidence],
+        )
+    }
+
+    /// Every host has taken the name that `attempt` was given: the snapshot stands as `state`.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn finish(&self, id: Uuid, attempt: AttemptId, state: SnapshotState) -> Result<(), CatalogueError> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        let changed = transaction.execute(
+            "UPDATE snapshots SET state = ?2 WHERE id = ?1 AND state = 'committing'",
+            params![id.to_string(), word(&state)?],
+        )?;
+        if changed != 1 {
+            return Err(CatalogueError::NoSuch(id.to_string()));
+        }
+        transaction.execute("UPDATE attempts SET owed = 0 WHERE attempt = ?1", [attempt.to_string()])?;
+        Ok(transaction.commit()?)
+    }
+
+    /// The snapshot came to nothing; its name is free again.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn fail(&self, id: Uuid, why: &str) -> Result<(), CatalogueError> {
+        self.change(
+            id,
+            "UPDATE snapshots SET state = 'failed', why = ?2
+             WHERE id = ?1 AND state IN ('planning', 'committing')",
+            params![id.to_string(), why],
+        )
+    }
+
+    /// Stores the digest of one volume's content, unless the snapshot is gone.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn set_digest(&self, id: Uuid, host: &str, volume: &str, digest: &str) -> Result<(), CatalogueError> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        let stored: Option<Option<String>> = transaction
+            .query_row("SELECT manifest FROM snapshots WHERE id = ?1", [id.to_string()], |row| row.get(0))
+            .optional()?;
+        let Some(text) = stored.flatten() else { return Ok(()) };
+        let mut manifest: Manifest = serde_json::from_str(&text)?;
+        let hosts = manifest.hosts.iter_mut().filter(|result| result.host == host);
+        for found in hosts.flat_map(|result| &mut result.volumes).filter(|found| found.name == volume) {
+            found.digest = Some(digest.to_owned());
+        }
+        transaction.execute(
+            "UPDATE snapshots SET manifest = ?2 WHERE id = ?1",
+            params![id.to_string(), serde_json::to_string(&manifest)?],
+        )?;
+        Ok(transaction.commit()?)
+    }
+
+    /// Starts a deletion. A failed snapshot keeps its state: there is nothing of it on any host, and its name may be
+    /// another's by now.
+    ///
+    /// # Errors
+    /// [`CatalogueError::Busy`] while it is being taken, among others.
+    pub fn deleting(&self, key: &str) -> Result<Snapshot, CatalogueError> {
+        let snapshot = self.find(key)?;
+        match snapshot.state {
+            SnapshotState::Planning | SnapshotState::Committing => {
+                Err(CatalogueError::Busy { name: snapshot.name, state: word(&snapshot.state)? })
+            }
+            SnapshotState::Failed => Ok(snapshot),
+            SnapshotState::Complete | SnapshotState::Inconsistent | SnapshotState::Deleting => {
+                let update = "UPDATE snapshots SET state = 'deleting' WHERE id = ?1";
+                self.change(snapshot.id, update, [snapshot.id.to_string()])?;
+                Ok(snapshot)
+            }
+        }
+    }
+
+    /// Forgets a snapshot. Aborts that are still owed for it stay owed.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn remove(&self, id: Uuid) -> Result<(), CatalogueError> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        transaction.execute("DELETE FROM snapshots WHERE id = ?1", [id.to_string()])?;
+        transaction.execute("DELETE FROM story WHERE snapshot = ?1", [id.to_string()])?;
+        transaction.execute("DELETE FROM attempts WHERE snapshot = ?1 AND owed = 0", [id.to_string()])?;
+        Ok(transaction.commit()?)
+    }
+
+    /// All snapshots, oldest first.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn list(&self) -> Result<Vec<Snapshot>, CatalogueError> {
+        let connection = self.lock();
+        let mut query =
+            connection.prepare(&format!("SELECT {COLUMNS} FROM snapshots ORDER BY created, id"))?;
+        let rows = query.query_map([], snapshot)?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// One snapshot, by id or by name; of several with a name the one that holds it, then the newest.
+    ///
+    /// # Errors
+    /// [`CatalogueError::NoSuch`] among others.
+    pub fn find(&self, key: &str) -> Result<Snapshot, CatalogueError> {
+        let query = format!(
+            "SELECT {COLUMNS} FROM snapshots WHERE id = ?1 OR name = ?1
+             ORDER BY id = ?1 DESC, state = 'failed', created DESC, id DESC LIMIT 1"
+        );
+        let found = self.lock().query_row(&query, [key], snapshot).optional()?;
+        found.ok_or_else(|| CatalogueError::NoSuch(key.to_owned()))
+    }
+
+    /// What happened in a snapshot's attempts, in order.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn story(&self, id: Uuid) -> Result<Vec<StoryEntry>, CatalogueError> {
+        let connection = self.lock();
+        let mut query = connection.prepare(
+            "SELECT attempt, at_ns, step, host, detail FROM story WHERE snapshot = ?1 ORDER BY rowid",
+        )?;
+        let rows = query.query_map([id.to_string()], |row| {
+            Ok(StoryEntry {
+                attempt: parsed(row, 0)?,
+                at_ns: Time::from_nanos(row.get(1)?),
+                step: parsed(row, 2)?,
+                host: row.get(3)?,
+                detail: row.get(4)?,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// What a snapshot's certificate was computed from.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn evidence(&self, id: Uuid) -> Result<Option<Evidence>, CatalogueError> {
+        let text: Option<String> = self.lock().query_row(
+            "SELECT evidence FROM snapshots WHERE id = ?1",
+            [id.to_string()],
+            |row| row.get(0),
+        )?;
+        Ok(text.map(|text| serde_json::from_str(&text)).transpose()?)
+    }
+
+    fn change(&self, id: Uuid, sql: &str, with: impl rusqlite::Params) -> Result<(), CatalogueError> {
+        match self.lock().execute(sql, with)? {
+            0 => Err(CatalogueError::NoSuch(id.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic under the lock drops its transaction, which rolls back.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn snapshot(row: &Row<'_>) -> rusqlite::Result<Snapshot> {
+    let manifest: Option<String> = row.get(5)?;
+    Ok(Snapshot {
+        id: parsed(row, 0)?,
+        name: row.get(1)?,
+        state: parsed(row, 2)?,
+        why: row.get(3)?,
+        created: row.get(4)?,
+        manifest: manifest.map(|text| from_json(5, &text)).transpose()?,
+    })
+}
+
+/// A value that is stored as a bare word.
+fn parsed<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    from_json(column, &serde_json::Value::String(row.get(column)?).to_string())
+}
+
+fn from_json<T: DeserializeOwned>(column: usize, text: &str) -> rusqlite::Result<T> {
+    serde_json::from_str(text).map_err(|why| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(why))
+    })
+}
+
+fn word(value: &impl Serialize) -> Result<String, serde_json::Error> {
+    Ok(serde_json::to_string(value)?.trim_matches('"').to_owned())
+}

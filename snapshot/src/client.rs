@@ -1,0 +1,88 @@
+//! The typed client of [`crate::api`], for the command line.
+
+use std::time::Duration;
+
+use crate::http::{Connector, ControlClient, ControlError, HttpError};
+use crate::messages::{
+    CreateEvent, CreateRequest, CreateVolumeOn, HostVolumes, Manifest, Progress, Snapshot, SnapshotDetails,
+    VerifyReport,
+};
+use crate::orders::VolumeDescription;
+
+/// For answers that the server has at hand.
+const SOON: Duration = Duration::from_secs(10);
+/// For what waits for hosts: attempts, merges, digests of whole volumes.
+const LONG: Duration = Duration::from_secs(2 * 3600);
+
+/// Talks to one server.
+#[derive(Clone, Debug)]
+pub struct ServerClient {
+    client: ControlClient,
+}
+
+#[expect(clippy::missing_errors_doc, reason = "each fails as ControlError says")]
+impl ServerClient {
+    /// A client of the server at `url`.
+    pub fn new(connector: &Connector, url: &str) -> Result<Self, HttpError> {
+        Ok(ServerClient { client: connector.connect("the server", url)? })
+    }
+
+    /// Takes a snapshot; `progress` hears of every step. The server goes on if this is cut short.
+    pub async fn create(
+        &self,
+        request: &CreateRequest,
+        mut progress: impl FnMut(&Progress),
+    ) -> Result<Manifest, ControlError> {
+        let page = self.client.page(&["api", "v1", "snapshots"]);
+        let mut lines = self.client.post_for_lines(page, request, LONG).await?;
+        while let Some(event) = lines.next().await? {
+            match event {
+                CreateEvent::Progress(step) => progress(&step),
+                CreateEvent::Manifest(manifest) => return Ok(*manifest),
+                CreateEvent::Problem(problem) => return Err(self.client.refused(problem)),
+            }
+        }
+        Err(self
+            .client
+            .malformed("it ended without a result; `coeval snapshot list` shows what became of it"))
+    }
+
+    /// All snapshots, oldest first.
+    pub async fn list(&self) -> Result<Vec<Snapshot>, ControlError> {
+        self.client.get(self.client.page(&["api", "v1", "snapshots"]), SOON).await
+    }
+
+    /// One snapshot, by id or name.
+    pub async fn show(&self, key: &str, with_evidence: bool) -> Result<SnapshotDetails, ControlError> {
+        let mut page = self.client.page(&["api", "v1", "snapshots", key]);
+        if with_evidence {
+            page.set_query(Some("evidence=1"));
+        }
+        self.client.get(page, SOON).await
+    }
+
+    /// Computes a snapshot's verdict and digests again.
+    pub async fn verify(&self, key: &str) -> Result<VerifyReport, ControlError> {
+        self.client.post(self.client.page(&["api", "v1", "snapshots", key, "verify"]), &(), LONG).await
+    }
+
+    /// Deletes a snapshot on every host.
+    pub async fn delete(&self, key: &str) -> Result<(), ControlError> {
+        self.client.delete(self.client.page(&["api", "v1", "snapshots", key]), LONG).await
+    }
+
+    /// Every host's volumes.
+    pub async fn volumes(&self) -> Result<Vec<HostVolumes>, ControlError> {
+        self.client.get(self.client.page(&["api", "v1", "volumes"]), SOON).await
+    }
+
+    /// Creates a volume on a host.
+    pub async fn create_volume(&self, request: &CreateVolumeOn) -> Result<VolumeDescription, ControlError> {
+        self.client.post(self.client.page(&["api", "v1", "volumes"]), request, SOON).await
+    }
+
+    /// The time-sync server's report.
+    pub async fn skew(&self) -> Result<serde_json::Value, ControlError> {
+        self.client.get(self.client.page(&["api", "v1", "skew"]), SOON).await
+    }
+}

@@ -1,0 +1,301 @@
+//! The coordinator: takes a snapshot of volumes on many hosts, or leaves nothing behind.
+//!
+//! One snapshot is one or more attempts. Each attempt is planned, armed, sealed and judged anew; one that fails or is
+//! refused is undone on every host before the next begins. Discarding loses nothing: a host drops the attempt's name
+//! and keeps its data.
+
+mod attempt;
+mod library;
+mod plan;
+mod undo;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use timesync::source::SkewSource;
+use timesync::time::Nanos;
+use uuid::Uuid;
+
+use crate::catalogue::{Catalogue, CatalogueError};
+use crate::certificate::Mode;
+use crate::http::{Connector, ControlError, HttpError};
+use crate::messages::{CreateRequest, Manifest, Member, Progress, RequestedMode, RequestedPolicy};
+use crate::remote::{HostEndpoint, Limits, RemoteHost};
+use attempt::{Attempt, Stop};
+use undo::Undo;
+
+/// How the coordinator behaves where a request does not say.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How far ahead of planning T lies.
+    pub lead: Nanos,
+    /// Attempts in each mode.
+    pub attempts: u32,
+    /// Whether simulated clocks and the demo's controls are allowed.
+    pub simulation: bool,
+    /// Whether to compute the digests of a snapshot's volumes once it is complete.
+    pub digests: bool,
+    /// How long hosts may take.
+    pub limits: Limits,
+}
+
+impl Default for Options {
+    /// 50 ms, three attempts, no simulation, digests.
+    fn default() -> Self {
+        Options {
+            lead: Nanos::from_millis(50),
+            attempts: 3,
+            simulation: false,
+            digests: true,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Why there is no snapshot, or no answer about one. Each is a sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The request makes no sense.
+    #[error("{0}")]
+    Request(String),
+    /// A host or volume that nobody knows.
+    #[error("{0}")]
+    Unknown(String),
+    /// A host failed, refused or did not answer.
+    #[error(transparent)]
+    Host(#[from] ControlError),
+    /// The catalogue failed.
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    /// No attempt was certified.
+    #[error("no consistent snapshot in {attempts} attempts: {why}")]
+    Refused {
+        /// How many there were.
+        attempts: u32,
+        /// Why the last one was refused.
+        why: String,
+    },
+    /// A thread of this server died.
+    #[error("the server failed at this: {0}")]
+    Internal(String),
+}
+
+impl CoordinatorError {
+    /// The HTTP status that says it.
+    pub fn status(&self) -> u16 {
+        match self {
+            CoordinatorError::Request(_) => 422,
+            CoordinatorError::Unknown(_) | CoordinatorError::Catalogue(CatalogueError::NoSuch(_)) => 404,
+            CoordinatorError::Catalogue(CatalogueError::NameTaken(_) | CatalogueError::Busy { .. }) => 409,
+            CoordinatorError::Catalogue(_) | CoordinatorError::Internal(_) => 500,
+            CoordinatorError::Host(error) => error.status().unwrap_or(502),
+            CoordinatorError::Refused { .. } => 503,
+        }
+    }
+}
+
+/// Takes snapshots and looks after them.
+#[derive(Debug)]
+pub struct Coordinator {
+    source: Source,
+    hosts: BTreeMap<String, Arc<RemoteHost>>,
+    catalogue: Arc<Catalogue>,
+    undo: Undo,
+    options: Options,
+    /// Digests are computed one at a time: they read whole volumes.
+    digesting: tokio::sync::Mutex<()>,
+}
+
+/// Only so that [`Coordinator`] can be `Debug`.
+struct Source(Arc<dyn SkewSource>);
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SkewSource")
+    }
+}
+
+/// One snapshot on its way: the request with all its blanks filled in.
+struct Job {
+    id: Uuid,
+    name: String,
+    group: Vec<Member>,
+    request: CreateRequest,
+    lead: Nanos,
+    attempts: u32,
+}
+
+impl Coordinator {
+    /// A coordinator of `hosts`. Call [`Coordinator::recover`] next.
+    ///
+    /// # Errors
+    /// [`HttpError`] where a host's control URL is unusable.
+    pub fn new(
+        source: Arc<dyn SkewSource>,
+        hosts: &[HostEndpoint],
+        catalogue: Arc<Catalogue>,
+        connector: &Connector,
+        options: Options,
+    ) -> Result<Arc<Self>, HttpError> {
+        let hosts = hosts
+            .iter()
+            .map(|host| Ok((host.name.clone(), Arc::new(RemoteHost::new(connector, host, options.limits)?))))
+            .collect::<Result<_, HttpError>>()?;
+        Ok(Arc::new(Coordinator {
+            source: Source(source),
+            hosts,
+            undo: Undo::new(Arc::clone(&catalogue)),
+            catalogue,
+            options,
+            digesting: tokio::sync::Mutex::new(()),
+        }))
+    }
+
+    /// Takes a snapshot. `progress` hears of every step. To the end it goes only if this future is polled to its end,
+    /// so run it as a task of its own; whatever is cut short is undone at the next start of the server.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`]; then nothing is left of the snapshot, or will be once every host answers again.
+    pub async fn create(
+        self: &Arc<Self>,
+        request: CreateRequest,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<Manifest, CoordinatorError> {
+        let job = Arc::new(self.prepare(request).await?);
+        let (id, name) = (job.id, job.name.clone());
+        self.with_catalogue(move |catalogue| catalogue.begin(id, &name)).await?;
+        match self.take(&job, &progress).await {
+            Ok(manifest) => {
+                self.digest_later(manifest.clone());
+                Ok(manifest)
+            }
+            Err(error) => {
+                let why = error.to_string();
+                self.with_catalogue(move |catalogue| catalogue.fail(id, &why)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Fills in the request's blanks.
+    async fn prepare(&self, request: CreateRequest) -> Result<Job, CoordinatorError> {
+        let invalid = |why: &str| Err(CoordinatorError::Request(why.to_owned()));
+        let id = Uuid::now_v7();
+        let name = match &request.name {
+            Some(name) if !is_name(name) => {
+                return invalid(
+                    "a snapshot's name has up to 64 letters, digits, `-`, `_` or `.`, the first a letter or digit",
+                );
+            }
+            Some(name) => name.clone(),
+            // The id's first 12 digits are the time, its last 4 are random.
+            None => {
+                let digits = id.simple().to_string();
+                format!("s{}-{}", &digits[..12], &digits[28..])
+            }
+        };
+        let lead = request.lead_ns.unwrap_or(self.options.lead);
+        if !(Nanos::from_millis(1)..=Nanos::from_millis(60_000)).contains(&lead) {
+            return invalid("the lead is between 1 ms and 60 s");
+        }
+        let attempts = request.attempts.unwrap_or(self.options.attempts);
+        if !(1..=100).contains(&attempts) {
+            return invalid("there are between 1 and 100 attempts");
+        }
+        if let RequestedPolicy::Statistical { group_confidence, .. } = request.policy
+            && !(group_confidence > 0.0 && group_confidence < 1.0)
+        {
+            return invalid("a confidence lies between 0 and 1");
+        }
+        if request.control.is_some() && !self.options.simulation {
+            return invalid("only a server started with --simulation takes snapshots wrongly on purpose");
+        }
+        if request.control.is_some() && request.mode != RequestedMode::Timed {
+            return invalid("the controls are timed snapshots; ask for mode timed");
+        }
+        let group = self.resolve(&request.group).await?;
+        Ok(Job { id, name, group, request, lead, attempts })
+    }
+
+    /// The group's volumes, sorted, each once; all volumes of all hosts where it names none.
+    async fn resolve(&self, group: &[Member]) -> Result<Vec<Member>, CoordinatorError> {
+        let members: BTreeSet<Member> = if group.is_empty() {
+            let mut all = BTreeSet::new();
+            for description in attempt::describe(self.hosts.values().cloned().collect()).await? {
+                let host = description.name;
+                all.extend(
+                    description
+                        .volumes
+                        .into_iter()
+                        .map(|volume| Member { host: host.clone(), volume: volume.name }),
+                );
+            }
+            all
+        } else {
+            group.iter().cloned().collect()
+        };
+        if members.is_empty() {
+            return Err(CoordinatorError::Request(
+                "no host has a volume; create one with `coeval volume create`".to_owned(),
+            ));
+        }
+        Ok(members.into_iter().collect())
+    }
+
+    async fn take(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Manifest, CoordinatorError> {
+        let modes: &[Mode] = match job.request.mode {
+            RequestedMode::Timed => &[Mode::Timed],
+            RequestedMode::Barrier => &[Mode::Barrier],
+            RequestedMode::Auto => &[Mode::Timed, Mode::Barrier],
+        };
+        let (mut number, mut last) = (0, String::new());
+        for &mode in modes {
+            for _ in 0..job.attempts {
+                number += 1;
+                match Attempt::new(self, job, number, mode, progress).await?.run().await {
+                    Ok(manifest) => return Ok(manifest),
+                    Err(Stop::Failed(error)) => return Err(error),
+                    Err(Stop::Refused(why)) => last = why,
+                    Err(Stop::Unplannable(why)) => {
+                        last = why;
+                        break;
+                    }
+                }
+            }
+        }
+        Err(CoordinatorError::Refused { attempts: number, why: last })
+    }
+
+    /// Runs `work` on the catalogue where blocking is allowed: every change is synced to disk.
+    async fn with_catalogue<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Catalogue) -> Result<T, CatalogueError> + Send + 'static,
+    ) -> Result<T, CoordinatorError> {
+        let catalogue = Arc::clone(&self.catalogue);
+        match tokio::task::spawn_blocking(move || work(&catalogue)).await {
+            Ok(result) => Ok(result?),
+            Err(panic) => Err(CoordinatorError::Internal(panic.to_string())),
+        }
+    }
+
+    fn host(&self, name: &str) -> Result<&Arc<RemoteHost>, CoordinatorError> {
+        self.hosts.get(name).ok_or_else(|| {
+            CoordinatorError::Unknown(format!(
+                "no host is called {name}; the server's configuration lists the hosts"
+            ))
+        })
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    name.len() <= 64
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.chars().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.'))
+}
+
+#[cfg(test)]
+mod tests;

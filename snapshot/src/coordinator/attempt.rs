@@ -1,0 +1,588 @@
+//! One attempt: plan, arm, seal, judge, and name the result on every host or undo it on every host.
+//!
+//! A host whose answer is still out may yet carry out what it was asked. So every step waits until each host has
+//! answered or used up its time before anything else, an abort too, is sent.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::body::Bytes;
+use futures_util::future::join_all;
+use serde::Serialize;
+use timesync::bound::{Policy, WindowError};
+use timesync::identity::Incarnation;
+use timesync::source::Observation;
+use timesync::time::Nanos;
+use uuid::Uuid;
+
+use super::plan::{Candidate, NoPlan, Plan, confidence_of_each, plan};
+use super::{Coordinator, CoordinatorError, Job};
+use crate::agent::UncoordinatedOrder;
+use crate::certificate::{Certificate, Evidence, HostEvidence, Mode, Observed, Refusal, certify};
+use crate::http::ControlError;
+use crate::messages::{
+    Assumed, ClockAssumptions, Control, HostResult, Manifest, PolicyName, Progress, RequestedPolicy,
+    SnapshotState, Step, StoryEntry, Verdict, VolumeResult,
+};
+use crate::orders::{ArmOrder, ArmTiming, AttemptId, CommitOrder, HostDescription, ReleaseOrder, Sealed};
+use crate::remote::RemoteHost;
+
+/// Pings per host before a barrier; the median of an odd number is one of them.
+const PINGS: usize = 5;
+
+/// Why an attempt ended without a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Stop {
+    /// Another attempt may do better.
+    #[error("{0}")]
+    Refused(String),
+    /// No timed attempt can do better; messages might.
+    #[error("{0}")]
+    Unplannable(String),
+    /// No attempt can.
+    #[error(transparent)]
+    Failed(#[from] CoordinatorError),
+}
+
+impl From<ControlError> for Stop {
+    /// 422: an order that came too late, or was meant for the host's previous run. 410: the host restarted since it
+    /// was armed. A new attempt asks anew.
+    fn from(error: ControlError) -> Self {
+        match error.status() {
+            Some(410 | 422) => Stop::Refused(error.to_string()),
+            _ => Stop::Failed(error.into()),
+        }
+    }
+}
+
+struct Participant {
+    remote: Arc<RemoteHost>,
+    incarnation: Incarnation,
+    max_stretch: Nanos,
+    volumes: Vec<String>,
+}
+
+/// A cut that every host has sealed.
+struct Taken {
+    evidence: Evidence,
+    timed: Option<(Plan, Vec<Observation>)>,
+    round_trip: Option<Nanos>,
+}
+
+pub(super) struct Attempt<'a> {
+    coordinator: &'a Coordinator,
+    job: &'a Job,
+    id: AttemptId,
+    number: u32,
+    mode: Mode,
+    participants: Vec<Participant>,
+    progress: &'a (dyn Fn(Progress) + Send + Sync),
+    story: Mutex<Vec<StoryEntry>>,
+}
+
+/// Who the hosts are and what they have.
+pub(super) async fn describe(hosts: Vec<Arc<RemoteHost>>) -> Result<Vec<HostDescription>, CoordinatorError> {
+    let answers = join_all(hosts.iter().map(|host| host.describe())).await;
+    let mut descriptions = Vec::new();
+    for (host, answer) in hosts.into_iter().zip(answers) {
+        let description = answer?;
+        if description.name != host.name() {
+            return Err(CoordinatorError::Unknown(format!(
+                "the control URL of host {} leads to host {}; correct the server's configuration",
+                host.name(),
+                description.name
+            )));
+        }
+        descriptions.push(description);
+    }
+    Ok(descriptions)
+}
+
+impl<'a> Attempt<'a> {
+    /// Asks the group's hosts who they are now, and whether they have the volumes.
+    pub(super) async fn new(
+        coordinator: &'a Coordinator,
+        job: &'a Job,
+        number: u32,
+        mode: Mode,
+        progress: &'a (dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Self, CoordinatorError> {
+        let mut attempt = Attempt {
+            coordinator,
+            job,
+            id: Uuid::now_v7(),
+            number,
+            mode,
+            participants: Vec::new(),
+            progress,
+            story: Mutex::default(),
+        };
+        attempt.report(Step::Describe, "asking the hosts".to_owned());
+        let mut remotes: Vec<Arc<RemoteHost>> = Vec::new();
+        // The group is sorted, so a host's members stand together.
+        for group in job.group.chunk_by(|a, b| a.host == b.host) {
+            remotes.push(Arc::clone(coordinator.host(&group[0].host)?));
+        }
+        let descriptions = describe(remotes.clone()).await?;
+        for (remote, description) in remotes.into_iter().zip(descriptions) {
+            let volumes: Vec<String> = job
+                .group
+                .iter()
+                .filter(|member| member.host == remote.name())
+                .map(|member| member.volume.clone())
+                .collect();
+            if let Some(missing) =
+                volumes.iter().find(|name| !description.volumes.iter().any(|volume| volume.name == **name))
+            {
+                return Err(CoordinatorError::Unknown(format!(
+                    "host {} has no volume {missing}",
+                    remote.name()
+                )));
+            }
+            attempt.participants.push(Participant {
+                remote,
+                incarnation: description.host,
+                max_stretch: description.max_stretch,
+                volumes,
+            });
+        }
+        Ok(attempt)
+    }
+
+    /// Goes through with it. Without a snapshot, the attempt is undone when this returns, or will be once every host
+    /// answers again.
+    pub(super) async fn run(self) -> Result<Manifest, Stop> {
+        let (snapshot, id, hosts) = (self.job.id, self.id, self.names());
+        self.coordinator
+            .with_catalogue(move |catalogue| catalogue.begin_attempt(snapshot, id, &hosts))
+            .await?;
+        let result = self.take_and_keep().await;
+        if let Err(stop) = &result {
+            self.note(Step::Abort, None, stop.to_string());
+            self.report(Step::Abort, format!("undoing the attempt: {stop}"));
+            let remotes: Vec<_> = self.participants.iter().map(|host| Arc::clone(&host.remote)).collect();
+            self.coordinator.undo.everywhere(self.id, &remotes).await;
+        }
+        let story = std::mem::take(&mut *self.story.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(why) =
+            self.coordinator.with_catalogue(move |catalogue| catalogue.tell(snapshot, &story)).await
+        {
+            tracing::warn!(%snapshot, attempt = %id, %why, "the attempt's story was not stored");
+        }
+        result
+    }
+
+    async fn take_and_keep(&self) -> Result<Manifest, Stop> {
+        if self.job.request.control == Some(Control::Uncoordinated) {
+            return self.uncoordinated().await;
+        }
+        let taken = match self.mode {
+            Mode::Timed => self.timed().await?,
+            Mode::Barrier => self.barrier().await?,
+        };
+        let verdict = certify(&taken.evidence);
+        let words = match &verdict {
+            Ok(Certificate { margin: Some(margin), .. }) => format!("consistent by {margin}"),
+            Ok(Certificate { margin: None, .. }) => "consistent".to_owned(),
+            Err(refusal) => refusal.to_string(),
+        };
+        self.note(Step::Certify, None, words.clone());
+        self.report(Step::Certify, words);
+        if let Err(refusal) = &verdict
+            && self.job.request.control.is_none()
+        {
+            return Err(Stop::Refused(refusal.to_string()));
+        }
+        let manifest = self.manifest(&taken, verdict);
+        self.keep(manifest, taken.evidence).await
+    }
+
+    /// Cuts at T on every host, by its own clock.
+    async fn timed(&self) -> Result<Taken, Stop> {
+        let source = &self.coordinator.source.0;
+        let server_before = source.incarnation();
+        self.report(Step::Measure, "exchanging timestamps".to_owned());
+        let planned = self.measure().await.map_err(|why| match why {
+            Unmeasured::Restarted(why) => Stop::Refused(why),
+            Unmeasured::Unobserved(why) => Stop::Unplannable(why),
+            Unmeasured::Internal(why) => Stop::Failed(CoordinatorError::Internal(why)),
+        })?;
+        let policy = self.policy();
+        let plan = self.plan(&planned, &policy)?;
+        let words = format!("T in {}, V = {}", self.job.lead, plan.stretch);
+        self.note(Step::Plan, None, words.clone());
+        self.report(Step::Plan, words);
+        let timings = plan.at.iter().map(|&at| ArmTiming::Timed { at, stretch: plan.stretch }).collect();
+        self.arm(server_before, timings).await?;
+        let sealed = self.seal(server_before, self.job.lead + plan.stretch).await?;
+        // Every host has read its Q by now, so these exchanges lie after it, as those of the plan lie before P.
+        self.report(Step::Measure, "exchanging timestamps again".to_owned());
+        let remeasured = self.measure().await.map_err(|why| Stop::Refused(why.to_string()))?;
+        let hosts = self.participants.iter().zip(&sealed).zip(planned.iter().zip(&remeasured));
+        let hosts = hosts.map(|((host, sealed), (planned, remeasured))| HostEvidence {
+            host: host.remote.name().to_owned(),
+            ordered: host.incarnation,
+            reported: sealed.host,
+            readings: sealed.readings,
+            nonce: None,
+            observed: Some(Observed {
+                planned: planned.window.clone(),
+                remeasured: remeasured.window.clone(),
+                planned_with: planned.incarnation,
+                remeasured_with: remeasured.incarnation,
+            }),
+        });
+        let evidence = Evidence {
+            mode: Mode::Timed,
+            policy,
+            server_before,
+            server_after: source.incarnation(),
+            released_nonces: Vec::new(),
+            hosts: hosts.collect(),
+        };
+        Ok(Taken { evidence, timed: Some((plan, remeasured)), round_trip: None })
+    }
+
+    fn plan(&self, observations: &[Observation], policy: &Policy) -> Result<Plan, Stop> {
+        let candidates: Vec<_> = self
+            .participants
+            .iter()
+            .zip(observations)
+            .map(|(host, observation)| Candidate {
+                bound: |at| observation.window.bound(at, policy),
+                rate_ppb: observation.window.assumptions().rate_ppb,
+                max_stretch: host.max_stretch,
+            })
+            .collect();
+        let name = |index: usize| self.participants[index].remote.name();
+        match plan(self.coordinator.source.0.now(), self.job.lead, &candidates) {
+            Ok(plan) => Ok(match self.job.request.control {
+                Some(control) => plan.spoiled(control),
+                None => plan,
+            }),
+            // The prober starts over after a broken assumption, so the next attempt measures a sound window.
+            Err(NoPlan::Unbounded(index, why @ WindowError::Broken)) => {
+                Err(Stop::Refused(format!("no bound for host {}: {why}", name(index))))
+            }
+            Err(NoPlan::Unbounded(index, why)) => {
+                Err(Stop::Unplannable(format!("no bound for host {}: {why}", name(index))))
+            }
+            Err(NoPlan::TooWide { host, stretch }) => Err(Stop::Unplannable(format!(
+                "the clocks are too uncertain for a timed cut: V would be {stretch}, and host {} stretches by less \
+                 than {}; use mode barrier, or bring the round trip down",
+                name(host),
+                self.participants[host].max_stretch
+            ))),
+        }
+    }
+
+    /// Cuts on every host by message.
+    async fn barrier(&self) -> Result<Taken, Stop> {
+        let server_before = self.coordinator.source.0.incarnation();
+        self.report(Step::Measure, "measuring the control round trip".to_owned());
+        let round_trip = self.round_trip().await?;
+        self.arm(server_before, vec![ArmTiming::Barrier; self.participants.len()]).await?;
+        self.report(Step::Strike, "cutting by message".to_owned());
+        // From here to the release, writers wait. All orders leave at once on connections that the pings opened, and
+        // nothing else is done in between.
+        let limit =
+            self.participants.iter().map(|host| host.max_stretch).min().unwrap_or(Nanos::ZERO).to_std();
+        let id = self.id;
+        let strike = |_, host: Arc<RemoteHost>| async move { host.strike(id, limit).await };
+        let struck = self.everywhere(Step::Strike, strike).await?;
+        let nonces: Vec<Uuid> = struck.iter().map(|struck| struck.nonce).collect();
+        let order = Bytes::from(json(&ReleaseOrder { nonces: nonces.clone() }));
+        let release = |_, host: Arc<RemoteHost>| {
+            let order = order.clone();
+            async move { host.release(id, order).await }
+        };
+        self.everywhere(Step::Release, release).await?;
+        let sealed = self.seal(server_before, Nanos::ZERO).await?;
+        let hosts = self.participants.iter().zip(&sealed).map(|(host, sealed)| HostEvidence {
+            host: host.remote.name().to_owned(),
+            ordered: host.incarnation,
+            reported: sealed.host,
+            readings: sealed.readings,
+            nonce: sealed.nonce,
+            observed: None,
+        });
+        let evidence = Evidence {
+            mode: Mode::Barrier,
+            // No clock is asked, so no bound counts.
+            policy: Policy::Hard,
+            server_before,
+            server_after: self.coordinator.source.0.incarnation(),
+            released_nonces: nonces,
+            hosts: hosts.collect(),
+        };
+        Ok(Taken { evidence, timed: None, round_trip: Some(round_trip) })
+    }
+
+    /// Lets each host cut when it is told, one after the other: what people do who have no coordinator.
+    async fn uncoordinated(&self) -> Result<Manifest, Stop> {
+        let manifest = Manifest {
+            mode: None,
+            verdict: Verdict::Inconsistent,
+            refusal: Some("the hosts were not coordinated".to_owned()),
+            ..self.blank_manifest()
+        };
+        let stored = manifest.clone();
+        self.coordinator.with_catalogue(move |catalogue| catalogue.committing(&stored, None)).await?;
+        for host in &self.participants {
+            let order = UncoordinatedOrder { volumes: host.volumes.clone(), name: self.job.name.clone() };
+            host.remote.uncoordinated(self.id, &order).await?;
+        }
+        self.finish(SnapshotState::Inconsistent).await?;
+        Ok(manifest)
+    }
+
+    async fn arm(&self, server: Incarnation, timings: Vec<ArmTiming>) -> Result<(), Stop> {
+        self.report(Step::Arm, format!("arming {} hosts", self.participants.len()));
+        let id = self.id;
+        let order = |index: usize, host: Arc<RemoteHost>| {
+            let Participant { incarnation, volumes, .. } = &self.participants[index];
+            let order =
+                ArmOrder { host: *incarnation, server, volumes: volumes.clone(), timing: timings[index] };
+            async move { host.arm(id, &order).await }
+        };
+        self.everywhere(Step::Arm, order).await.map(|_| ())
+    }
+
+    async fn seal(&self, server: Incarnation, until_release: Nanos) -> Result<Vec<Sealed>, Stop> {
+        self.report(Step::Seal, "waiting until the cut is durable".to_owned());
+        let (id, until_release) = (self.id, until_release.to_std());
+        let order = |_, host: Arc<RemoteHost>| async move { host.seal(id, until_release).await };
+        let sealed = self.everywhere(Step::Seal, order).await?;
+        for (host, sealed) in self.participants.iter().zip(&sealed) {
+            if sealed.server != server || sealed.mode != self.mode {
+                let name = host.remote.name();
+                return Err(Stop::Refused(format!("host {name} sealed another order than this server's")));
+            }
+        }
+        Ok(sealed)
+    }
+
+    /// Stores the verdict, then names the cut on every host.
+    async fn keep(&self, manifest: Manifest, evidence: Evidence) -> Result<Manifest, Stop> {
+        let stored = manifest.clone();
+        self.coordinator
+            .with_catalogue(move |catalogue| catalogue.committing(&stored, Some(&evidence)))
+            .await?;
+        self.report(Step::Commit, "naming the snapshot on every host".to_owned());
+        let commit = |_, host: Arc<RemoteHost>| {
+            let (id, order) = (self.id, CommitOrder { name: self.job.name.clone() });
+            async move { host.commit(id, &order).await }
+        };
+        self.everywhere(Step::Commit, commit).await?;
+        self.finish(match manifest.verdict {
+            Verdict::Consistent => SnapshotState::Complete,
+            Verdict::Inconsistent => SnapshotState::Inconsistent,
+        })
+        .await?;
+        Ok(manifest)
+    }
+
+    async fn finish(&self, state: SnapshotState) -> Result<(), Stop> {
+        let (snapshot, id) = (self.job.id, self.id);
+        Ok(self.coordinator.with_catalogue(move |catalogue| catalogue.finish(snapshot, id, state)).await?)
+    }
+
+    /// Sends one order to all hosts at once, and waits for all. The first host that did not do it names the error.
+    async fn everywhere<T: Serialize, F: Future<Output = Result<T, ControlError>>>(
+        &self,
+        step: Step,
+        order: impl Fn(usize, Arc<RemoteHost>) -> F,
+    ) -> Result<Vec<T>, Stop> {
+        let hosts = self.participants.iter().enumerate();
+        let answers = join_all(hosts.map(|(index, host)| order(index, Arc::clone(&host.remote)))).await;
+        for (host, answer) in self.participants.iter().zip(&answers) {
+            let detail = match answer {
+                Ok(answer) => json(answer),
+                Err(why) => why.to_string(),
+            };
+            self.note(step, Some(host.remote.name()), detail);
+        }
+        Ok(answers.into_iter().collect::<Result<_, _>>()?)
+    }
+
+    /// A burst of exchanges with every host, and what is known of each after it.
+    async fn measure(&self) -> Result<Vec<Observation>, Unmeasured> {
+        let (source, names) = (Arc::clone(&self.coordinator.source.0), self.names());
+        tokio::task::spawn_blocking(move || source.burst(&names))
+            .await
+            .map_err(|panic| Unmeasured::Internal(panic.to_string()))?;
+        let observe = |host: &Participant| {
+            let name = host.remote.name();
+            let observation = self
+                .coordinator
+                .source
+                .0
+                .observe(name)
+                .map_err(|why| Unmeasured::Unobserved(why.to_string()))?;
+            if observation.incarnation != host.incarnation {
+                return Err(Unmeasured::Restarted(format!(
+                    "host {name}'s exchanges come from another run of it than the one that takes orders"
+                )));
+            }
+            Ok(observation)
+        };
+        self.participants.iter().map(observe).collect()
+    }
+
+    /// The median round trip of a control message to the slowest host.
+    async fn round_trip(&self) -> Result<Nanos, Stop> {
+        let medians = join_all(self.participants.iter().map(|host| {
+            let (host, source) = (Arc::clone(&host.remote), Arc::clone(&self.coordinator.source.0));
+            async move {
+                // The first one may have to open the connection.
+                host.ping().await?;
+                let mut times = [Nanos::ZERO; PINGS];
+                for time in &mut times {
+                    let sent = source.now();
+                    host.ping().await?;
+                    *time = source.now() - sent;
+                }
+                times.sort_unstable();
+                Ok::<_, ControlError>(times[PINGS / 2])
+            }
+        }))
+        .await;
+        let medians = medians.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(medians.into_iter().max().unwrap_or(Nanos::ZERO))
+    }
+
+    fn policy(&self) -> Policy {
+        match self.job.request.policy {
+            RequestedPolicy::Hard => Policy::Hard,
+            RequestedPolicy::Statistical { group_confidence, budget } => Policy::Statistical {
+                confidence: confidence_of_each(group_confidence, self.participants.len(), self.job.attempts),
+                budget,
+            },
+        }
+    }
+
+    fn manifest(&self, taken: &Taken, verdict: Result<Certificate, Refusal>) -> Manifest {
+        let (certificate, refusal) = match verdict {
+            Ok(certificate) => (Some(certificate), None),
+            Err(refusal) => (None, Some(refusal.to_string())),
+        };
+        let mut manifest = self.blank_manifest();
+        manifest.verdict = if certificate.is_some() { Verdict::Consistent } else { Verdict::Inconsistent };
+        manifest.refusal = refusal;
+        manifest.margin_ns = certificate.as_ref().and_then(|certificate| certificate.margin);
+        manifest.control_round_trip_ns = taken.round_trip;
+        manifest.assumptions.policy = taken.evidence.policy;
+        for (index, (result, evidence)) in manifest.hosts.iter_mut().zip(&taken.evidence.hosts).enumerate() {
+            let readings = evidence.readings;
+            result.at_ns = Some(readings.at);
+            result.p_ns = Some(readings.p);
+            result.q_ns = Some(readings.q);
+            result.held = readings.held;
+            result.stretch_ns = readings.stretch_ns;
+            result.released_by = Some(readings.released_by);
+            if let Some(placed) = certificate.as_ref().and_then(|certificate| certificate.placed.get(index)) {
+                result.p_latest_ns = Some(placed.p_latest);
+                result.q_earliest_ns = Some(placed.q_earliest);
+                result.error_ns = Some(placed.error);
+            }
+        }
+        if let Some((plan, observations)) = &taken.timed {
+            manifest.t_ns = Some(plan.t);
+            manifest.v_ns = Some(plan.stretch);
+            for (result, observation) in manifest.hosts.iter_mut().zip(observations) {
+                result.timestamps = Some(observation.timestamps);
+                manifest.assumptions.clocks.push(ClockAssumptions {
+                    host: result.host.clone(),
+                    assumptions: *observation.window.assumptions(),
+                });
+            }
+        }
+        manifest
+    }
+
+    fn blank_manifest(&self) -> Manifest {
+        let (policy, confidence) = match (self.mode, self.job.request.policy) {
+            (Mode::Timed, RequestedPolicy::Statistical { group_confidence, .. }) => {
+                (PolicyName::Statistical, Some(group_confidence))
+            }
+            _ => (PolicyName::Hard, None),
+        };
+        Manifest {
+            id: self.job.id,
+            name: self.job.name.clone(),
+            group: self.job.group.clone(),
+            mode: Some(self.mode),
+            verdict: Verdict::Inconsistent,
+            refusal: None,
+            margin_ns: None,
+            v_ns: None,
+            t_ns: None,
+            control_round_trip_ns: None,
+            attempts: self.number,
+            policy,
+            group_confidence: confidence,
+            hosts: self.participants.iter().map(Participant::blank_result).collect(),
+            assumptions: Assumed {
+                policy: Policy::Hard,
+                simulated: self.coordinator.options.simulation,
+                clocks: Vec::new(),
+            },
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.participants.iter().map(|host| host.remote.name().to_owned()).collect()
+    }
+
+    fn report(&self, step: Step, detail: String) {
+        (self.progress)(Progress { attempt: self.number, mode: self.mode, step, detail });
+    }
+
+    fn note(&self, step: Step, host: Option<&str>, detail: String) {
+        let at_ns = self.coordinator.source.0.now();
+        let entry = StoryEntry { attempt: self.id, at_ns, step, host: host.map(str::to_owned), detail };
+        self.story.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    }
+}
+
+/// Why the hosts' clocks are not known.
+#[derive(Debug, thiserror::Error)]
+enum Unmeasured {
+    #[error("{0}")]
+    Unobserved(String),
+    #[error("{0}")]
+    Restarted(String),
+    #[error("the exchanges failed: {0}")]
+    Internal(String),
+}
+
+impl Participant {
+    fn blank_result(&self) -> HostResult {
+        HostResult {
+            host: self.remote.name().to_owned(),
+            incarnation: self.incarnation,
+            at_ns: None,
+            p_ns: None,
+            q_ns: None,
+            p_latest_ns: None,
+            q_earliest_ns: None,
+            error_ns: None,
+            held: 0,
+            stretch_ns: crate::cut::Stretch::default(),
+            released_by: None,
+            timestamps: None,
+            volumes: self
+                .volumes
+                .iter()
+                .map(|name| VolumeResult { name: name.clone(), digest: None })
+                .collect(),
+        }
+    }
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "the control plane's own types have string keys and no fallible serialiser"
+)]
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("a plain struct serialises")
+}

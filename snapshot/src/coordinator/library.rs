@@ -1,0 +1,168 @@
+//! Looking after the snapshots that there are: show, verify, delete, digests, and what a crash left behind.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+
+use super::{Coordinator, CoordinatorError};
+use crate::certificate::certify;
+use crate::messages::{
+    CreateVolumeOn, DigestCheck, HostVolumes, Manifest, Member, Snapshot, SnapshotDetails, SnapshotState,
+    Verdict, VerifyReport,
+};
+use crate::orders::{CreateVolume, VolumeDescription};
+
+#[expect(clippy::missing_errors_doc, reason = "each fails as CoordinatorError says")]
+impl Coordinator {
+    /// Takes up what the last server left: aborts that hosts are still owed, digests that were not computed. Both go
+    /// on in the background.
+    pub async fn recover(self: &Arc<Self>) -> Result<(), CoordinatorError> {
+        for (attempt, name) in self.with_catalogue(|catalogue| catalogue.owed()).await? {
+            match self.hosts.get(&name) {
+                Some(host) => self.undo.until_answered(attempt, Arc::clone(host)),
+                None => tracing::warn!(
+                    %attempt, host = name,
+                    "an attempt could not be undone on a host that is no longer configured; configure it again to do so"
+                ),
+            }
+        }
+        for snapshot in self.with_catalogue(|catalogue| catalogue.list()).await? {
+            if let (SnapshotState::Complete, Some(manifest)) = (snapshot.state, snapshot.manifest) {
+                self.digest_later(manifest);
+            }
+        }
+        Ok(())
+    }
+
+    /// All snapshots, oldest first.
+    pub async fn list(&self) -> Result<Vec<Snapshot>, CoordinatorError> {
+        self.with_catalogue(|catalogue| catalogue.list()).await
+    }
+
+    /// One snapshot, by id or name.
+    pub async fn show(&self, key: &str, with_evidence: bool) -> Result<SnapshotDetails, CoordinatorError> {
+        let key = key.to_owned();
+        self.with_catalogue(move |catalogue| {
+            let snapshot = catalogue.find(&key)?;
+            let story = catalogue.story(snapshot.id)?;
+            let evidence = if with_evidence { catalogue.evidence(snapshot.id)? } else { None };
+            Ok(SnapshotDetails { snapshot, story, evidence })
+        })
+        .await
+    }
+
+    /// Computes a snapshot's verdict and digests again.
+    pub async fn verify(&self, key: &str) -> Result<VerifyReport, CoordinatorError> {
+        let SnapshotDetails { snapshot, evidence, .. } = self.show(key, true).await?;
+        let standing = matches!(snapshot.state, SnapshotState::Complete | SnapshotState::Inconsistent);
+        let Some(manifest) = snapshot.manifest.filter(|_| standing) else {
+            return Err(CoordinatorError::Request(format!(
+                "snapshot {} does not stand, so there is nothing to verify; show it to see why",
+                snapshot.name
+            )));
+        };
+        let (verdict, refusal, margin_ns) = match evidence.as_ref().map(certify) {
+            Some(Ok(certificate)) => (Verdict::Consistent, None, certificate.margin),
+            Some(Err(refusal)) => (Verdict::Inconsistent, Some(refusal.to_string()), None),
+            None => (Verdict::Inconsistent, Some("there is no evidence".to_owned()), None),
+        };
+        let volumes = join_all(volumes(&manifest).map(|(member, stored)| {
+            let name = &manifest.name;
+            async move {
+                let (now, problem) = match self.digest(&member, name).await {
+                    Ok(digest) => (Some(digest), None),
+                    Err(why) => (None, Some(why.to_string())),
+                };
+                DigestCheck { member, stored, now, problem }
+            }
+        }))
+        .await;
+        let same = |check: &DigestCheck| {
+            check.now.is_some() && (check.stored.is_none() || check.stored == check.now)
+        };
+        let intact = volumes.iter().all(same);
+        Ok(VerifyReport {
+            id: manifest.id,
+            name: manifest.name,
+            verdict,
+            refusal,
+            margin_ns,
+            intact,
+            volumes,
+        })
+    }
+
+    /// Deletes a snapshot on every host, then forgets it. Where a host fails, the row stays as `deleting`.
+    pub async fn delete(&self, key: &str) -> Result<(), CoordinatorError> {
+        let key = key.to_owned();
+        let snapshot = self.with_catalogue(move |catalogue| catalogue.deleting(&key)).await?;
+        // A failed snapshot is on no host, and its name may belong to another by now.
+        if let Some(manifest) = snapshot.manifest.filter(|_| snapshot.state != SnapshotState::Failed) {
+            let deletions = join_all(volumes(&manifest).map(|(member, _)| {
+                let name = &manifest.name;
+                async move { Ok(self.host(&member.host)?.delete_snapshot(&member.volume, name).await?) }
+            }));
+            deletions.await.into_iter().collect::<Result<Vec<()>, CoordinatorError>>()?;
+        }
+        self.with_catalogue(move |catalogue| catalogue.remove(snapshot.id)).await
+    }
+
+    /// Every host's volumes. A host that does not answer is listed with the reason.
+    pub async fn volumes(&self) -> Vec<HostVolumes> {
+        let answers = join_all(self.hosts.values().map(|host| host.describe())).await;
+        let listed = self.hosts.keys().cloned().zip(answers).map(|(host, answer)| match answer {
+            Ok(found) => HostVolumes { host, volumes: found.volumes, nbd: found.nbd, problem: None },
+            Err(why) => {
+                HostVolumes { host, volumes: Vec::new(), nbd: Vec::new(), problem: Some(why.to_string()) }
+            }
+        });
+        listed.collect()
+    }
+
+    /// Creates a volume on a host.
+    pub async fn create_volume(
+        &self,
+        request: CreateVolumeOn,
+    ) -> Result<VolumeDescription, CoordinatorError> {
+        let order = CreateVolume { name: request.name, size: request.size };
+        Ok(self.host(&request.host)?.create_volume(&order).await?)
+    }
+
+    /// Computes and stores the digests that a snapshot lacks, in the background.
+    pub(super) fn digest_later(self: &Arc<Self>, manifest: Manifest) {
+        if !self.options.digests || volumes(&manifest).all(|(_, stored)| stored.is_some()) {
+            return;
+        }
+        let coordinator = Arc::clone(self);
+        tokio::spawn(async move {
+            let _one_at_a_time = coordinator.digesting.lock().await;
+            for (member, _) in volumes(&manifest).filter(|(_, stored)| stored.is_none()) {
+                let result = async {
+                    let digest = coordinator.digest(&member, &manifest.name).await?;
+                    let (id, member) = (manifest.id, member.clone());
+                    coordinator
+                        .with_catalogue(move |catalogue| {
+                            catalogue.set_digest(id, &member.host, &member.volume, &digest)
+                        })
+                        .await
+                };
+                if let Err(why) = result.await {
+                    tracing::warn!(snapshot = manifest.name, volume = member.volume, %why, "no digest");
+                }
+            }
+        });
+    }
+
+    async fn digest(&self, member: &Member, snapshot: &str) -> Result<String, CoordinatorError> {
+        Ok(self.host(&member.host)?.digest(&member.volume, snapshot).await?.blake3)
+    }
+}
+
+/// A snapshot's volumes with their stored digests.
+fn volumes(manifest: &Manifest) -> impl Iterator<Item = (Member, Option<String>)> {
+    manifest.hosts.iter().flat_map(|host| {
+        host.volumes.iter().map(|volume| {
+            (Member { host: host.host.clone(), volume: volume.name.clone() }, volume.digest.clone())
+        })
+    })
+}

@@ -1,0 +1,66 @@
+//! Undoing an attempt on every host, however long that takes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use crate::catalogue::Catalogue;
+use crate::http::ControlError;
+use crate::orders::AttemptId;
+use crate::remote::RemoteHost;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Sends aborts, and remembers in the catalogue which ones were answered.
+#[derive(Clone, Debug)]
+pub(super) struct Undo {
+    catalogue: Arc<Catalogue>,
+}
+
+impl Undo {
+    pub(super) fn new(catalogue: Arc<Catalogue>) -> Self {
+        Undo { catalogue }
+    }
+
+    /// Aborts on all `hosts` at once. Returns when each has answered or failed to; those that failed are asked again
+    /// in the background. No I/O waits for this: a host releases by its own clock.
+    pub(super) async fn everywhere(&self, attempt: AttemptId, hosts: &[Arc<RemoteHost>]) {
+        let answers = join_all(hosts.iter().map(|host| self.once(attempt, host))).await;
+        for (host, answer) in hosts.iter().zip(answers) {
+            if let Err(why) = answer {
+                tracing::warn!(%attempt, host = host.name(), %why, "abort not answered; it will be repeated");
+                self.until_answered(attempt, Arc::clone(host));
+            }
+        }
+    }
+
+    /// Aborts on one host, again and again until it answers, in a task of its own.
+    pub(super) fn until_answered(&self, attempt: AttemptId, host: Arc<RemoteHost>) {
+        let undo = self.clone();
+        tokio::spawn(async move {
+            let mut pause = FIRST_PAUSE;
+            while undo.once(attempt, &host).await.is_err() {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            tracing::info!(%attempt, host = host.name(), "attempt undone");
+        });
+    }
+
+    async fn once(&self, attempt: AttemptId, host: &Arc<RemoteHost>) -> Result<(), ControlError> {
+        match host.abort(attempt).await {
+            // A host that knows nothing of the attempt has nothing of it.
+            Err(error) if !matches!(error.status(), Some(404 | 410)) => return Err(error),
+            _ => {}
+        }
+        let (catalogue, name) = (Arc::clone(&self.catalogue), host.name().to_owned());
+        let settled = tokio::task::spawn_blocking(move || catalogue.settle(attempt, &name)).await;
+        if let Ok(Err(why)) = settled {
+            // The debt stays on the books, so the next start repeats the abort; it may be repeated.
+            tracing::warn!(%attempt, host = host.name(), %why, "abort answered but not noted");
+        }
+        Ok(())
+    }
+}

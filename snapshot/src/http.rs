@@ -1,0 +1,195 @@
+//! What every HTTP end of the control plane shares: where a daemon may listen, how it says no, how it is stopped.
+
+mod client;
+mod tls;
+
+pub use client::{Connector, ControlClient, ControlError};
+pub use tls::TlsFiles;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use axum_server::accept::NoDelayAcceptor;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use rustls::ServerConfig;
+use serde::de::DeserializeOwned;
+
+use crate::orders::Problem;
+
+/// Stops a server: at once, or gracefully within a time.
+pub type StopHandle = axum_server::Handle<SocketAddr>;
+
+/// Why an HTTP end cannot start. Each is a sentence that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// Plain HTTP would leave the machine.
+    #[error(
+        "refusing plain HTTP on {0}, which is not a loopback address; configure a TLS certificate, key and CA, \
+         or allow it with `insecure`"
+    )]
+    Plain(String),
+    /// Somebody has the port.
+    #[error("port {} of {} is in use; stop what listens there or choose another address", .0.port(), .0.ip())]
+    PortInUse(SocketAddr),
+    /// Any other failure to listen.
+    #[error("cannot listen on {address}: {why}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        why: std::io::Error,
+    },
+    /// A certificate, key or CA file is unusable.
+    #[error("cannot use {} for TLS: {why}", .path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A URL is not one.
+    #[error("{url} is not a control URL ({why}); write it as https://host:port")]
+    Url {
+        /// As configured.
+        url: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The client could not be set up.
+    #[error("cannot set up the HTTP client: {0}")]
+    Client(String),
+}
+
+/// A bound socket of the control plane that does not serve yet.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+    tls: Option<Arc<ServerConfig>>,
+}
+
+impl Listener {
+    /// Binds `address`. With `tls`, only clients that present a certificate of its CA are served; without, `address`
+    /// must be a loopback address unless `insecure` is set.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub fn bind(address: SocketAddr, tls: Option<&TlsFiles>, insecure: bool) -> Result<Self, HttpError> {
+        if tls.is_none() && !insecure && !address.ip().is_loopback() {
+            return Err(HttpError::Plain(address.to_string()));
+        }
+        let tls = tls.map(TlsFiles::server).transpose()?;
+        let listen = |why: std::io::Error| match why.kind() {
+            std::io::ErrorKind::AddrInUse => HttpError::PortInUse(address),
+            _ => HttpError::Listen { address, why },
+        };
+        let socket = TcpListener::bind(address).map_err(listen)?;
+        socket.set_nonblocking(true).map_err(listen)?;
+        let address = socket.local_addr().map_err(listen)?;
+        Ok(Listener { socket, address, tls })
+    }
+
+    /// Where it listens; tells the port that the system chose for port 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its URL for clients on this machine or on the address that it was bound to.
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.address)
+    }
+
+    /// Serves until `stop` says otherwise.
+    ///
+    /// # Errors
+    /// When the listening socket fails.
+    pub async fn serve(self, router: Router, stop: StopHandle) -> std::io::Result<()> {
+        let service =
+            router.fallback(no_such_page).method_not_allowed_fallback(no_such_method).into_make_service();
+        // Small requests answer each other (strike, release): Nagle's delay would dominate a barrier.
+        let server = axum_server::from_tcp(self.socket)?.handle(stop).acceptor(NoDelayAcceptor::new());
+        match self.tls {
+            None => server.serve(service).await,
+            Some(config) => {
+                let tls = RustlsConfig::from_config(config);
+                server.map(|inner| RustlsAcceptor::new(tls).acceptor(inner)).serve(service).await
+            }
+        }
+    }
+}
+
+/// An answer that says no: problem+json (RFC 9457).
+#[derive(Debug)]
+pub struct Refusal(Problem);
+
+impl Refusal {
+    /// `detail` is one sentence that says what to do; an invalid `status` becomes 500.
+    pub fn new(status: u16, detail: impl Into<String>) -> Self {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Refusal(Problem {
+            status: status.as_u16(),
+            title: status.canonical_reason().unwrap_or("Error").to_owned(),
+            detail: detail.into(),
+        })
+    }
+
+    /// The problem itself, for answers that carry it inside.
+    pub fn into_problem(self) -> Problem {
+        self.0
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(self.0)).into_response()
+    }
+}
+
+/// A JSON body; what is wrong with one is answered as a problem.
+#[derive(Debug)]
+pub struct JsonBody<T>(pub T);
+
+impl<S: Send + Sync, T> FromRequest<S> for JsonBody<T>
+where
+    Json<T>: FromRequest<S, Rejection = JsonRejection>,
+{
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(body)) => Ok(JsonBody(body)),
+            Err(rejection) => Err(Refusal::new(rejection.status().as_u16(), rejection.body_text())),
+        }
+    }
+}
+
+/// The variable segments of a path; what is wrong with them is answered as a problem.
+#[derive(Debug)]
+pub struct Segments<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segments<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        match Path::<T>::from_request_parts(parts, state).await {
+            Ok(Path(segments)) => Ok(Segments(segments)),
+            Err(rejection) => Err(Refusal::new(rejection.status().as_u16(), rejection.body_text())),
+        }
+    }
+}
+
+async fn no_such_page(request: Request) -> Refusal {
+    Refusal::new(404, format!("there is nothing at {}", request.uri().path()))
+}
+
+async fn no_such_method(request: Request) -> Refusal {
+    Refusal::new(405, format!("{} does not apply to {}", request.method(), request.uri().path()))
+}

@@ -1,0 +1,370 @@
+//! What the server's API takes and gives: shared by the server, the command line and the catalogue.
+
+use serde::{Deserialize, Serialize};
+use timesync::bound::{Assumptions, AsymmetryBudget, Policy};
+use timesync::exchange::StampClass;
+use timesync::identity::Incarnation;
+use timesync::time::{Host, Nanos, Server, Time};
+use uuid::Uuid;
+
+use crate::certificate::{Evidence, Mode};
+use crate::cut::{Cause, Stretch};
+use crate::orders::{AttemptId, Problem, VolumeDescription};
+
+/// One volume of a group.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// The host's name.
+    pub host: String,
+    /// The volume's name on it.
+    pub volume: String,
+}
+
+/// How to take a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RequestedMode {
+    /// By clocks only.
+    Timed,
+    /// By messages only.
+    Barrier,
+    /// By clocks; by messages after the timed attempts are used up, or where the bound is too wide.
+    #[default]
+    Auto,
+}
+
+/// Which bound sizes V.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum RequestedPolicy {
+    /// Only the named assumptions.
+    #[default]
+    Hard,
+    /// Narrower, at a confidence.
+    Statistical {
+        /// For the whole snapshot; above 0 and below 1.
+        group_confidence: f64,
+        /// The asymmetry allowed for.
+        budget: AsymmetryBudget,
+    },
+}
+
+/// A snapshot taken wrongly on purpose, to see that the certificate refuses it. Only on a server in simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Control {
+    /// Each host cuts when it is told, one after the other, and holds nothing.
+    Uncoordinated,
+    /// T reaches every host as the same number, not translated into its clock.
+    Untranslated,
+    /// V = 0.
+    ZeroStretch,
+}
+
+/// Take a snapshot. `POST /api/v1/snapshots`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CreateRequest {
+    /// Its name, by the rule for volume names; none: the server makes one up.
+    pub name: Option<String>,
+    /// The volumes; empty: all volumes of all hosts.
+    pub group: Vec<Member>,
+    /// How.
+    pub mode: RequestedMode,
+    /// By which bound.
+    pub policy: RequestedPolicy,
+    /// How far ahead of the order T lies, 1 ms ..= 60 s; none: the server's default.
+    pub lead_ns: Option<Nanos>,
+    /// Attempts in each mode, 1 ..= 100; none: the server's default.
+    pub attempts: Option<u32>,
+    /// Do it wrongly.
+    pub control: Option<Control>,
+}
+
+/// How far a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Ask the hosts who they are and what they have.
+    Describe,
+    /// Exchange timestamps.
+    Measure,
+    /// Choose T and V.
+    Plan,
+    /// Give the orders.
+    Arm,
+    /// Barrier mode: cut everywhere.
+    Strike,
+    /// Barrier mode: end the stretch everywhere.
+    Release,
+    /// Wait until the cut is durable everywhere.
+    Seal,
+    /// Judge the evidence.
+    Certify,
+    /// Name the snapshot on every host.
+    Commit,
+    /// Undo the attempt on every host.
+    Abort,
+}
+
+/// What is happening, as it happens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Which attempt, from 1.
+    pub attempt: u32,
+    /// In which mode.
+    pub mode: Mode,
+    /// What.
+    pub step: Step,
+    /// In words.
+    pub detail: String,
+}
+
+/// One line of the answer to [`CreateRequest`]. The last one is a manifest or a problem.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CreateEvent {
+    /// It goes on.
+    Progress(Progress),
+    /// It is done.
+    Manifest(Box<Manifest>),
+    /// It failed, and nothing is left of it.
+    Problem(Problem),
+}
+
+/// What the certificate says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// The evidence proves the cut consistent.
+    Consistent,
+    /// It does not. Only a control is kept like this.
+    Inconsistent,
+}
+
+/// A snapshot: what was cut, when, and what is known of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The snapshot's id.
+    pub id: Uuid,
+    /// Its name: the exports are `volume@name`.
+    pub name: String,
+    /// The volumes.
+    pub group: Vec<Member>,
+    /// How the hosts agreed on the instant; null for an uncoordinated control.
+    pub mode: Option<Mode>,
+    /// What the certificate says.
+    pub verdict: Verdict,
+    /// Why it says no.
+    pub refusal: Option<String>,
+    /// By how much the cut is consistent; null in barrier mode.
+    pub margin_ns: Option<Nanos>,
+    /// V; null in barrier mode.
+    pub v_ns: Option<Nanos>,
+    /// T on the server's timeline; null in barrier mode.
+    pub t_ns: Option<Time<Server>>,
+    /// Barrier mode: the median round trip of a control message to the slowest host.
+    pub control_round_trip_ns: Option<Nanos>,
+    /// Attempts it took, the last one included.
+    pub attempts: u32,
+    /// Which bound sized V: `hard` or `statistical`.
+    pub policy: PolicyName,
+    /// How sure the certificate is, all hosts and attempts together; null under the hard policy.
+    pub group_confidence: Option<f64>,
+    /// What each host did.
+    pub hosts: Vec<HostResult>,
+    /// What the certificate rests on.
+    pub assumptions: Assumed,
+}
+
+/// The name of a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyName {
+    /// Only the named assumptions.
+    Hard,
+    /// At a confidence.
+    Statistical,
+}
+
+/// What one host did. Readings are null for an uncoordinated control.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostResult {
+    /// Its name.
+    pub host: String,
+    /// The run of it that took part.
+    pub incarnation: Incarnation,
+    /// T_i, in its own clock.
+    pub at_ns: Option<Time<Host>>,
+    /// P_i, in its own clock.
+    pub p_ns: Option<Time<Host>>,
+    /// Q_i, in its own clock.
+    pub q_ns: Option<Time<Host>>,
+    /// P_i happened no later than this, on the server's timeline; null in barrier mode.
+    pub p_latest_ns: Option<Time<Server>>,
+    /// Q_i happened no earlier than this, on the server's timeline; null in barrier mode.
+    pub q_earliest_ns: Option<Time<Server>>,
+    /// Half-width of the bound at P_i; null in barrier mode.
+    pub error_ns: Option<Nanos>,
+    /// Replies that were held back.
+    pub held: u64,
+    /// For how long.
+    pub stretch_ns: Stretch,
+    /// What ended the stretch.
+    pub released_by: Option<Cause>,
+    /// The class of the timestamps behind the bound; null in barrier mode.
+    pub timestamps: Option<StampClass>,
+    /// Its volumes.
+    pub volumes: Vec<VolumeResult>,
+}
+
+/// One volume of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeResult {
+    /// Its name.
+    pub name: String,
+    /// BLAKE3 of the snapshot's content, in hex; null until it is computed.
+    pub digest: Option<String>,
+}
+
+/// What a certificate rests on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assumed {
+    /// Which bound counted, with the confidence of each single one.
+    pub policy: Policy,
+    /// Whether the server accepts simulated clocks.
+    pub simulated: bool,
+    /// Each host's clock assumptions; empty in barrier mode, which assumes nothing of clocks.
+    pub clocks: Vec<ClockAssumptions>,
+}
+
+/// What was assumed of one host's clock and path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockAssumptions {
+    /// The host.
+    pub host: String,
+    /// Rate, wander and least delays.
+    #[serde(flatten)]
+    pub assumptions: Assumptions,
+}
+
+/// Where a snapshot is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotState {
+    /// Being taken. Found at start-up, it is rolled back.
+    Planning,
+    /// Certified and being named on the hosts. Found at start-up, it is rolled back.
+    Committing,
+    /// Certified, and named on every host.
+    Complete,
+    /// A control: kept although the certificate refuses it.
+    Inconsistent,
+    /// Undone. Nothing of it is left but this row.
+    Failed,
+    /// Being deleted; delete it again to finish that.
+    Deleting,
+}
+
+/// A row of the catalogue. `GET /api/v1/snapshots`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Where it is in its life.
+    pub state: SnapshotState,
+    /// Why it failed.
+    pub why: Option<String>,
+    /// When it was asked for: UTC, RFC 3339.
+    pub created: String,
+    /// What it is, once it was certified.
+    pub manifest: Option<Manifest>,
+}
+
+/// Everything about a snapshot. `GET /api/v1/snapshots/{id or name}`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotDetails {
+    /// The row.
+    #[serde(flatten)]
+    pub snapshot: Snapshot,
+    /// What happened in each attempt.
+    pub story: Vec<StoryEntry>,
+    /// What the certificate was computed from; only with `?evidence=1`.
+    pub evidence: Option<Evidence>,
+}
+
+/// One event of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoryEntry {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// When, by the server's clock.
+    pub at_ns: Time<Server>,
+    /// What.
+    pub step: Step,
+    /// Which host; null where it concerns all.
+    pub host: Option<String>,
+    /// The readings, or why not.
+    pub detail: String,
+}
+
+/// Is it still what it was? `POST /api/v1/snapshots/{id or name}/verify`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// The snapshot's id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// What the stored evidence proves, computed again.
+    pub verdict: Verdict,
+    /// Why it proves nothing.
+    pub refusal: Option<String>,
+    /// The margin, computed again.
+    pub margin_ns: Option<Nanos>,
+    /// Whether every volume reads as it did when its digest was taken. False where one differs or cannot be read.
+    pub intact: bool,
+    /// Each volume's digest.
+    pub volumes: Vec<DigestCheck>,
+}
+
+/// One volume's digest, then and now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DigestCheck {
+    /// The volume.
+    #[serde(flatten)]
+    pub member: Member,
+    /// As stored; null if it was not computed yet.
+    pub stored: Option<String>,
+    /// As computed now.
+    pub now: Option<String>,
+    /// Why it could not be computed now.
+    pub problem: Option<String>,
+}
+
+/// A host's volumes. `GET /api/v1/volumes`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostVolumes {
+    /// The host.
+    pub host: String,
+    /// Its volumes; empty where it does not answer.
+    pub volumes: Vec<VolumeDescription>,
+    /// Where its NBD server listens.
+    pub nbd: Vec<String>,
+    /// Why it does not answer.
+    pub problem: Option<String>,
+}
+
+/// Create a volume on a host. `POST /api/v1/volumes`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolumeOn {
+    /// The host.
+    pub host: String,
+    /// The volume's name.
+    pub name: String,
+    /// In bytes; a multiple of 4096.
+    pub size: u64,
+}

@@ -1,0 +1,137 @@
+//! A host as the coordinator sees it: the typed client of [`crate::agent`].
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use reqwest::Url;
+
+use crate::agent::UncoordinatedOrder;
+use crate::http::{Connector, ControlClient, ControlError, HttpError};
+use crate::orders::{
+    ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, Sealed, Struck,
+    VolumeDescription,
+};
+
+/// Where a host's control plane is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostEndpoint {
+    /// The host's name, the same as in its own configuration and in time exchanges.
+    pub name: String,
+    /// Its control URL, such as `https://host-a:7411`.
+    pub control: String,
+}
+
+/// How long a host may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// For what costs no more than a sync or two.
+    pub step: Duration,
+    /// For making a cut durable, beyond T + V.
+    pub seal: Duration,
+    /// For work that reads or merges whole volumes.
+    pub bulk: Duration,
+}
+
+impl Default for Limits {
+    /// 5 s, 30 s and an hour.
+    fn default() -> Self {
+        Limits {
+            step: Duration::from_secs(5),
+            seal: Duration::from_secs(30),
+            bulk: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// One host.
+#[derive(Clone, Debug)]
+pub struct RemoteHost {
+    name: String,
+    client: ControlClient,
+    limits: Limits,
+}
+
+#[expect(clippy::missing_errors_doc, reason = "each fails as ControlError says")]
+impl RemoteHost {
+    /// A client for `endpoint`.
+    pub fn new(connector: &Connector, endpoint: &HostEndpoint, limits: Limits) -> Result<Self, HttpError> {
+        let client = connector.connect(&format!("host {}", endpoint.name), &endpoint.control)?;
+        Ok(RemoteHost { name: endpoint.name.clone(), client, limits })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn cut(&self, attempt: AttemptId, step: &str) -> Url {
+        self.client.page(&["v1", "cuts", &attempt.to_string(), step])
+    }
+
+    /// Who it is and what it has.
+    pub async fn describe(&self) -> Result<HostDescription, ControlError> {
+        self.client.get(self.client.page(&["v1", "host"]), self.limits.step).await
+    }
+
+    /// Nothing but the round trip.
+    pub async fn ping(&self) -> Result<(), ControlError> {
+        self.client.get(self.client.page(&["v1", "ping"]), self.limits.step).await
+    }
+
+    /// Gets ready to cut.
+    pub async fn arm(&self, attempt: AttemptId, order: &ArmOrder) -> Result<Armed, ControlError> {
+        self.client.post(self.cut(attempt, "arm"), order, self.limits.step).await
+    }
+
+    /// Barrier mode: cuts now. `limit`: after the host's own `max_stretch` an answer is worth nothing.
+    pub async fn strike(&self, attempt: AttemptId, limit: Duration) -> Result<Struck, ControlError> {
+        self.client.post_bytes(self.cut(attempt, "strike"), Bytes::new(), limit).await
+    }
+
+    /// Barrier mode: everybody has cut. `order` is a `ReleaseOrder` in JSON.
+    pub async fn release(&self, attempt: AttemptId, order: Bytes) -> Result<(), ControlError> {
+        self.client.post_bytes(self.cut(attempt, "release"), order, self.limits.step).await
+    }
+
+    /// Answers once the stretch is over and the cut is durable. `until_release`: how long that is away.
+    pub async fn seal(&self, attempt: AttemptId, until_release: Duration) -> Result<Sealed, ControlError> {
+        let limit = self.limits.seal.saturating_add(until_release);
+        self.client.post_bytes(self.cut(attempt, "seal"), Bytes::new(), limit).await
+    }
+
+    /// Drops the attempt and any name it was given. It may be repeated.
+    pub async fn abort(&self, attempt: AttemptId) -> Result<(), ControlError> {
+        self.client.post_bytes(self.cut(attempt, "abort"), Bytes::new(), self.limits.step).await
+    }
+
+    /// Names the sealed state.
+    pub async fn commit(&self, attempt: AttemptId, order: &CommitOrder) -> Result<(), ControlError> {
+        self.client.post(self.cut(attempt, "commit"), order, self.limits.step).await
+    }
+
+    /// Cuts now, by nobody's clock.
+    pub async fn uncoordinated(
+        &self,
+        attempt: AttemptId,
+        order: &UncoordinatedOrder,
+    ) -> Result<(), ControlError> {
+        self.client.post(self.cut(attempt, "uncoordinated"), order, self.limits.seal).await
+    }
+
+    /// Creates a volume.
+    pub async fn create_volume(&self, order: &CreateVolume) -> Result<VolumeDescription, ControlError> {
+        self.client.post(self.client.page(&["v1", "volumes"]), order, self.limits.step).await
+    }
+
+    /// Deletes a snapshot of a volume; an absent one is deleted already.
+    pub async fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), ControlError> {
+        let page = self.client.page(&["v1", "volumes", volume, "snapshots", snapshot]);
+        self.client.delete(page, self.limits.bulk).await
+    }
+
+    /// The digest of a snapshot's content.
+    pub async fn digest(&self, volume: &str, snapshot: &str) -> Result<ContentDigest, ControlError> {
+        let page = self.client.page(&["v1", "volumes", volume, "snapshots", snapshot, "digest"]);
+        self.client.get(page, self.limits.bulk).await
+    }
+}
