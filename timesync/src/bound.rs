@@ -42,7 +42,8 @@ mod window;
 pub use statistical::{AsymmetryBudget, AsymmetrySource, Basis, Statistical};
 pub use window::{Window, WindowError};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::time::{Host, Nanos, Offset, Server, Span, Time};
 
@@ -96,15 +97,33 @@ pub struct Drift {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assumptions {
     /// ρ: |dθ/dx| ≤ `rate_ppb` · 10⁻⁹, host relative to server. Range 1 ..= 10_000_000.
+    #[serde(deserialize_with = "rate")]
     pub rate_ppb: u32,
     /// κ: |d²θ/dx²| ≤ `wander_ppb_per_s` · 10⁻⁹ per second. None: the rate may jump within ρ at any time (a clock that
     /// is steered), so only the rate box bounds it.
     pub wander_ppb_per_s: Option<u32>,
     /// d_f: no packet from server to host takes less, between the stamping points, in the server's time. Default 0,
     /// never negative.
+    #[serde(deserialize_with = "delay")]
     pub min_forward: Nanos,
     /// d_b: no packet from host to server takes less, likewise. Default 0, never negative.
+    #[serde(deserialize_with = "delay")]
     pub min_backward: Nanos,
+}
+
+/// Stored evidence may be damaged; with a rate of 1 and more a host's clock could stand still, and nothing would hold.
+fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let ppb = u32::deserialize(deserializer)?;
+    if (1..=10_000_000).contains(&ppb) {
+        Ok(ppb)
+    } else {
+        Err(D::Error::custom("rate_ppb is not in 1 ..= 10000000"))
+    }
+}
+
+fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Nanos, D::Error> {
+    let delay = Nanos::deserialize(deserializer)?;
+    if delay >= Nanos::ZERO { Ok(delay) } else { Err(D::Error::custom("a minimum delay is negative")) }
 }
 
 impl Default for Assumptions {
@@ -171,6 +190,19 @@ mod tests {
                 m - e <= interval.lo && interval.hi <= m + e && (e + e).get() <= hi - lo + 1,
                 "{lo} {hi}"
             );
+        }
+    }
+
+    #[test]
+    fn assumptions_out_of_range_are_not_read() {
+        let good = serde_json::to_value(Assumptions::default()).unwrap();
+        assert_eq!(serde_json::from_value::<Assumptions>(good.clone()).unwrap(), Assumptions::default());
+        for (field, value) in
+            [("rate_ppb", 0), ("rate_ppb", 1_000_000_000), ("min_forward", -1), ("min_backward", -1)]
+        {
+            let mut bad = good.clone();
+            bad[field] = value.into();
+            assert!(serde_json::from_value::<Assumptions>(bad).is_err(), "{field} = {value}");
         }
     }
 

@@ -30,7 +30,7 @@
 //! F(β) = min over the upper lines is concave. So is F̄(β), the same for −α, and H = F + F̄ too. The feasible rates are
 //! the interval H ≥ 0, the largest α is max F on it, and the smallest is −max F̄. Each evaluation is a scan over the
 //! constraints. Convex hulls would make it faster, but the inflation moves with x0, so they would have to be built
-//! again for every query; half a dozen scans of 512 constraints cost less than that.
+//! again for every query; a dozen scans of 512 constraints cost no more than that.
 //!
 //! # Rounding
 //!
@@ -41,7 +41,7 @@
 //! value is off by less than 2^-50·M. Every line is raised by the slack 2^-48·M, which contains that four times: the
 //! solver works on exact lines that lie outside the true ones. A computed root or crossing is off by a few more
 //! roundings of terms ≤ M, so the slack covers these too. The result is rounded outwards to whole nanoseconds. For ρ
-//! = 200 ppm and ages up to 2 hours M is 5 s and the slack 0.02 ns at most.
+//! = 200 ppm and ages up to 2 hours M is 5 s and the slack 2·10⁻⁵ ns.
 
 use serde::{Deserialize, Serialize};
 
@@ -202,12 +202,16 @@ fn lines(constraints: impl Iterator<Item = (i128, i128)>, ceiling: i128, rho: f6
     std::iter::once(level).chain(telling).collect()
 }
 
-/// The line that limits α at `rate`.
+/// The line that limits α at `rate`. There is always one: the box.
 fn active(lines: &[Line], rate: f64) -> Line {
-    lines
-        .iter()
-        .skip(1)
-        .fold(lines[0], |lowest, line| if line.at(rate) < lowest.at(rate) { *line } else { lowest })
+    let (mut lowest, mut height) = (lines[0], lines[0].at(rate));
+    for line in &lines[1..] {
+        let here = line.at(rate);
+        if here < height {
+            (lowest, height) = (*line, here);
+        }
+    }
+    lowest
 }
 
 /// The end of the feasible rates on the side of `limit` (−ρ or ρ), approached from outside; none where no rate in

@@ -25,7 +25,7 @@ use crate::time::{Nanos, Offset, Server, Time};
 
 /// The quantile of the delays that the two ways are compared by. Low, because queues come and go on each way by
 /// itself and the lower quarter of the packets meets few of them; but not the minimum, which no number of samples
-/// brackets without a model of the tail. 16 samples bracket the lower quartile at 95 %.
+/// brackets without a model of the tail. 15 samples bracket the lower quartile at 95 %.
 const QUANTILE: f64 = 0.25;
 
 /// Samples count as long as their age adds no more than this share of the hard half-width to their error. More
@@ -205,8 +205,8 @@ struct Ranks {
 }
 
 impl Ranks {
-    /// The narrowest pair with the asked confidence; where there is none, the extremes with the confidence that they
-    /// carry. None without samples.
+    /// The narrowest pair with the asked confidence. A side that has no such rank takes its extreme, and the pair has
+    /// the confidence that this leaves, which may be next to none. None without samples.
     ///
     /// The rank-th smallest of n samples is above the quantile iff fewer than `rank` samples are at or below it: at
     /// most P(Bin(n, p) < rank). It is below the quantile iff at least `rank` samples are: at most P(Bin(n, p) ≥

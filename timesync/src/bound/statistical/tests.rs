@@ -23,11 +23,11 @@ fn truth() -> Nanos {
     Nanos::new((forward - backward).abs().ceil() as i64 + 2)
 }
 
-/// Ten seconds of pairs, then a burst of `burst` at 1 ms that ends at 50 s. A queue is kept for the next exchange
+/// Five seconds at 8 exchanges a second, then a burst of `burst` at 1 ms that ends at 50 s. A queue is kept for the next exchange
 /// with the probability `sticky`.
 fn window(clock: &Clock, burst: i64, sticky: f64, random: &mut Random) -> Window {
     let mut window = Window::new(Assumptions::default(), 512);
-    let before = (0..80).map(|pair| 40 * SECOND + pair * SECOND / 8 - SECOND / 10);
+    let before = (0..40).map(|i| 45 * SECOND + i * SECOND / 8 - SECOND / 10);
     let mut queues = (0.0, 0.0);
     for at in before.chain((0..burst).map(|i| 50 * SECOND - (burst - i) * SECOND / 1_000)) {
         if !random.chance(sticky) {
@@ -97,8 +97,8 @@ fn coverage(windows: u64, burst: i64, sticky: f64, confidence: f64, budget: Nano
 #[test]
 fn the_confidence_is_kept_with_an_honest_budget() {
     for sticky in [0.0, 0.6] {
-        let Coverage { tally, statistical, hard } = coverage(2_500, 64, sticky, 0.95, truth());
-        assert!(tally.of >= 1_000 && tally.at_least() >= 0.95, "sticky {sticky}: {tally:?}");
+        let Coverage { tally, statistical, hard } = coverage(2_000, 64, sticky, 0.95, truth());
+        assert!(tally.of >= 800 && tally.at_least() >= 0.95, "sticky {sticky}: {tally:?}");
         assert!(statistical * 5 < hard * 4, "{statistical} of {hard} ns");
     }
 }
@@ -176,13 +176,13 @@ fn no_more_confidence_than_the_samples_carry() {
 
 #[test]
 fn ranks_of_the_lower_quartile() {
-    // 0.75¹⁵ = 0.0134 and 0.75¹⁶ = 0.0100 stand around 0.0125, the share of each of four sides in a miss of 0.05.
-    // The others by the sums of binomial coefficients.
-    for (effective, below, above) in [(16, 1, 9), (100, 16, 36)] {
+    // By sums of binomial coefficients. 0.75¹⁶ = 0.0100 is within 0.0125, the share of each of four sides in a miss of
+    // 0.05. 0.75¹⁵ = 0.0134 is not, but the other side leaves it room; 0.75¹⁴ = 0.0178 is too much.
+    for (effective, below, above) in [(15, 1, 9), (16, 1, 9), (100, 16, 36)] {
         let ranks = Ranks::new(effective, 0.95).unwrap();
         assert_eq!((ranks.below, ranks.above, ranks.confidence), (below, above, 0.95));
     }
-    assert_eq!(Ranks::new(15, 0.97).unwrap().below, 1);
+    assert!(Ranks::new(14, 0.95).unwrap().confidence < 0.95);
     assert!((Ranks::new(8, 0.95).unwrap().confidence - (1.0 - 2.0 * (0.100_113 + 0.004_227))).abs() < 1e-5);
     assert!(Ranks::new(1, 0.95).unwrap().confidence < 0.0);
     assert!(Ranks::new(0, 0.95).is_none());
