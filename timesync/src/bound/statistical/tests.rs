@@ -23,8 +23,8 @@ fn truth() -> Nanos {
     Nanos::new((forward - backward).abs().ceil() as i64 + 2)
 }
 
-/// Five seconds at 8 exchanges a second, then a burst of `burst` at 1 ms that ends at 50 s. A queue is kept for the next exchange
-/// with the probability `sticky`.
+/// Five seconds at 8 exchanges a second, then a burst of `burst` at 1 ms that ends at 50 s. A queue is kept for the
+/// next exchange with the probability `sticky`.
 fn window(clock: &Clock, burst: i64, sticky: f64, random: &mut Random) -> Window {
     let mut window = Window::new(Assumptions::default(), 512);
     let before = (0..40).map(|i| 45 * SECOND + i * SECOND / 8 - SECOND / 10);
