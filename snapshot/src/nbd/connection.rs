@@ -134,6 +134,10 @@ impl Connection {
                 continue;
             };
             let request = request?;
+            if request.command == wire::command::DISC {
+                // Replies that may leave, leave. Held ones stay behind: nobody waits for them.
+                return self.send();
+            }
             let length = Request::LEN + request.payload();
             if request.payload() > wire::MAX_PAYLOAD as usize {
                 self.replies.push(&wire::simple_reply(request.cookie, Err(ErrorCode::Invalid)));
@@ -146,8 +150,8 @@ impl Connection {
                 continue;
             }
             match request.check(export.device.size(), export.structured) {
-                Ok(Command::Disconnect) => return Ok(()),
-                checked => self.execute(export, request, checked)?,
+                Ok(command) => self.execute(export, request, command)?,
+                Err(code) => self.answer(export, request, Err(code)),
             }
             self.input.consume(length);
             if self.replies.len() >= GATHER {
@@ -157,37 +161,27 @@ impl Connection {
     }
 
     /// Executes one request, whose payload follows its head in the input, and adds its reply to the others.
-    fn execute(
-        &mut self,
-        export: &Chosen,
-        request: Request,
-        checked: Result<Command, ErrorCode>,
-    ) -> Result<(), Ended> {
+    fn execute(&mut self, export: &Chosen, request: Request, command: Command) -> Result<(), Ended> {
         let Request { offset, length, .. } = request;
-        if checked.is_ok_and(Command::waits_for_disk) {
+        if command.waits_for_disk() {
             // Replies that are ready do not wait for a disk.
             self.send()?;
         }
         let start = self.replies.len();
         let device = &*export.device;
-        let outcome = match checked {
-            Err(code) => {
-                self.answer(export, request, Err(code));
-                return Ok(());
-            }
-            Ok(Command::Read) => self.read(export, request),
-            Ok(Command::Write { fua }) => {
+        let outcome = match command {
+            Command::Read => self.read(export, request),
+            Command::Write { fua } => {
                 let data = &self.input.filled()[Request::LEN..][..request.payload()];
                 device.write(offset, data, fua)
             }
-            Ok(Command::Flush) => device.flush(),
-            Ok(Command::Trim { fua }) => device.trim(offset, length.into(), fua),
-            Ok(Command::WriteZeroes { may_punch, fua }) => {
+            Command::Flush => device.flush(),
+            Command::Trim { fua } => device.trim(offset, length.into(), fua),
+            Command::WriteZeroes { may_punch, fua } => {
                 device.write_zeroes(offset, length.into(), may_punch, fua)
             }
-            Ok(Command::Disconnect) => return Ok(()),
         };
-        if checked != Ok(Command::Read) || outcome.result.is_err() {
+        if command != Command::Read || outcome.result.is_err() {
             self.replies.truncate(start);
             self.answer(export, request, outcome.result.map_err(ErrorCode::from));
         }

@@ -183,7 +183,6 @@ pub(super) enum Command {
     Flush,
     Trim { fua: bool },
     WriteZeroes { may_punch: bool, fua: bool },
-    Disconnect,
 }
 
 impl Command {
@@ -192,7 +191,7 @@ impl Command {
         match self {
             Command::Flush => true,
             Command::Write { fua } | Command::Trim { fua } | Command::WriteZeroes { fua, .. } => fua,
-            Command::Read | Command::Disconnect => false,
+            Command::Read => false,
         }
     }
 }
@@ -240,7 +239,7 @@ impl Request {
         if self.command == command::WRITE { self.length as usize } else { 0 }
     }
 
-    /// What is asked for, of an export of `size` bytes.
+    /// What is asked for, of an export of `size` bytes. DISC is no such thing: it has no answer.
     pub fn check(self, size: u64, structured: bool) -> Result<Command, ErrorCode> {
         let fua = self.flags & command_flag::FUA != 0;
         // FUA may come with any command and means nothing to those that write nothing.
@@ -248,7 +247,6 @@ impl Request {
             command::READ if structured => (Command::Read, command_flag::DF),
             command::READ => (Command::Read, 0),
             command::WRITE => (Command::Write { fua }, 0),
-            command::DISC => return Ok(Command::Disconnect),
             command::FLUSH => (Command::Flush, 0),
             command::TRIM => (Command::Trim { fua }, 0),
             command::WRITE_ZEROES if self.flags & command_flag::FAST_ZERO != 0 => {
@@ -384,7 +382,6 @@ mod tests {
             (command::WRITE_ZEROES, NO_HOLE | FUA, 0, 9, Ok(Command::WriteZeroes { may_punch: false, fua: true })),
             (command::WRITE_ZEROES, FAST_ZERO, 0, 9, Err(ErrorCode::Unsupported)),
             (command::WRITE_ZEROES, 0, SIZE - 1, u32::MAX, Err(ErrorCode::NoSpace)),
-            (command::DISC, 0, 0, 0, Ok(Command::Disconnect)),
             (5, 0, 0, 1, Err(ErrorCode::Invalid)),
             (u16::MAX, 0, 0, 1, Err(ErrorCode::Invalid)),
         ];
@@ -435,7 +432,7 @@ mod tests {
         ) {
             let request = Request { flags, command, cookie: 0, offset, length };
             if let Ok(accepted) = request.check(size, structured)
-                && !matches!(accepted, Command::Flush | Command::Disconnect)
+                && accepted != Command::Flush
             {
                 prop_assert!(offset + u64::from(length) <= size);
                 prop_assert!(request.payload() <= MAX_PAYLOAD as usize);

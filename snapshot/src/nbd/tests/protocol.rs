@@ -91,6 +91,16 @@ fn the_oldest_clients_get_their_zeroes() {
 }
 
 #[test]
+fn requests_before_a_good_bye_are_answered() {
+    let served = Served::start();
+    let mut pipe = served.pipe();
+    let bytes = [write_request(1, 0, b"last"), request(command::DISC, 0, 2, 0, 0).to_vec()].concat();
+    pipe.write_all(&bytes).unwrap();
+    assert_eq!(reply(&mut pipe), (1, Ok(())));
+    assert_eq!(pipe.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
 fn many_requests_in_flight_are_all_answered() {
     let served = Served::start();
     let mut pipe = served.pipe();
