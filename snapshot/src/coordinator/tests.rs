@@ -1,6 +1,7 @@
 mod fake;
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use timesync::bound::AsymmetryBudget;
 
@@ -10,7 +11,7 @@ use crate::client::ServerClient;
 use crate::http::{Listener, StopHandle};
 use crate::messages::{Control, SnapshotState, Step, Verdict};
 use crate::simulated::{Path, incarnation};
-use fake::{Fleet, Script, eventually, lopsided, near};
+use fake::{FakeHost, Fleet, eventually, lopsided, near};
 
 fn named(name: &str, mode: RequestedMode) -> CreateRequest {
     CreateRequest { name: Some(name.to_owned()), mode, ..CreateRequest::default() }
@@ -90,7 +91,7 @@ async fn whatever_step_fails_on_one_host_is_undone_on_all() {
     ] {
         let fleet = Fleet::new(near());
         let coordinator = fleet.coordinator(|_| {});
-        fleet.hosts[1].script(|script| drop(script.fail.insert(step, (507, 1))));
+        fleet.hosts[1].refuses(step, 507, 1);
         let error = coordinator.create(named("s1", mode), |_| {}).await.unwrap_err();
         assert_eq!(error.to_string(), format!("host b: scripted to refuse {step}"));
         assert_eq!(error.status(), 507);
@@ -107,7 +108,7 @@ async fn whatever_step_fails_on_one_host_is_undone_on_all() {
 #[tokio::test]
 async fn a_host_that_does_not_answer_a_seal_voids_the_attempt_everywhere() {
     let fleet = Fleet::new(near());
-    let coordinator = fleet.coordinator(|_| {});
+    let coordinator = fleet.coordinator(|options| options.limits.seal = Duration::from_millis(50));
     fleet.hosts[2].script(|script| script.hang = Some("seal"));
     let error = coordinator.create(timed(), |_| {}).await.unwrap_err().to_string();
     assert!(error.starts_with("host c did not answer within"), "{error}");
@@ -129,12 +130,12 @@ async fn a_restarted_host_is_never_certified() {
 
 #[tokio::test]
 async fn a_refused_or_late_attempt_is_repeated_at_a_new_t() {
-    let scripts: [fn(&mut Script); 2] =
-        [|script| script.early = 1, |script| drop(script.fail.insert("arm", (422, 1)))];
-    for script in scripts {
+    let causes: [fn(&FakeHost); 2] =
+        [|host| host.script(|script| script.early = 1), |host| host.refuses("arm", 422, 1)];
+    for cause in causes {
         let fleet = Fleet::new(lopsided());
         let coordinator = fleet.coordinator(|_| {});
-        fleet.hosts[0].script(script);
+        cause(&fleet.hosts[0]);
         let manifest = coordinator.create(timed(), |_| {}).await.unwrap();
         assert_eq!((manifest.attempts, manifest.verdict), (2, Verdict::Consistent));
         assert_eq!(fleet.asked("abort"), [1, 1, 1]);
@@ -160,7 +161,7 @@ async fn auto_turns_to_messages_when_the_timed_attempts_are_used_up() {
 
 #[tokio::test]
 async fn a_bound_too_wide_to_stretch_for_leaves_only_messages() {
-    let far = [Path::micros(60_000, 60_000), Path::micros(60_000, 60_000), Path::micros(20, 20)];
+    let far = [Path::micros(3_000_000, 3_000_000), Path::micros(3_000_000, 3_000_000), Path::micros(20, 20)];
     let fleet = Fleet::new(far);
     let coordinator = fleet.coordinator(|_| {});
     let error = coordinator.create(timed(), |_| {}).await.unwrap_err().to_string();
@@ -175,7 +176,7 @@ async fn a_barrier_that_somebody_left_early_is_refused() {
     let fleet = Fleet::new(near());
     let coordinator = fleet.coordinator(|options| options.attempts = 1);
     // The host takes no release, so its own limit ends the stretch.
-    fleet.hosts[1].script(|script| drop(script.fail.insert("release", (410, 1))));
+    fleet.hosts[1].refuses("release", 410, 1);
     let error = coordinator.create(named("s1", RequestedMode::Barrier), |_| {}).await.unwrap_err();
     assert!(matches!(error, CoordinatorError::Refused { attempts: 1, .. }), "{error}");
     assert!(fleet.all_clean());
@@ -185,8 +186,8 @@ async fn a_barrier_that_somebody_left_early_is_refused() {
 async fn an_abort_is_repeated_until_the_host_answers_it() {
     let fleet = Fleet::new(near());
     let coordinator = fleet.coordinator(|_| {});
-    fleet.hosts[0].script(|script| drop(script.fail.insert("seal", (500, 1))));
-    fleet.hosts[1].script(|script| drop(script.fail.insert("abort", (503, 2))));
+    fleet.hosts[0].refuses("seal", 500, 1);
+    fleet.hosts[1].refuses("abort", 503, 2);
     coordinator.create(timed(), |_| {}).await.unwrap_err();
     assert!(!fleet.hosts[1].is_clean());
     eventually(async || coordinator.catalogue.owed().unwrap().is_empty()).await;
@@ -196,7 +197,15 @@ async fn an_abort_is_repeated_until_the_host_answers_it() {
 #[tokio::test]
 async fn a_crash_at_any_state_is_rolled_back_at_the_next_start() {
     let fleet = Fleet::new(near());
-    let done = fleet.coordinator(|_| {}).create(named("done", RequestedMode::Timed), |_| {}).await.unwrap();
+    // The state directory is free once every task of a server is done.
+    let stop = async |coordinator: Arc<Coordinator>| {
+        let catalogue = Arc::downgrade(&coordinator.catalogue);
+        drop(coordinator);
+        eventually(async || catalogue.upgrade().is_none()).await;
+    };
+    let first = fleet.coordinator(|_| {});
+    let done = first.create(named("done", RequestedMode::Timed), |_| {}).await.unwrap();
+    stop(first).await;
     let hosts: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
     for reached in ["planning", "armed", "committing", "partly committed"] {
         let (id, attempt) = (Uuid::now_v7(), Uuid::now_v7());
@@ -229,10 +238,7 @@ async fn a_crash_at_any_state_is_rolled_back_at_the_next_start() {
             "{reached}: only the complete one is left"
         );
         assert_eq!(state(&coordinator, "done").await, SnapshotState::Complete);
-        // The next round's server finds the state directory free once every task of this one is done.
-        let catalogue = Arc::downgrade(&coordinator.catalogue);
-        drop(coordinator);
-        eventually(async || catalogue.upgrade().is_none()).await;
+        stop(coordinator).await;
     }
 }
 
@@ -243,7 +249,7 @@ async fn controls_are_kept_but_never_called_consistent() {
     for (name, control) in
         [("zero", Control::ZeroStretch), ("raw", Control::Untranslated), ("alone", Control::Uncoordinated)]
     {
-        let lead_ns = Some(Nanos::from_millis(100));
+        let lead_ns = Some(Nanos::from_millis(300));
         let request = CreateRequest { control: Some(control), lead_ns, ..named(name, RequestedMode::Timed) };
         let manifest = coordinator.create(request, |_| {}).await.unwrap();
         assert_eq!(manifest.verdict, Verdict::Inconsistent, "{name}");
@@ -330,7 +336,7 @@ async fn a_snapshot_is_deleted_on_the_hosts_before_it_is_forgotten() {
     let fleet = Fleet::new(near());
     let coordinator = fleet.coordinator(|_| {});
     coordinator.create(timed(), |_| {}).await.unwrap();
-    fleet.hosts[2].script(|script| drop(script.fail.insert("delete", (500, 1))));
+    fleet.hosts[2].refuses("delete", 500, 1);
     coordinator.delete("s1").await.unwrap_err();
     assert_eq!(state(&coordinator, "s1").await, SnapshotState::Deleting);
     assert!(coordinator.verify("s1").await.is_err(), "what is half deleted is not called consistent");
@@ -364,7 +370,11 @@ async fn the_api_serves_its_client_and_a_client_that_leaves_stops_nothing() {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let mut sender = Some(sender);
     let request = named("s2", RequestedMode::Timed);
-    let leaving = client.create(&request, |_| drop(sender.take().map(|sender| sender.send(()))));
+    let leaving = client.create(&request, |_| {
+        if let Some(sender) = sender.take() {
+            sender.send(()).unwrap();
+        }
+    });
     tokio::select! {
         _ = leaving => panic!("the first step is not the last"),
         _ = receiver => {}

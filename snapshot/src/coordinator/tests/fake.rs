@@ -26,8 +26,12 @@ use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, HostDescription, ReleaseOrder, Sealed,
     Struck, VolumeDescription,
 };
-use crate::remote::{HostEndpoint, Limits};
+use crate::remote::HostEndpoint;
 use crate::simulated::{Clock, Path, incarnation};
+
+/// Long, because nothing in these tests may hang on how busy the machine is.
+const MAX_STRETCH: Nanos = Nanos::from_millis(5_000);
+const LEAD: Nanos = Nanos::from_millis(200);
 
 /// What a host does otherwise than it should.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +80,11 @@ impl FakeHost {
 
     pub fn script(&self, change: impl FnOnce(&mut Script)) {
         change(&mut self.inner().script);
+    }
+
+    /// Makes it refuse a step with a status, so many times.
+    pub fn refuses(&self, step: &'static str, status: u16, times: u32) {
+        self.inner().script.fail.insert(step, (status, times));
     }
 
     /// The names it holds.
@@ -151,7 +160,7 @@ async fn describe(State(host): Host) -> Answer<HostDescription> {
     Ok(Json(HostDescription {
         name: host.name.to_owned(),
         host: host.incarnation,
-        max_stretch: Nanos::from_millis(100),
+        max_stretch: MAX_STRETCH,
         volumes: vec![volume],
         nbd: Vec::new(),
     }))
@@ -327,7 +336,9 @@ impl Fleet {
     pub fn new(paths: [Path; 3]) -> Self {
         let clocks = [(30_000_000, 40_000), (-45_000_000, -30_000), (0, 10_000)];
         let (mut hosts, mut endpoints, mut known) = (Vec::new(), Vec::new(), HashMap::new());
-        for ((name, (offset, drift_ppb)), path) in ["a", "b", "c"].into_iter().zip(clocks).zip(paths) {
+        let seconds = ServerClock.now().as_nanos() / 1_000_000_000;
+        for ((name, (off_now, drift_ppb)), path) in ["a", "b", "c"].into_iter().zip(clocks).zip(paths) {
+            let offset = off_now - drift_ppb * seconds;
             let host = Arc::new(FakeHost {
                 name,
                 incarnation: incarnation(),
@@ -350,12 +361,7 @@ impl Fleet {
     }
 
     pub fn coordinator(&self, change: impl FnOnce(&mut Options)) -> Arc<Coordinator> {
-        let mut options = Options {
-            lead: Nanos::from_millis(20),
-            simulation: true,
-            limits: Limits { seal: Duration::from_millis(200), ..Limits::default() },
-            ..Options::default()
-        };
+        let mut options = Options { lead: LEAD, simulation: true, ..Options::default() };
         change(&mut options);
         let source: Arc<dyn SkewSource> = Arc::<FakeSource>::clone(&self.source);
         let connector = Connector::new(None, false).unwrap();
