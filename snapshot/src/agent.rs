@@ -59,7 +59,7 @@ pub fn router(host: Arc<HostService>, simulation: bool) -> Router {
 /// Runs what may wait for storage or for a stretch's end away from the threads that answer.
 async fn blocking<T: Send + 'static>(
     host: Arc<HostService>,
-    work: impl FnOnce(&HostService) -> Result<T, HostError> + Send + 'static,
+    work: impl FnOnce(&Arc<HostService>) -> Result<T, HostError> + Send + 'static,
 ) -> Answer<T> {
     match tokio::task::spawn_blocking(move || work(&host)).await {
         Ok(result) => Ok(Json(result?)),

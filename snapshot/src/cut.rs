@@ -128,11 +128,7 @@ impl Cut {
             pre_latest: AtomicI64::new(i64::MIN),
             released_at: AtomicI64::new(i64::MAX),
             released: AtomicBool::new(false),
-            replies: Mutex::new(Replies {
-                waiting: Vec::new(),
-                released_by: None,
-                stretch: new_histogram(),
-            }),
+            replies: Mutex::new(Replies { waiting: Vec::new(), released_by: None, stretch: new_histogram() }),
         }
     }
 
@@ -273,7 +269,10 @@ fn record(histogram: &mut Histogram<u64>, held_for: Nanos) {
     histogram.saturating_record(u64::try_from(held_for.get()).unwrap_or(0));
 }
 
-#[expect(clippy::expect_used, reason = "the arguments are constants that hdrhistogram accepts: 1 ≤ 10 s, 3 digits")]
+#[expect(
+    clippy::expect_used,
+    reason = "the arguments are constants that hdrhistogram accepts: 1 ≤ 10 s, 3 digits"
+)]
 fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("constant bounds")
 }

@@ -1,89 +1,429 @@
-//! The host's cut manager (placeholder: every operation says that there is none).
+//! The host's side of a cut: arms volumes, ends the stretch by its own clock, seals, and names or drops the result.
+//!
+//! Fail-open: each attempt has a *keeper*, a thread that exists before the first volume is armed. It ends the stretch at
+//! T + V (barrier: T + `max_stretch`) by the host's clock alone, and drops the attempt when nobody asks for it any more.
+//! It waits for no message and takes no lock on its way to the release but the cut's own.
 
-use std::fmt;
+mod attempt;
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+
+use timesync::clock::HostClock;
 use timesync::identity::Incarnation;
 use timesync::time::Nanos;
 
+use crate::certificate::Mode;
+use crate::cut::{Cause, Cut, Timing};
+use crate::device::{Device, Exports};
 use crate::orders::{
-    ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, ReleaseOrder,
-    Sealed, Struck, VolumeDescription,
+    ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription,
+    ReleaseOrder, Sealed, Struck, VolumeDescription,
 };
+use crate::volume::{Volume, VolumeError};
+use attempt::Attempt;
 
-/// The volumes of one host and the cuts on them.
+/// A T further ahead than this is refused: nothing that long-lived should wait armed.
+const MAX_LEAD: Nanos = Nanos::from_millis(10_000);
+
+/// How many ended attempts are remembered, so that a late order for one of them is refused.
+const REMEMBERED: usize = 1024;
+
+/// What a host is told at start.
+#[derive(Clone, Debug)]
+pub struct HostOptions {
+    /// Its name, as the server's configuration has it.
+    pub name: String,
+    /// The directory that holds a directory per volume.
+    pub volumes: PathBuf,
+    /// No completion is held longer than this after T. Default 100 ms.
+    pub max_stretch: Nanos,
+}
+
+/// A host's volumes and the cuts on them.
 pub struct HostService {
-    name: String,
+    options: HostOptions,
     incarnation: Incarnation,
+    clock: HostClock,
+    volumes: RwLock<BTreeMap<String, Result<Arc<Volume>, String>>>,
+    attempts: Mutex<Attempts>,
+    nbd: OnceLock<Vec<String>>,
 }
 
-impl fmt::Debug for HostService {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HostService").field("name", &self.name).finish_non_exhaustive()
-    }
+#[derive(Default)]
+struct Attempts {
+    current: HashMap<AttemptId, Arc<Attempt>>,
+    /// Attempts that are over, oldest first; without the attempt where it was called off before its order came.
+    ended: VecDeque<(AttemptId, Option<Arc<Attempt>>)>,
 }
 
-/// Why a host refused.
+/// Why a host did not do as it was told.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// Nothing is there yet.
-    #[error("this host has no cut manager")]
-    Absent,
+    /// The order names another run of the daemon.
+    #[error("the order is for another run of this host's daemon; it has restarted since")]
+    Restarted,
+    /// No such volume.
+    #[error("host {host} has no volume {volume}; `coeval volume list` shows what there is")]
+    NoVolume {
+        /// The host's name.
+        host: String,
+        /// The volume's name.
+        volume: String,
+    },
+    /// The volume exists but could not be opened.
+    #[error("volume {volume} is not served: {why}")]
+    Unusable {
+        /// The volume's name.
+        volume: String,
+        /// What opening it said.
+        why: String,
+    },
+    /// The order makes no sense here.
+    #[error("{0}")]
+    Refused(String),
+    /// The attempt is unknown, or over.
+    #[error("there is no such attempt on this host any more")]
+    Gone,
+    /// The attempt did not get this far.
+    #[error("{0}")]
+    Failed(String),
+    /// The volume said no.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
 }
 
 impl HostError {
-    /// The HTTP status that says it.
+    /// The HTTP status that says the same.
     pub fn status(&self) -> u16 {
-        500
+        match self {
+            HostError::NoVolume { .. } => 404,
+            HostError::Restarted | HostError::Volume(_) => 409,
+            HostError::Gone => 410,
+            HostError::Refused(_) => 422,
+            HostError::Unusable { .. } | HostError::Failed(_) => 500,
+        }
     }
 }
 
-#[expect(missing_docs, clippy::missing_errors_doc, reason = "a placeholder")]
 impl HostService {
-    pub fn new(name: String, incarnation: Incarnation) -> Self {
-        HostService { name, incarnation }
+    /// Opens every volume under the directory, which is created if need be.
+    ///
+    /// A volume that cannot be opened is reported in the log and refused by name; the others are served.
+    ///
+    /// # Errors
+    /// When the directory cannot be used at all.
+    pub fn open(
+        options: HostOptions,
+        incarnation: Incarnation,
+        clock: HostClock,
+    ) -> Result<Arc<Self>, HostError> {
+        let root = &options.volumes;
+        std::fs::create_dir_all(root).map_err(|error| {
+            HostError::Failed(format!("cannot create the volume directory {}: {error}", root.display()))
+        })?;
+        let mut volumes = BTreeMap::new();
+        for name in Volume::names(root)? {
+            let volume = Volume::open(root, &name, clock.clone()).map_err(|error| {
+                tracing::error!(volume = name, "{error}");
+                error.to_string()
+            });
+            volumes.insert(name, volume);
+        }
+        Ok(Arc::new(HostService {
+            options,
+            incarnation,
+            clock,
+            volumes: RwLock::new(volumes),
+            attempts: Mutex::default(),
+            nbd: OnceLock::new(),
+        }))
     }
+
+    /// Says where the NBD server listens, once it does.
+    pub fn set_nbd_endpoints(&self, endpoints: Vec<String>) {
+        // A second call would mean a second NBD server for the same volumes; the first one's addresses stay.
+        let _ = self.nbd.set(endpoints);
+    }
+
+    /// Who this host is and what it has.
     pub fn describe(&self) -> HostDescription {
         HostDescription {
-            name: self.name.clone(),
+            name: self.options.name.clone(),
             host: self.incarnation,
-            max_stretch: Nanos::from_millis(100),
-            volumes: Vec::new(),
-            nbd: Vec::new(),
+            max_stretch: self.options.max_stretch,
+            volumes: self.usable().iter().map(|volume| volume.describe()).collect(),
+            nbd: self.nbd.get().cloned().unwrap_or_default(),
         }
     }
-    pub fn arm(&self, _attempt: AttemptId, _order: ArmOrder) -> Result<Armed, HostError> {
-        Err(HostError::Absent)
+
+    /// Arms the volumes for a cut. Blocks for the layers' file work.
+    ///
+    /// # Errors
+    /// When the order is for another run of the daemon, arrives too late for its T, names a T too far ahead or a V not
+    /// below `max_stretch`, or a volume is unknown or busy. Nothing is left armed then.
+    pub fn arm(self: &Arc<Self>, id: AttemptId, order: ArmOrder) -> Result<Armed, HostError> {
+        if order.host != self.incarnation {
+            return Err(HostError::Restarted);
+        }
+        let timing = self.check_timing(order.timing)?;
+        let names: BTreeSet<&String> = order.volumes.iter().collect();
+        if names.is_empty() || names.len() != order.volumes.len() {
+            return Err(HostError::Refused("a cut needs at least one volume, each named once".to_owned()));
+        }
+        // In the order of their names, so that two attempts meet at the first volume they share.
+        let volumes = names.into_iter().map(|name| self.volume(name)).collect::<Result<Vec<_>, _>>()?;
+        let what = format!("snapshot attempt {id}");
+        let cuts =
+            volumes.iter().map(|volume| volume.prepare(&what)).collect::<Result<Vec<_>, VolumeError>>()?;
+        let mode = if matches!(timing, Timing::Barrier) { Mode::Barrier } else { Mode::Timed };
+        let cut = Arc::new(Cut::new(timing, self.options.max_stretch));
+        let attempt =
+            Attempt::new(id, mode, order.server, cut, cuts, order.volumes.clone(), self.clock.clone());
+        let attempt = Arc::new(attempt);
+        self.enlist(id, &attempt)?;
+        self.spawn_keeper(id, &attempt)?;
+        match attempt.publish() {
+            Ok(armed_at) => Ok(Armed { host: self.incarnation, armed_at }),
+            Err(why) => {
+                attempt.call_off();
+                Err(why)
+            }
+        }
     }
-    pub fn strike(&self, _attempt: AttemptId) -> Result<Struck, HostError> {
-        Err(HostError::Absent)
+
+    /// Barrier mode: cuts now, on all the attempt's volumes at one reading, and holds later completions.
+    ///
+    /// # Errors
+    /// [`HostError::Gone`], or when the attempt is a timed one.
+    pub fn strike(&self, id: AttemptId) -> Result<Struck, HostError> {
+        let nonce = self.current(id)?.strike()?;
+        Ok(Struck { host: self.incarnation, nonce })
     }
-    pub fn release(&self, _attempt: AttemptId, _order: &ReleaseOrder) -> Result<(), HostError> {
-        Err(HostError::Absent)
+
+    /// Barrier mode: everybody has cut; sends what was held.
+    ///
+    /// # Errors
+    /// [`HostError::Gone`], or when the order does not carry this host's nonce: then somebody else's cut is meant.
+    pub fn release(&self, id: AttemptId, order: &ReleaseOrder) -> Result<(), HostError> {
+        self.current(id)?.release(&order.nonces)
     }
-    pub fn seal(&self, _attempt: AttemptId) -> Result<Sealed, HostError> {
-        Err(HostError::Absent)
+
+    /// Waits until the cut is over and its layers are durable, and reports what the clock read.
+    ///
+    /// # Errors
+    /// [`HostError::Gone`], or what kept the layers from being sealed.
+    pub fn seal(&self, id: AttemptId) -> Result<Sealed, HostError> {
+        self.current(id)?.wait_sealed(self.incarnation)
     }
-    pub fn abort(&self, _attempt: AttemptId) -> Result<(), HostError> {
-        Err(HostError::Absent)
+
+    /// Names the sealed state on every volume.
+    ///
+    /// # Errors
+    /// When the attempt is over or void, or a volume cannot store the name; no volume keeps it then.
+    pub fn commit(&self, id: AttemptId, order: &CommitOrder) -> Result<(), HostError> {
+        let attempt = self.current(id)?;
+        let outcome = attempt.commit(&order.name);
+        self.end(id, Some(&attempt));
+        if outcome.is_err() {
+            // Some volumes may have taken the name before one could not.
+            if let Err(left) = self.drop_names(&attempt) {
+                tracing::error!(%id, "the name {} stays on a volume: {left}", order.name);
+            }
+        }
+        outcome
     }
-    pub fn commit(&self, _attempt: AttemptId, _order: &CommitOrder) -> Result<(), HostError> {
-        Err(HostError::Absent)
+
+    /// Calls an attempt off, whatever became of it: held completions leave at once, the layers stay as part of the
+    /// volumes, and a name given by a commit is dropped. A later order for the same attempt is refused. Idempotent.
+    ///
+    /// # Errors
+    /// When a volume cannot drop the name.
+    pub fn abort(&self, id: AttemptId) -> Result<(), HostError> {
+        let known = {
+            let attempts = self.attempts();
+            let ended = || attempts.ended.iter().find(|(ended, _)| *ended == id)?.1.clone();
+            attempts.current.get(&id).cloned().or_else(ended)
+        };
+        if let Some(attempt) = &known {
+            attempt.call_off();
+        }
+        self.end(id, known.as_ref());
+        known.map_or(Ok(()), |attempt| self.drop_names(&attempt))
     }
-    pub fn create_volume(&self, _order: &CreateVolume) -> Result<VolumeDescription, HostError> {
-        Err(HostError::Absent)
-    }
-    pub fn delete_snapshot(&self, _volume: &str, _snapshot: &str) -> Result<(), HostError> {
-        Err(HostError::Absent)
-    }
-    pub fn digest(&self, _volume: &str, _snapshot: &str) -> Result<ContentDigest, HostError> {
-        Err(HostError::Absent)
-    }
+
+    /// Cuts the volumes here and now, held back by nothing and coordinated with nobody. The demo's control: snapshots
+    /// taken this way on several hosts are torn.
+    ///
+    /// # Errors
+    /// As [`HostService::arm`] and [`HostService::commit`].
     pub fn uncoordinated(
-        &self,
-        _attempt: AttemptId,
-        _volumes: &[String],
-        _name: &str,
+        self: &Arc<Self>,
+        id: AttemptId,
+        volumes: &[String],
+        name: &str,
     ) -> Result<(), HostError> {
-        Err(HostError::Absent)
+        let order = ArmOrder {
+            host: self.incarnation,
+            server: self.incarnation,
+            volumes: volumes.to_vec(),
+            timing: ArmTiming::Barrier,
+        };
+        self.arm(id, order)?;
+        let nonce = self.strike(id)?.nonce;
+        self.release(id, &ReleaseOrder { nonces: vec![nonce] })?;
+        self.seal(id)?;
+        self.commit(id, &CommitOrder { name: name.to_owned() })
+    }
+
+    /// Creates a volume of zeros.
+    ///
+    /// # Errors
+    /// When the name is taken or not allowed, or the size does not fit.
+    pub fn create_volume(&self, order: &CreateVolume) -> Result<VolumeDescription, HostError> {
+        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
+        let volume = Volume::create(&self.options.volumes, &order.name, order.size, self.clock.clone())?;
+        let description = volume.describe();
+        volumes.insert(order.name.clone(), Ok(volume));
+        Ok(description)
+    }
+
+    /// Deletes a snapshot of one volume; one that is not there counts as deleted.
+    ///
+    /// # Errors
+    /// When it is in use, or the volume is busy.
+    pub fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), HostError> {
+        let volume = self.volume(volume)?;
+        if !volume.describe().snapshots.iter().any(|name| name == snapshot) {
+            return Ok(());
+        }
+        Ok(volume.delete_snapshot(snapshot)?)
+    }
+
+    /// The digest of a snapshot's logical content. Reads all of it.
+    ///
+    /// # Errors
+    /// When there is no such snapshot, or it cannot be read.
+    pub fn digest(&self, volume: &str, snapshot: &str) -> Result<ContentDigest, HostError> {
+        let digest = self.volume(volume)?.digest(snapshot)?;
+        Ok(ContentDigest { blake3: digest.to_hex().to_string() })
+    }
+
+    fn check_timing(&self, timing: ArmTiming) -> Result<Timing, HostError> {
+        let ArmTiming::Timed { at, stretch } = timing else { return Ok(Timing::Barrier) };
+        let lead = at - self.clock.now();
+        if lead <= Nanos::ZERO {
+            return Err(HostError::Refused(format!("the order came {} after its own T", -lead)));
+        }
+        if lead > MAX_LEAD {
+            return Err(HostError::Refused(format!("T is {lead} ahead; at most {MAX_LEAD} are accepted")));
+        }
+        if stretch < Nanos::ZERO || stretch >= self.options.max_stretch {
+            return Err(HostError::Refused(format!(
+                "a stretch of {stretch} is not below this host's max_stretch of {}",
+                self.options.max_stretch
+            )));
+        }
+        Ok(Timing::Timed { at, stretch })
+    }
+
+    fn spawn_keeper(self: &Arc<Self>, id: AttemptId, attempt: &Arc<Attempt>) -> Result<(), HostError> {
+        let (service, kept) = (Arc::downgrade(self), Arc::clone(attempt));
+        let keeper = std::thread::Builder::new().name("keeper".to_owned()).spawn(move || {
+            kept.keep();
+            if let Some(service) = service.upgrade() {
+                service.end(id, Some(&kept));
+            }
+        });
+        match keeper {
+            Ok(keeper) => {
+                attempt.set_keeper(keeper.thread().clone());
+                Ok(())
+            }
+            Err(error) => {
+                attempt.call_off();
+                self.end(id, None);
+                Err(HostError::Failed(format!("cannot start a thread for the cut: {error}")))
+            }
+        }
+    }
+
+    fn enlist(&self, id: AttemptId, attempt: &Arc<Attempt>) -> Result<(), HostError> {
+        let mut attempts = self.attempts();
+        if attempts.current.contains_key(&id) || attempts.ended.iter().any(|(ended, _)| *ended == id) {
+            return Err(HostError::Gone);
+        }
+        attempts.current.insert(id, Arc::clone(attempt));
+        Ok(())
+    }
+
+    /// Moves an attempt to the ended ones. Also one never seen: an order for it may still be on its way.
+    fn end(&self, id: AttemptId, attempt: Option<&Arc<Attempt>>) {
+        let mut attempts = self.attempts();
+        attempts.current.remove(&id);
+        if !attempts.ended.iter().any(|(ended, _)| *ended == id) {
+            attempts.ended.push_back((id, attempt.cloned()));
+        }
+        if attempts.ended.len() > REMEMBERED {
+            attempts.ended.pop_front();
+        }
+    }
+
+    /// Drops the name that a commit gave, if one did.
+    fn drop_names(&self, attempt: &Attempt) -> Result<(), HostError> {
+        let Some(name) = attempt.committed_as() else { return Ok(()) };
+        attempt.volume_names().iter().try_for_each(|volume| self.delete_snapshot(volume, name))
+    }
+
+    fn current(&self, id: AttemptId) -> Result<Arc<Attempt>, HostError> {
+        self.attempts().current.get(&id).cloned().ok_or(HostError::Gone)
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, Attempts> {
+        // Each change under the lock is one insertion or removal; a panic cannot leave it half done.
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn volume(&self, name: &str) -> Result<Arc<Volume>, HostError> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        match volumes.get(name) {
+            Some(Ok(volume)) => Ok(Arc::clone(volume)),
+            Some(Err(why)) => Err(HostError::Unusable { volume: name.to_owned(), why: why.clone() }),
+            None => Err(HostError::NoVolume { host: self.options.name.clone(), volume: name.to_owned() }),
+        }
+    }
+
+    fn usable(&self) -> Vec<Arc<Volume>> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        volumes.values().filter_map(|volume| volume.as_ref().ok().cloned()).collect()
+    }
+}
+
+impl Exports for HostService {
+    fn list(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for description in self.usable().iter().map(|volume| volume.describe()) {
+            names.extend(description.snapshots.iter().map(|name| format!("{}@{name}", description.name)));
+            names.push(description.name);
+        }
+        names.sort();
+        names
+    }
+
+    fn open(&self, name: &str) -> Option<Arc<dyn Device>> {
+        match name.split_once('@') {
+            None => Some(self.volume(name).ok()?.attach()),
+            Some((volume, snapshot)) => self.volume(volume).ok()?.snapshot_device(snapshot).ok(),
+        }
+    }
+}
+
+impl Drop for HostService {
+    fn drop(&mut self) {
+        // Nothing stays held by a service that goes away in order; one that crashes takes its connections with it.
+        for attempt in self.attempts().current.values() {
+            attempt.end_stretch_now(Cause::Abort);
+        }
     }
 }

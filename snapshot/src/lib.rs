@@ -11,7 +11,10 @@ pub mod device;
 pub mod host;
 pub mod http;
 pub mod messages;
+pub mod nbd;
 pub mod orders;
 pub mod remote;
+pub mod volume;
+
 #[cfg(test)]
 mod simulated;

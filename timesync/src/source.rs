@@ -36,6 +36,11 @@ pub enum Unobserved {
     /// It announces a simulated clock.
     #[error("host {0} runs on a simulated clock; only a server started with --simulation accepts it")]
     Simulated(String),
+    /// Too few exchanges since it appeared, or since its exchanges contradicted each other.
+    #[error(
+        "host {0} has too few good exchanges since its clock's timeline last changed; try again in a second"
+    )]
+    Unsettled(String),
 }
 
 /// What is the skew bound at instant x?

@@ -22,6 +22,11 @@ pub enum Server {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Host {}
 
+/// A machine's `CLOCK_MONOTONIC_RAW` as its kernel reads it. The server's timeline is this; a host's is this, or a
+/// simulation on top of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Raw {}
+
 /// A machine's wall clock, `CLOCK_REALTIME`, in nanoseconds since 1970. It may step and slew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Wall {}

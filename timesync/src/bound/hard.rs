@@ -30,24 +30,24 @@
 //! F(β) = min over the upper lines is concave. So is F̄(β), the same for −α, and H = F + F̄ too. The feasible rates are
 //! the interval H ≥ 0, the largest α is max F on it, and the smallest is −max F̄. Each evaluation is a scan over the
 //! constraints. Convex hulls would make it faster, but the inflation moves with x0, so they would have to be built
-//! again for every query; half a dozen scans of 512 constraints cost less than that.
+//! again for every query; a dozen scans of 512 constraints cost no more than that.
 //!
 //! # Rounding
 //!
 //! Differences are taken in integers, so an uptime of years costs no digits. The box is computed in integers. In the
-//! program a line's dx is exact (|dx| ≤ 2^52 ns; older constraints count in the box only). A line is kept only where it can
-//! say more than the box, so κ·dx²/2 < 2ρ·|dx|, and every term of every line is at most
-//! M = (width of the box) + 3ρ·max|dx|. A height and its value at a rate take fewer than 8 roundings of 2^-53 each, so
-//! a computed value is off by less than 2^-50·M. Every line is raised by the slack 2^-48·M, which contains that four
-//! times: the solver works on exact lines that lie outside the true ones. A computed root or crossing is off by a
-//! few more roundings of terms ≤ M, so the slack covers these too. The result is rounded outwards to whole nanoseconds.
-//! For ρ = 200 ppm and ages up to 2 hours M is 5 s and the slack 0.02 ns at most.
+//! program a line's dx is exact (|dx| ≤ 2^52 ns; older constraints count in the box only). A line is kept only where
+//! it can say more than the box, so κ·dx²/2 < 2ρ·|dx|, and every term of every line is at most M = 1 ns + (width of
+//! the box) + 3ρ·max|dx|. A height and its value at a rate take fewer than 8 roundings of 2^-53 each, so a computed
+//! value is off by less than 2^-50·M. Every line is raised by the slack 2^-48·M, which contains that four times: the
+//! solver works on exact lines that lie outside the true ones. A computed root or crossing is off by a few more
+//! roundings of terms ≤ M, so the slack covers these too. The result is rounded outwards to whole nanoseconds. For ρ
+//! = 200 ppm and ages up to 2 hours M is 5 s and the slack 2·10⁻⁵ ns.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Assumptions, Interval, WindowError};
 use crate::exchange::{Backward, Forward};
-use crate::time::{Nanos, Offset, Server, Time};
+use crate::time::{Host, Nanos, Offset, Server, Span, Time};
 
 const BILLION: i128 = 1_000_000_000;
 
@@ -59,21 +59,24 @@ const MAX_STEPS: usize = 100;
 
 /// One packet's constraint: θ(`at`) is at most, or at least, `limit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "(Time<Server>, Offset)", into = "(Time<Server>, Offset)")]
+#[serde(from = "(Time<Server>, Offset, Nanos)", into = "(Time<Server>, Offset, Nanos)")]
 pub(super) struct Constraint {
     pub at: Time<Server>,
     pub limit: Offset,
+    /// How much of the distance between θ and the limit the stamps' intervals may explain, in the host's time. The hard
+    /// bound takes the outer ends and needs no more; the statistical one also needs to know where the inner ends are.
+    pub width: Nanos,
 }
 
-impl From<(Time<Server>, Offset)> for Constraint {
-    fn from((at, limit): (Time<Server>, Offset)) -> Self {
-        Constraint { at, limit }
+impl From<(Time<Server>, Offset, Nanos)> for Constraint {
+    fn from((at, limit, width): (Time<Server>, Offset, Nanos)) -> Self {
+        Constraint { at, limit, width }
     }
 }
 
-impl From<Constraint> for (Time<Server>, Offset) {
+impl From<Constraint> for (Time<Server>, Offset, Nanos) {
     fn from(constraint: Constraint) -> Self {
-        (constraint.at, constraint.limit)
+        (constraint.at, constraint.limit, constraint.width)
     }
 }
 
@@ -82,15 +85,24 @@ impl Constraint {
     pub fn upper(forward: &Forward, assumptions: &Assumptions) -> Self {
         let at = forward.sent.earliest;
         let limit = Offset::between(forward.received.latest, at);
-        Constraint { at, limit: limit - in_host_time(assumptions.min_forward, assumptions) }
+        let width = stamps(forward.sent, forward.received, assumptions);
+        Constraint { at, limit: limit - in_host_time(assumptions.min_forward, assumptions), width }
     }
 
     /// The lower constraint of a packet from the host.
     pub fn lower(backward: &Backward, assumptions: &Assumptions) -> Self {
         let at = backward.received.latest;
         let limit = Offset::between(backward.sent.earliest, at);
-        Constraint { at, limit: limit + in_host_time(assumptions.min_backward, assumptions) }
+        let width = stamps(backward.received, backward.sent, assumptions);
+        Constraint { at, limit: limit + in_host_time(assumptions.min_backward, assumptions), width }
     }
+}
+
+/// The widths of a packet's two stamps; while the server's clock crosses its own, the host's advances by up to
+/// (1 + ρ) times as much.
+fn stamps(server: Span<Server>, host: Span<Host>, assumptions: &Assumptions) -> Nanos {
+    let most = i128::from(server.width().get()) * (BILLION + i128::from(assumptions.rate_ppb));
+    host.width() + Nanos::new(clamp(-(-most).div_euclid(BILLION)))
 }
 
 /// ⌊d·(1 − ρ)⌋: by how much the host's clock advances at least during `delay` on the server's.
@@ -141,7 +153,7 @@ pub(super) fn solve(
     let mut uppers = lines(uppers.map(|(dx, limit)| (dx, limit - base)), box_hi - base, rho, kappa);
     let mut lowers = lines(lowers.map(|(dx, limit)| (dx, limit + base)), base - box_lo, rho, kappa);
     let farthest = uppers.iter().chain(&lowers).fold(0.0, |most: f64, line| most.max(line.dx.abs()));
-    let magnitude = (box_hi - box_lo) as f64 + 3.0 * rho * farthest;
+    let magnitude = 1.0 + (box_hi - box_lo) as f64 + 3.0 * rho * farthest;
     let slack = magnitude * 2f64.powi(-48);
     for line in uppers.iter_mut().chain(&mut lowers) {
         line.height += slack;
@@ -190,12 +202,16 @@ fn lines(constraints: impl Iterator<Item = (i128, i128)>, ceiling: i128, rho: f6
     std::iter::once(level).chain(telling).collect()
 }
 
-/// The line that limits α at `rate`.
+/// The line that limits α at `rate`. There is always one: the box.
 fn active(lines: &[Line], rate: f64) -> Line {
-    lines
-        .iter()
-        .skip(1)
-        .fold(lines[0], |lowest, line| if line.at(rate) < lowest.at(rate) { *line } else { lowest })
+    let (mut lowest, mut height) = (lines[0], lines[0].at(rate));
+    for line in &lines[1..] {
+        let here = line.at(rate);
+        if here < height {
+            (lowest, height) = (*line, here);
+        }
+    }
+    lowest
 }
 
 /// The end of the feasible rates on the side of `limit` (−ρ or ρ), approached from outside; none where no rate in
@@ -211,7 +227,8 @@ fn feasible_edge(uppers: &[Line], lowers: &[Line], limit: f64) -> Option<f64> {
         if upper.at(rate) + lower.at(rate) >= 0.0 {
             break;
         }
-        // H(β) ≤ height − β·dx < 0 here. Where that does not rise inwards, it is negative on all the rates that are left.
+        // H(β) ≤ height − β·dx < 0 here. Where that does not rise inwards, it is negative on all the rates that are
+        // left.
         let (height, dx) = (upper.height + lower.height, upper.dx + lower.dx);
         if -dx * inwards <= 0.0 {
             return None;
@@ -265,4 +282,165 @@ fn highest(lines: &[Line], least: f64, most: f64) -> f64 {
 
 fn clamp(value: i128) -> i64 {
     i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Scales α so that everything in the oracle is an integer when instants are whole milliseconds.
+    const UNIT: i128 = 2_000_000;
+
+    /// a·α + b·β ≤ c, with α in 1/UNIT ns and β in 1/UNIT ns per ms.
+    type HalfPlane = (i128, i128, i128);
+
+    /// The same program solved by enumerating all vertices in exact integers: (least, most) of α and of β, each as a
+    /// fraction. None where it is infeasible. `relief` ns are granted to every constraint.
+    fn oracle(
+        uppers: &[(i64, i64)],
+        lowers: &[(i64, i64)],
+        rate_ppb: u32,
+        wander: Option<u32>,
+        relief: i128,
+    ) -> Option<[(i128, i128); 4]> {
+        let rho = 2_000 * i128::from(rate_ppb);
+        let mut planes: Vec<HalfPlane> = vec![(0, 1, rho), (0, -1, rho)];
+        for (sign, constraints) in [(1, uppers), (-1, lowers)] {
+            for &(ms, limit) in constraints {
+                let (ms, limit) = (i128::from(ms), sign * i128::from(limit) * UNIT + relief * UNIT);
+                planes.push((sign, 0, limit + rho * ms.abs()));
+                if let Some(wander) = wander {
+                    planes.push((sign, sign * ms, limit + i128::from(wander) * ms * ms));
+                }
+            }
+        }
+        let mut best: Option<[(i128, i128); 4]> = None;
+        for (i, &(a1, b1, c1)) in planes.iter().enumerate() {
+            for &(a2, b2, c2) in &planes[i + 1..] {
+                let det = a1 * b2 - a2 * b1;
+                if det == 0 {
+                    continue;
+                }
+                let (alpha, beta, det) =
+                    (det.signum() * (c1 * b2 - c2 * b1), det.signum() * (a1 * c2 - a2 * c1), det.abs());
+                if planes.iter().all(|&(a, b, c)| a * alpha + b * beta <= c * det) {
+                    let less = |x: (i128, i128), y: (i128, i128)| if x.0 * y.1 < y.0 * x.1 { x } else { y };
+                    let more = |x: (i128, i128), y: (i128, i128)| if x.0 * y.1 > y.0 * x.1 { x } else { y };
+                    let (alpha, beta) = ((alpha, det), (beta, det));
+                    let [al, ah, bl, bh] = best.unwrap_or([alpha, alpha, beta, beta]);
+                    best = Some([less(al, alpha), more(ah, alpha), less(bl, beta), more(bh, beta)]);
+                }
+            }
+        }
+        best
+    }
+
+    fn compare(
+        uppers: &[(i64, i64)],
+        lowers: &[(i64, i64)],
+        rate_ppb: u32,
+        wander: Option<u32>,
+    ) -> Result<(), TestCaseError> {
+        // Years of uptime and a large offset must not cost a digit.
+        let (x0, theta0) = (300_000_000_000_000_000, -1_500_000_000_123_456_789);
+        let constraints = |list: &[(i64, i64)]| {
+            let place = |&(ms, limit): &(i64, i64)| Constraint {
+                at: Time::from_nanos(x0 + ms * 1_000_000),
+                limit: Offset::new(theta0 + limit),
+                width: Nanos::ZERO,
+            };
+            list.iter().map(place).collect::<Vec<_>>()
+        };
+        let assumptions = Assumptions { rate_ppb, wander_ppb_per_s: wander, ..Assumptions::default() };
+        let (upper, lower) = (constraints(uppers), constraints(lowers));
+        let solved = solve(upper.iter().copied(), lower.iter().copied(), Time::from_nanos(x0), &assumptions);
+        let exact = oracle(uppers, lowers, rate_ppb, wander, 0);
+        let Some([al, ah, bl, bh]) = exact else {
+            if oracle(uppers, lowers, rate_ppb, wander, 1).is_none() {
+                prop_assert_eq!(solved, Err(WindowError::Broken));
+            }
+            return Ok(());
+        };
+        prop_assert!(solved.is_ok(), "feasible, but {:?}", solved);
+        let Solution { interval, rate } = solved.unwrap();
+        let lo = i128::from(interval.lo.get() - theta0) * UNIT;
+        let hi = i128::from(interval.hi.get() - theta0) * UNIT;
+        prop_assert!(lo * al.1 <= al.0 && ah.0 <= hi * ah.1, "narrower than the truth");
+        prop_assert!(
+            (lo + 2 * UNIT) * al.1 >= al.0 && ah.0 >= (hi - 2 * UNIT) * ah.1,
+            "not as sharp as it could be"
+        );
+        if wander.is_some() {
+            let ppb = |(numerator, denominator): (i128, i128)| numerator as f64 / denominator as f64 / 2e3;
+            prop_assert!(rate.0 * 1e9 <= ppb(bl) + 1e-6 && ppb(bh) - 1e-6 <= rate.1 * 1e9, "rate too narrow");
+            // The box is rounded to whole nanoseconds, which leaves the rate the room of one more.
+            let [_, _, bl, bh] =
+                oracle(uppers, lowers, rate_ppb, wander, 1).expect("relieved, still feasible");
+            prop_assert!(ppb(bl) - 1e-6 <= rate.0 * 1e9 && rate.1 * 1e9 <= ppb(bh) + 1e-6, "rate too wide");
+        }
+        Ok(())
+    }
+
+    /// In milliseconds: seconds or hours, to both sides.
+    fn ages() -> impl Strategy<Value = i64> {
+        prop_oneof![-20_000i64..20_000, -18_000_000i64..18_000_000]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn agrees_with_exact_enumeration(
+            rate_ppb in 1u32..10_000_000,
+            wander in prop::option::of(0u32..100_000),
+            truth in -1.0f64..1.0,
+            uppers in prop::collection::vec((ages(), 0i64..100_000), 1..7),
+            lowers in prop::collection::vec((ages(), 0i64..100_000), 1..7),
+        ) {
+            let line = |ms: i64| (truth * f64::from(rate_ppb) * 1e-3 * ms as f64) as i64;
+            let uppers: Vec<_> = uppers.iter().map(|&(ms, delay)| (ms, line(ms) + delay)).collect();
+            let lowers: Vec<_> = lowers.iter().map(|&(ms, delay)| (ms, line(ms) - delay)).collect();
+            compare(&uppers, &lowers, rate_ppb, wander)?;
+        }
+
+        #[test]
+        fn agrees_with_exact_enumeration_on_nonsense(
+            rate_ppb in 1u32..1_000_000,
+            wander in prop::option::of(0u32..1_000),
+            uppers in prop::collection::vec((-300i64..300, -20_000i64..100_000), 1..7),
+            lowers in prop::collection::vec((-300i64..300, -100_000i64..20_000), 1..7),
+        ) {
+            compare(&uppers, &lowers, rate_ppb, wander)?;
+        }
+    }
+
+    #[test]
+    fn one_direction_alone_is_no_bound() {
+        let constraint = || {
+            [Constraint { at: Time::from_nanos(5), limit: Offset::new(7), width: Nanos::ZERO }].into_iter()
+        };
+        let none = || std::iter::empty();
+        let (at, assumptions) = (Time::from_nanos(0), Assumptions::default());
+        assert_eq!(solve(constraint(), none(), at, &assumptions), Err(WindowError::Empty));
+        assert_eq!(solve(none(), constraint(), at, &assumptions), Err(WindowError::Empty));
+        assert!(solve(constraint(), constraint(), at, &assumptions).is_ok());
+    }
+
+    #[test]
+    fn the_ends_of_the_number_line_do_not_overflow() {
+        let far = |at, limit| {
+            let (at, limit) = (Time::from_nanos(at), Offset::new(limit));
+            std::iter::once(Constraint { at, limit, width: Nanos::ZERO })
+        };
+        let assumptions =
+            Assumptions { rate_ppb: 10_000_000, wander_ppb_per_s: Some(0), ..Assumptions::default() };
+        for x0 in [-1i64 << 61, 0, 1 << 61] {
+            let wide =
+                solve(far(-1 << 61, 1 << 62), far(1 << 61, -1 << 62), Time::from_nanos(x0), &assumptions);
+            let interval = wide.unwrap().interval;
+            assert!(interval.lo <= Offset::new(-1 << 62) && Offset::new(1 << 62) <= interval.hi);
+        }
+    }
 }

@@ -1,0 +1,321 @@
+//! One client's connection, served by one thread.
+//!
+//! Requests are executed where they were received, one after the other, and their replies leave together once no
+//! complete request is left: with the data in the page cache, a system call or a hand-over per request would cost more
+//! than the request.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::time::TimeSpec;
+use timesync::clock::HostClock;
+use timesync::time::{Host, Nanos, Time};
+
+use super::buffer::{Buffer, INITIAL};
+use super::handshake::{Chosen, Handshake, Step};
+use super::outbox::{Broken, Outbox};
+use super::wire::{self, Command, ErrorCode, Request, Violation};
+use crate::cut::Cut;
+use crate::device::{Exports, Outcome};
+
+/// A client that has not chosen an export by then is in somebody's way.
+const HANDSHAKE_TIMEOUT: Nanos = Nanos::from_millis(10_000);
+/// How long before the end of a stretch the thread stops sleeping: an idle processor wakes that slowly.
+const AWAKE_BEFORE_RELEASE: Nanos = Nanos::from_micros(100);
+/// Replies are sent when they are this long together, even if more requests are waiting.
+const GATHER: usize = 128 << 10;
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub(super) enum Ended {
+    #[error("the client left")]
+    Left,
+    #[error("the client did not choose an export in time")]
+    HandshakeTimeout,
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    Input,
+    /// That the backlog shrinks below its limit.
+    Room,
+}
+
+pub(super) struct Connection {
+    outbox: Arc<Outbox>,
+    clock: HostClock,
+    input: Buffer,
+    replies: Buffer,
+    /// Cuts that hold replies of this connection.
+    cuts: Vec<Arc<Cut>>,
+    /// When waiting ends in [`Ended::HandshakeTimeout`].
+    deadline: Option<Time<Host>>,
+}
+
+impl Drop for Connection {
+    /// Also when the thread panics: the client must not wait for somebody who is gone.
+    fn drop(&mut self) {
+        self.outbox.shutdown();
+    }
+}
+
+impl Connection {
+    pub fn new(outbox: Arc<Outbox>, clock: HostClock) -> Self {
+        let deadline = Some(clock.now() + HANDSHAKE_TIMEOUT);
+        let (input, replies) = (Buffer::new(), Buffer::new());
+        Connection { outbox, clock, input, replies, cuts: Vec::new(), deadline }
+    }
+
+    /// Serves the client until it leaves.
+    pub fn serve(mut self, exports: &dyn Exports) -> Ended {
+        // Sleeps that end before a release must not end late by the default slack of 50 µs. Without it they still end.
+        let _ = nix::sys::prctl::set_timerslack(1);
+        let ended = self.negotiate(exports).and_then(|chosen| match chosen {
+            Some(chosen) => self.transmit(&chosen),
+            None => Err(Ended::Left),
+        });
+        match ended {
+            Ok(()) => Ended::Left,
+            Err(ended) => ended,
+        }
+    }
+
+    /// None if the client aborted.
+    fn negotiate(&mut self, exports: &dyn Exports) -> Result<Option<Chosen>, Ended> {
+        let mut handshake = Handshake::start(exports, &mut self.replies);
+        loop {
+            self.send()?;
+            if self.outbox.backlog()?.is_full() {
+                self.wait(Awaited::Room)?;
+            }
+            match handshake.step(self.input.filled(), &mut self.replies)? {
+                Step::Incomplete => self.receive(1)?,
+                Step::Used(count) => self.input.consume(count),
+                Step::Chosen(count, chosen) => {
+                    self.input.consume(count);
+                    self.deadline = None;
+                    return Ok(Some(chosen));
+                }
+                Step::Aborted => {
+                    self.send()?;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// Executes requests until the client says that it leaves.
+    fn transmit(&mut self, export: &Chosen) -> Result<(), Ended> {
+        // Rest of a payload too long to be looked at.
+        let mut skip = 0;
+        loop {
+            if !self.cuts.is_empty() {
+                // A client that never pauses never makes this thread wait.
+                self.release_due();
+            }
+            if self.outbox.backlog()?.is_full() {
+                self.send()?;
+                self.wait(Awaited::Room)?;
+            }
+            let skipped = skip.min(self.input.len());
+            self.input.consume(skipped);
+            skip -= skipped;
+
+            let Some(request) = Request::decode(self.input.filled()) else {
+                self.send()?;
+                self.receive(1)?;
+                continue;
+            };
+            let request = request?;
+            if request.command == wire::command::DISC {
+                // Replies that may leave, leave. Held ones stay behind: nobody waits for them.
+                return self.send();
+            }
+            let length = Request::LEN + request.payload();
+            if request.payload() > wire::MAX_PAYLOAD as usize {
+                self.replies.push(&wire::simple_reply(request.cookie, Err(ErrorCode::Invalid)));
+                skip = length;
+                continue;
+            }
+            if self.input.len() < length {
+                self.send()?;
+                self.receive(length - self.input.len())?;
+                continue;
+            }
+            match request.check(export.device.size(), export.structured) {
+                Ok(command) => self.execute(export, request, command)?,
+                Err(code) => self.answer(export, request, Err(code)),
+            }
+            self.input.consume(length);
+            if self.replies.len() >= GATHER {
+                self.send()?;
+            }
+        }
+    }
+
+    /// Executes one request, whose payload follows its head in the input, and adds its reply to the others.
+    fn execute(&mut self, export: &Chosen, request: Request, command: Command) -> Result<(), Ended> {
+        let Request { offset, length, .. } = request;
+        if command.waits_for_disk() {
+            // Replies that are ready do not wait for a disk.
+            self.send()?;
+        }
+        let start = self.replies.len();
+        let device = &*export.device;
+        let outcome = match command {
+            Command::Read => self.read(export, request),
+            Command::Write { fua } => {
+                let data = &self.input.filled()[Request::LEN..][..request.payload()];
+                device.write(offset, data, fua)
+            }
+            Command::Flush => device.flush(),
+            Command::Trim { fua } => device.trim(offset, length.into(), fua),
+            Command::WriteZeroes { may_punch, fua } => {
+                device.write_zeroes(offset, length.into(), may_punch, fua)
+            }
+        };
+        if command != Command::Read || outcome.result.is_err() {
+            self.replies.truncate(start);
+            self.answer(export, request, outcome.result.map_err(ErrorCode::from));
+        }
+        if let Some(cut) = outcome.hold {
+            self.hold(cut, start);
+        }
+        Ok(())
+    }
+
+    /// Reads straight into the reply, which is complete if this succeeds.
+    fn read(&mut self, export: &Chosen, request: Request) -> Outcome {
+        let Request { cookie, offset, length, .. } = request;
+        if export.structured {
+            self.replies.push(&wire::data_chunk(cookie, offset, length));
+        } else {
+            self.replies.push(&wire::simple_reply(cookie, Ok(())));
+        }
+        export.device.read(offset, self.replies.append(length as usize))
+    }
+
+    /// A reply without data.
+    fn answer(&mut self, export: &Chosen, request: Request, result: Result<(), ErrorCode>) {
+        match result {
+            Err(code) if export.structured && request.command == wire::command::READ => {
+                self.replies.push(&wire::error_chunk(request.cookie, code));
+            }
+            result => self.replies.push(&wire::simple_reply(request.cookie, result)),
+        }
+    }
+
+    /// Keeps the reply that begins at `start` until `cut` permits it (R2, R3).
+    fn hold(&mut self, cut: Arc<Cut>, start: usize) {
+        // Everything in `replies` leaves after this reading.
+        let ready_at = self.clock.now();
+        if cut.may_release(ready_at) {
+            return;
+        }
+        let reply = self.replies.split_off(start);
+        self.outbox.hold(&reply);
+        let outbox = Arc::clone(&self.outbox);
+        match cut.hold(ready_at, Box::new(move || outbox.release(&reply))) {
+            Ok(()) => {
+                if !self.cuts.iter().any(|known| Arc::ptr_eq(known, &cut)) {
+                    self.cuts.push(cut);
+                }
+            }
+            // The stretch ended meanwhile, after a reading that allowed it.
+            Err(send) => send(),
+        }
+    }
+
+    fn send(&mut self) -> Result<(), Ended> {
+        if !self.replies.is_empty() {
+            self.outbox.send(&mut self.replies)?;
+        }
+        Ok(())
+    }
+
+    /// Receives at least a byte, where `missing` are needed for the next step.
+    fn receive(&mut self, missing: usize) -> Result<(), Ended> {
+        loop {
+            // While nothing but input can happen, the receive itself is the wait: one system call less.
+            let alone = self.deadline.is_none() && self.outbox.backlog()?.is_empty();
+            let flags = if alone { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
+            let mut room = self.input.room(missing);
+            if missing > INITIAL / 4 {
+                // A long payload is received to its end and no further: what came after it would have to be moved.
+                room = &mut room[..missing];
+            }
+            match recv(self.outbox.socket().as_raw_fd(), room, flags) {
+                Ok(0) => return Err(Ended::Left),
+                Ok(count) => {
+                    self.input.commit(count);
+                    return Ok(());
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait(Awaited::Input)?,
+                Err(errno) => return Err(Broken(errno).into()),
+            }
+        }
+    }
+
+    /// Ends the stretches that hold replies of this connection and are over. Whoever reads a clock that allows it does
+    /// so for everybody, so that no reply depends on one thread's waking in time.
+    fn release_due(&mut self) -> Time<Host> {
+        let now = self.clock.now();
+        self.cuts.retain(|cut| !cut.may_release(now));
+        now
+    }
+
+    /// Waits for what is awaited, and meanwhile sends what the client takes and releases what is due.
+    fn wait(&mut self, awaited: Awaited) -> Result<(), Ended> {
+        loop {
+            let now = self.release_due();
+            let backlog = self.outbox.backlog()?;
+            if match awaited {
+                Awaited::Room => !backlog.is_full(),
+                Awaited::Input => backlog.is_empty() && self.deadline.is_none(),
+            } {
+                return Ok(());
+            }
+            if self.deadline.is_some_and(|deadline| now >= deadline) {
+                return Err(Ended::HandshakeTimeout);
+            }
+            let releases = self.cuts.iter().filter_map(|cut| cut.release_due());
+            let until = releases.map(|due| due - AWAKE_BEFORE_RELEASE).chain(self.deadline).min();
+            let timeout = until.map(|until| (until - now).to_std());
+
+            let mut events = PollFlags::empty();
+            events.set(PollFlags::POLLIN, awaited == Awaited::Input);
+            events.set(PollFlags::POLLOUT, backlog.unsent > 0);
+            let mut fds = [
+                PollFd::new(self.outbox.socket(), events),
+                PollFd::new(self.outbox.wake(), PollFlags::POLLIN),
+            ];
+            match ppoll(&mut fds, timeout.map(TimeSpec::from), None) {
+                // Not to be slept through any more, but whoever else needs the processor may have it.
+                Ok(0) => std::thread::yield_now(),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Broken(errno).into()),
+            }
+            let [socket, wake] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+            if !wake.is_empty() {
+                self.outbox.clear_wake();
+            }
+            if socket.contains(PollFlags::POLLOUT) {
+                self.outbox.resume()?;
+            }
+            if socket.contains(PollFlags::POLLIN) {
+                return Ok(());
+            }
+            if socket.intersects(PollFlags::POLLERR | PollFlags::POLLHUP) {
+                return Err(Ended::Left);
+            }
+        }
+    }
+}

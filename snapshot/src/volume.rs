@@ -1,0 +1,378 @@
+//! The built-in volume: a raw base image plus redirect-on-write layers in a directory of its own.
+//!
+//! A snapshot is the boundary above a layer: the content of the layers up to it, which no request changes any more. A
+//! cut puts an empty layer on top; requests before it go below the boundary, requests after it above. Deleting a
+//! snapshot drops its name; a background thread then merges the layer above the boundary into the one below.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `volume.json` | what belongs to the volume (`manifest.rs`) |
+//! | `000000.raw` | the base, a plain raw image |
+//! | `NNNNNN.dat`, `NNNNNN.map` | a layer's blocks, and which of them count (`layer.rs`, `page.rs`) |
+//! | `lock` | locked by the process that has the volume open |
+//!
+//! After a crash at any point, everything is there that a FLUSH or a FUA write was answered for, and every snapshot
+//! reads as before. The order of writes that this rests on stands in `manifest.rs`, `layer.rs` and `merge.rs`.
+
+mod chain;
+mod digest;
+mod flush;
+mod layer;
+mod manifest;
+mod map;
+mod merge;
+mod page;
+mod ranges;
+mod request;
+mod structure;
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
+use std::thread::JoinHandle;
+
+use timesync::clock::HostClock;
+use tracing::warn;
+
+pub use self::structure::{Gate, VolumeCut};
+
+use self::flush::Flushes;
+use self::layer::{BASE, Layer};
+use self::manifest::{Manifest, sync_directory};
+use self::ranges::RangeLock;
+use self::request::{Client, Dispatch, Pin, SnapshotDevice};
+use self::structure::Structure;
+use crate::device::Device;
+use crate::orders::VolumeDescription;
+
+/// Bytes in a block, the unit of the layers.
+const BLOCK: u64 = 4096;
+
+/// A volume that this process has open.
+#[derive(Debug)]
+pub struct Volume {
+    core: Arc<Core>,
+    /// Tells the merging thread that there may be work; dropped to end it.
+    merges: Option<mpsc::Sender<()>>,
+    merger: Option<JoinHandle<()>>,
+}
+
+/// What the volume's devices, cuts and merging thread share.
+#[derive(Debug)]
+struct Core {
+    name: String,
+    directory: PathBuf,
+    size: u64,
+    clock: HostClock,
+    /// How requests are dispatched. Read only for the dispatch itself, never during I/O, so that it is free again at
+    /// once. Never waited for as a writer: that would stall new readers behind one that was descheduled.
+    gate: RwLock<Dispatch>,
+    ranges: RangeLock,
+    flushes: Flushes,
+    /// Locked before `gate`, never the other way round.
+    structure: Mutex<Structure>,
+    clients: AtomicUsize,
+    closing: AtomicBool,
+    /// The lock on the volume's directory.
+    _lock: File,
+}
+
+impl Volume {
+    /// Makes a volume of `size` bytes of zeros in `root`, and opens it.
+    ///
+    /// # Errors
+    /// If there is a volume of that name, name or size are not allowed, or the file system fails.
+    pub fn create(root: &Path, name: &str, size: u64, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
+        check_name(name)?;
+        if size == 0 || !size.is_multiple_of(BLOCK) {
+            return Err(VolumeError::Size { size });
+        }
+        let directory = root.join(name);
+        match fs::create_dir(&directory) {
+            // A creation that did not end left it behind, or there is a volume: the manifest, written last, tells.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            result => result.map_err(at_path(&directory))?,
+        }
+        let locked = lock_directory(&directory, name)?;
+        if Manifest::exists(&directory) {
+            return Err(VolumeError::Exists { name: name.to_owned() });
+        }
+        let base = Layer::create(&directory, BASE, size)?;
+        sync_directory(&directory)?;
+        let manifest = Manifest::new(size);
+        manifest.write(&directory)?;
+        sync_directory(root)?;
+        Volume::start(name, directory, manifest, vec![base], clock, locked)
+    }
+
+    /// Opens the volume `name` in `root`, and removes what a crash left behind.
+    ///
+    /// # Errors
+    /// If there is no such volume, another process has it open, its files are corrupt, or the file system fails.
+    pub fn open(root: &Path, name: &str, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
+        check_name(name)?;
+        let directory = root.join(name);
+        if !Manifest::exists(&directory) {
+            return Err(VolumeError::Missing { name: name.to_owned() });
+        }
+        let locked = lock_directory(&directory, name)?;
+        let manifest = Manifest::read(&directory)?;
+        let open = |&id: &u32| Layer::open(&directory, id, manifest.size);
+        let layers = manifest.layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        manifest.remove_strays(&directory)?;
+        let volume = Volume::start(name, directory, manifest, layers, clock, locked)?;
+        volume.wake_merger();
+        Ok(volume)
+    }
+
+    fn start(
+        name: &str,
+        directory: PathBuf,
+        manifest: Manifest,
+        layers: Vec<Arc<Layer>>,
+        clock: HostClock,
+        lock: File,
+    ) -> Result<Arc<Self>, VolumeError> {
+        let core = Arc::new(Core {
+            name: name.to_owned(),
+            directory,
+            size: manifest.size,
+            clock,
+            gate: RwLock::new(Dispatch::new(layers)),
+            ranges: RangeLock::default(),
+            flushes: Flushes::default(),
+            structure: Mutex::new(Structure::new(manifest)),
+            clients: AtomicUsize::new(0),
+            closing: AtomicBool::new(false),
+            _lock: lock,
+        });
+        let (merges, wake) = mpsc::channel();
+        let merging = Arc::clone(&core);
+        let merger = std::thread::Builder::new()
+            .name(format!("merge {name}"))
+            .spawn(move || wake.iter().for_each(|()| merging.collapse()))
+            .map_err(at_path(&core.directory))?;
+        Ok(Arc::new(Volume { core, merges: Some(merges), merger: Some(merger) }))
+    }
+
+    /// The volumes in `root`, sorted.
+    ///
+    /// # Errors
+    /// If `root` cannot be listed.
+    pub fn names(root: &Path) -> Result<Vec<String>, VolumeError> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(root).map_err(at_path(root))? {
+            let entry = entry.map_err(at_path(root))?;
+            if let Ok(name) = entry.file_name().into_string()
+                && check_name(&name).is_ok()
+                && Manifest::exists(&entry.path())
+            {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.core.name
+    }
+
+    /// Size, snapshots, layers, space and clients at present.
+    pub fn describe(&self) -> VolumeDescription {
+        let snapshots = lock(&self.core.structure).manifest.snapshots_by_age();
+        let layers = self.core.chain();
+        VolumeDescription {
+            name: self.core.name.clone(),
+            size: self.core.size,
+            snapshots,
+            layers: layers.len(),
+            allocated: layers.iter().map(|layer| layer.allocated()).sum(),
+            clients: self.core.clients.load(Ordering::SeqCst),
+        }
+    }
+
+    /// The live volume, for one client: it counts as one while the device lives.
+    pub fn attach(self: &Arc<Self>) -> Arc<dyn Device> {
+        Arc::new(Client::new(Arc::clone(self)))
+    }
+
+    /// A snapshot, read-only. It cannot be deleted while the device lives.
+    ///
+    /// # Errors
+    /// If there is no such snapshot.
+    pub fn snapshot_device(self: &Arc<Self>, name: &str) -> Result<Arc<dyn Device>, VolumeError> {
+        Ok(Arc::new(self.pin(name)?))
+    }
+
+    fn pin(&self, name: &str) -> Result<SnapshotDevice, VolumeError> {
+        let mut structure = lock(&self.core.structure);
+        let boundary = structure.boundary(&self.core.name, name)?;
+        // Under the lock: what is renamed and then taken out of the chain by a merge is in both or in neither.
+        let layers = self.core.chain().iter().take_while(|layer| layer.id <= boundary).cloned().collect();
+        *structure.pins.entry(name.to_owned()).or_default() += 1;
+        Ok(SnapshotDevice { layers, size: self.core.size, _pin: Pin::new(&self.core, name) })
+    }
+
+    fn wake_merger(&self) {
+        if let Some(merges) = &self.merges {
+            // Fails only if the thread is gone, and then there is nobody to wake.
+            let _ = merges.send(());
+        }
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        self.core.closing.store(true, Ordering::SeqCst);
+        self.merges = None;
+        if let Some(merger) = self.merger.take()
+            && merger.join().is_err()
+        {
+            warn!(volume = %self.core.name, "the merging thread had panicked");
+        }
+        // A volume that is closed in good order keeps all its writes, flushed or not.
+        if let Err(error) = self.core.sync() {
+            warn!(volume = %self.core.name, %error, "closing without having made the last writes durable");
+        }
+    }
+}
+
+/// Locks a mutex whose content stays sound if somebody panics while holding it: each change under it is one step, or
+/// is undone by a guard.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock_directory(directory: &Path, name: &str) -> Result<File, VolumeError> {
+    let path = directory.join("lock");
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(at_path(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(VolumeError::Open { name: name.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(at_path(&path)(error)),
+    }
+}
+
+/// Names are part of paths and of export names (`volume@snapshot`).
+fn check_name(name: &str) -> Result<(), VolumeError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let good = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(allowed);
+    if good && name.len() <= 64 { Ok(()) } else { Err(VolumeError::Name { name: name.to_owned() }) }
+}
+
+/// Says at which path an I/O error happened.
+fn at_path(path: &Path) -> impl FnOnce(io::Error) -> VolumeError + use<> {
+    let path = path.to_owned();
+    move |source| VolumeError::Io { path, source }
+}
+
+/// Why something could not be done to a volume as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// A name that is not allowed.
+    #[error(
+        "{name:?} is no name for a volume or snapshot: use letters, digits, '-', '_' and '.', at most 64, the first a letter or digit"
+    )]
+    Name {
+        /// As given.
+        name: String,
+    },
+    /// A size that is not allowed.
+    #[error("a volume cannot have {size} bytes: choose a positive multiple of 4096")]
+    Size {
+        /// As given.
+        size: u64,
+    },
+    /// The name is taken.
+    #[error("there is a volume {name} already")]
+    Exists {
+        /// The volume.
+        name: String,
+    },
+    /// Nothing to open.
+    #[error("there is no volume {name}")]
+    Missing {
+        /// The volume.
+        name: String,
+    },
+    /// Only one process may have it open.
+    #[error("volume {name} is open in another process")]
+    Open {
+        /// The volume.
+        name: String,
+    },
+    /// One structural change at a time.
+    #[error("volume {volume} is busy: {what}")]
+    Busy {
+        /// The volume.
+        volume: String,
+        /// The change under way.
+        what: String,
+    },
+    /// Nothing to read or delete.
+    #[error("volume {volume} has no snapshot {snapshot}")]
+    NoSnapshot {
+        /// The volume.
+        volume: String,
+        /// As given.
+        snapshot: String,
+    },
+    /// The name is taken.
+    #[error("volume {volume} has a snapshot {snapshot} already")]
+    SnapshotExists {
+        /// The volume.
+        volume: String,
+        /// As given.
+        snapshot: String,
+    },
+    /// Somebody reads it.
+    #[error("snapshot {snapshot} of volume {volume} is in use: disconnect its clients first")]
+    SnapshotInUse {
+        /// The volume.
+        volume: String,
+        /// The snapshot.
+        snapshot: String,
+    },
+    /// The caller's deadline passed first.
+    #[error("volume {volume} could not be {what} in time")]
+    GaveUp {
+        /// The volume.
+        volume: String,
+        /// What was not done.
+        what: &'static str,
+    },
+    /// A cut is sealed once its requests have finished, and named once it is sealed.
+    #[error("the cut of volume {volume} cannot be {what}: the step before it is missing")]
+    OutOfOrder {
+        /// The volume.
+        volume: String,
+        /// The step that was asked for.
+        what: &'static str,
+    },
+    /// What is on disk is not what was written.
+    #[error("{} is corrupt at byte {offset}: {why}", file.display())]
+    Corrupt {
+        /// The file.
+        file: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// The file system failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// How.
+        source: io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,274 @@
+//! A layer on disk: a sparse data file in which block n stands at n·4096, and a map that says which blocks count.
+//! The base (layer 0) is a plain raw image without a map: every block of it counts.
+//!
+//! # Order of writes
+//!
+//! - A map bit in memory is set after its data was written, so a failed write leaves the block as it was.
+//! - A sync first *copies* the dirty map pages, then syncs the data, then writes the copies, then syncs the map. A bit
+//!   therefore reaches the disk only after the data it stands for: after a crash no block shows what was never written
+//!   to it. A page goes over its older slot (`page.rs`), so a torn write costs nothing that was flushed.
+//! - After a failed `fdatasync` the kernel may have dropped the data and will not say so again. Every later sync of the
+//!   layer fails, until the volume is opened anew and shows what is really there.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek};
+use tracing::warn;
+
+use super::map::{Image, Map, State};
+use super::page::{self, SLOT};
+use super::{BLOCK, VolumeError, at_path, lock};
+
+/// The id of the base, which has no map.
+pub(super) const BASE: u32 = 0;
+
+/// A map and where it is kept.
+#[derive(Debug)]
+pub(super) struct MapFile {
+    file: File,
+    map: Map,
+}
+
+/// A layer of an open volume.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub id: u32,
+    data: File,
+    map: Option<MapFile>,
+    /// Requests that may still write to this layer.
+    in_flight: AtomicU64,
+    /// Set after a write and before its reply, cleared before a sync: a sync covers all that was answered.
+    unsynced: AtomicBool,
+    failed: AtomicBool,
+    syncing: Mutex<()>,
+}
+
+/// A request that is registered as in flight on a layer.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    layer: Arc<Layer>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.layer.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The data file of a layer.
+pub(super) fn data_path(directory: &Path, id: u32) -> PathBuf {
+    directory.join(if id == BASE { format!("{id:06}.raw") } else { format!("{id:06}.dat") })
+}
+
+/// The map file of a layer.
+pub(super) fn map_path(directory: &Path, id: u32) -> PathBuf {
+    directory.join(format!("{id:06}.map"))
+}
+
+impl Layer {
+    /// Makes an empty layer (or a base of zeros), files synced; the caller syncs the directory.
+    ///
+    /// Files of that name are left-overs of a structural change that failed, and are overwritten.
+    pub(super) fn create(directory: &Path, id: u32, size: u64) -> Result<Arc<Layer>, VolumeError> {
+        let create = |path: PathBuf, length: u64| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(true);
+            let file = options.open(&path).map_err(at_path(&path))?;
+            file.set_len(length).and_then(|()| file.sync_all()).map_err(at_path(&path))?;
+            Ok::<_, VolumeError>(file)
+        };
+        let data = create(data_path(directory, id), size)?;
+        let map = if id == BASE {
+            None
+        } else {
+            let map = Map::new(size / BLOCK);
+            Some(MapFile { file: create(map_path(directory, id), page::offset(map.pages(), 0))?, map })
+        };
+        Ok(Layer::new(id, data, map))
+    }
+
+    /// Opens a layer.
+    ///
+    /// # Errors
+    /// [`VolumeError::Corrupt`] where neither slot of a map page is valid, or a file has the wrong length.
+    pub(super) fn open(directory: &Path, id: u32, size: u64) -> Result<Arc<Layer>, VolumeError> {
+        let open = |path: PathBuf, expected: u64| {
+            let file = OpenOptions::new().read(true).write(true).open(&path).map_err(at_path(&path))?;
+            let found = file.metadata().map_err(at_path(&path))?.len();
+            if found != expected {
+                let why = format!("it has {found} bytes instead of {expected}");
+                return Err(VolumeError::Corrupt { file: path, offset: found.min(expected), why });
+            }
+            Ok(file)
+        };
+        let data = open(data_path(directory, id), size)?;
+        if id == BASE {
+            return Ok(Layer::new(id, data, None));
+        }
+        let (map, path) = (Map::new(size / BLOCK), map_path(directory, id));
+        let file = open(path.clone(), page::offset(map.pages(), 0))?;
+        let mut slots = vec![0; 2 * SLOT];
+        for number in 0..map.pages() {
+            let offset = page::offset(number, 0);
+            file.read_exact_at(&mut slots, offset).map_err(at_path(&path))?;
+            let Some(stored) = page::decode(&slots, id, number) else {
+                let why = "neither copy of the map page there is valid".to_owned();
+                return Err(VolumeError::Corrupt { file: path, offset, why });
+            };
+            if stored.torn {
+                warn!(file = %path.display(), offset, "one copy of a map page is not valid; the other one is used");
+            }
+            if stored.generation > 0 {
+                map.load(number, stored.generation, &stored.words);
+            }
+        }
+        Ok(Layer::new(id, data, Some(MapFile { file, map })))
+    }
+
+    pub(super) fn new(id: u32, data: File, map: Option<MapFile>) -> Arc<Layer> {
+        Arc::new(Layer {
+            id,
+            data,
+            map,
+            in_flight: AtomicU64::new(0),
+            unsynced: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            syncing: Mutex::new(()),
+        })
+    }
+
+    /// Registers a request as in flight.
+    pub(super) fn register(self: &Arc<Self>) -> Ticket {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        Ticket { layer: Arc::clone(self) }
+    }
+
+    /// Whether a registered request has not finished.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.in_flight.load(Ordering::SeqCst) > 0
+    }
+
+    /// What the layer says about a block.
+    pub(super) fn state(&self, block: u64) -> State {
+        self.map.as_ref().map_or(State::Data, |map| map.map.get(block))
+    }
+
+    /// The next run of blocks that this layer says something about. Not for the base.
+    pub(super) fn next_run(&self, from: u64) -> Option<(Range<u64>, State)> {
+        self.map.as_ref()?.map.next_run(from)
+    }
+
+    /// Reads from the data file, whatever the map says.
+    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.data.read_exact_at(buffer, offset)
+    }
+
+    /// Writes to the data file; the blocks that lie wholly in the range count from then on.
+    pub(super) fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.data.write_all_at(data, offset)?;
+        self.changed(offset.div_ceil(BLOCK)..(offset + data.len() as u64) / BLOCK, State::Data);
+        Ok(())
+    }
+
+    /// Makes whole blocks read as zeros, with `punch` without keeping space for them.
+    pub(super) fn zero(&self, blocks: Range<u64>, punch: bool) -> io::Result<()> {
+        let (offset, length) = (blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
+        let mode = if punch {
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE
+        } else {
+            FallocateFlags::FALLOC_FL_ZERO_RANGE
+        };
+        match fallocate(&self.data, mode, offset.cast_signed(), length.cast_signed()) {
+            Ok(()) => {}
+            Err(Errno::EOPNOTSUPP) => {
+                let zeros = vec![0; length.min(1 << 20) as usize];
+                for at in (offset..offset + length).step_by(zeros.len()) {
+                    let count = zeros.len().min((offset + length - at) as usize);
+                    self.data.write_all_at(&zeros[..count], at)?;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.changed(blocks, if punch { State::Zero } else { State::Data });
+        Ok(())
+    }
+
+    fn changed(&self, blocks: Range<u64>, state: State) {
+        if let Some(map) = &self.map {
+            map.map.set(blocks, state);
+        }
+        self.unsynced.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a range of the data file is a hole, as far as the file system says.
+    pub(super) fn is_hole(&self, range: &Range<u64>) -> bool {
+        match lseek(&self.data, range.start.cast_signed(), Whence::SeekData) {
+            Ok(next) => next.cast_unsigned() >= range.end,
+            Err(error) => error == Errno::ENXIO,
+        }
+    }
+
+    /// Makes everything durable that was written before the call.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        let _alone = lock(&self.syncing);
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other(
+                "an earlier sync failed: open the volume anew to see what is there",
+            ));
+        }
+        if !self.unsynced.swap(false, Ordering::SeqCst) {
+            return Ok(());
+        }
+        let images = self.map.as_ref().map(|map| map.map.take_dirty()).unwrap_or_default();
+        self.synced(self.data.sync_data())?;
+        self.write_pages(&images)
+    }
+
+    /// Makes a layer durable that takes no requests any more, with both slots of its map alike: from then on one of
+    /// them may decay without loss.
+    pub(super) fn seal(&self) -> io::Result<()> {
+        self.sync()?;
+        let _alone = lock(&self.syncing);
+        let images = self.map.as_ref().map(|map| map.map.all()).unwrap_or_default();
+        self.write_pages(&images)
+    }
+
+    fn write_pages(&self, images: &[Image]) -> io::Result<()> {
+        let Some(MapFile { file, map }) = &self.map else { return Ok(()) };
+        for image in images {
+            let offset = page::offset(image.page, image.generation);
+            if let Err(error) = file.write_all_at(&image.encode(self.id), offset) {
+                // Nothing is lost, a later sync may find room: the same generation goes to the same slot again.
+                map.not_written(images);
+                self.unsynced.store(true, Ordering::SeqCst);
+                return Err(error);
+            }
+        }
+        if !images.is_empty() {
+            self.synced(file.sync_data())?;
+        }
+        map.written(images);
+        Ok(())
+    }
+
+    fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        if result.is_err() {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+        result
+    }
+
+    /// Bytes allocated on disk.
+    pub(super) fn allocated(&self) -> u64 {
+        let files = [Some(&self.data), self.map.as_ref().map(|map| &map.file)];
+        files.into_iter().flatten().filter_map(|file| file.metadata().ok()).map(|m| m.blocks() * 512).sum()
+    }
+}

@@ -1,0 +1,132 @@
+//! `volume.json`: what belongs to a volume.
+//!
+//! # Order of writes
+//!
+//! The new text is written to `volume.json.new` and synced, renamed over `volume.json`, and the directory is synced.
+//! Files are created and synced *before* the manifest that lists them is written, and removed *after* one is durable
+//! that does not. Files that are not listed are thus left-overs, and opening a volume removes them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tracing::info;
+use uuid::Uuid;
+
+use super::layer::{BASE, data_path, map_path};
+use super::{BLOCK, VolumeError, at_path};
+
+const VERSION: u32 = 1;
+const FILE: &str = "volume.json";
+
+/// What a volume consists of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    /// Of this format.
+    pub version: u32,
+    pub id: Uuid,
+    /// In bytes.
+    pub size: u64,
+    /// Bottom to top; ids rise.
+    pub layers: Vec<u32>,
+    /// The layer at whose upper boundary each snapshot was taken: its content is that of the layers up to it.
+    pub snapshots: BTreeMap<String, u32>,
+}
+
+impl Manifest {
+    /// A new volume that consists of its base.
+    pub(super) fn new(size: u64) -> Self {
+        Manifest {
+            version: VERSION,
+            id: Uuid::new_v4(),
+            size,
+            layers: vec![BASE],
+            snapshots: BTreeMap::new(),
+        }
+    }
+
+    /// Whether a directory holds a volume. If nobody can tell, it does: reading it will say why it cannot be read.
+    pub(super) fn exists(directory: &Path) -> bool {
+        directory.join(FILE).try_exists().unwrap_or(true)
+    }
+
+    /// Reads and checks it.
+    pub(super) fn read(directory: &Path) -> Result<Self, VolumeError> {
+        let path = directory.join(FILE);
+        let text = fs::read(&path).map_err(at_path(&path))?;
+        let corrupt = |why: String| VolumeError::Corrupt { file: path.clone(), offset: 0, why };
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| corrupt(error.to_string()))?;
+        if manifest.version != VERSION {
+            return Err(corrupt(format!(
+                "its version is {}, this program reads {VERSION}",
+                manifest.version
+            )));
+        }
+        let rising = manifest.layers.is_sorted_by(|a, b| a < b) && manifest.layers.first() == Some(&BASE);
+        // A snapshot is below the head: what still takes writes has no name.
+        let below_head = &manifest.layers[..manifest.layers.len().saturating_sub(1)];
+        let named = manifest.snapshots.values().all(|layer| below_head.contains(layer));
+        if !rising || !named || !manifest.size.is_multiple_of(BLOCK) {
+            return Err(corrupt("its layers, snapshots or size contradict each other".to_owned()));
+        }
+        Ok(manifest)
+    }
+
+    /// Replaces the manifest in `directory`, durably.
+    pub(super) fn write(&self, directory: &Path) -> Result<(), VolumeError> {
+        let (path, new) = (directory.join(FILE), directory.join("volume.json.new"));
+        let write = || {
+            let mut file = File::create(&new)?;
+            file.write_all(&serde_json::to_vec_pretty(self)?)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)
+        };
+        write().map_err(at_path(&path))?;
+        sync_directory(directory)
+    }
+
+    /// Removes what structural changes that did not end left behind.
+    pub(super) fn remove_strays(&self, directory: &Path) -> Result<(), VolumeError> {
+        let listed: Vec<PathBuf> = self
+            .layers
+            .iter()
+            .flat_map(|&layer| [data_path(directory, layer), map_path(directory, layer)])
+            .collect();
+        for entry in fs::read_dir(directory).map_err(at_path(directory))? {
+            let path = entry.map_err(at_path(directory))?.path();
+            if is_ours(&path) && !listed.contains(&path) {
+                info!(file = %path.display(), "removing what a change that did not end left behind");
+                fs::remove_file(&path).map_err(at_path(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The snapshots, oldest first.
+    pub(super) fn snapshots_by_age(&self) -> Vec<String> {
+        let mut snapshots: Vec<_> = self.snapshots.iter().map(|(name, layer)| (layer, name)).collect();
+        snapshots.sort();
+        snapshots.into_iter().map(|(_, name)| name.clone()).collect()
+    }
+
+    /// Whether the upper boundary of a layer is a snapshot.
+    pub(super) fn is_named(&self, layer: u32) -> bool {
+        self.snapshots.values().any(|&named| named == layer)
+    }
+}
+
+/// Whether a file's name is one that a layer or a half-written manifest has.
+fn is_ours(path: &Path) -> bool {
+    let (Some(stem), Some(extension)) = (path.file_stem(), path.extension()) else { return false };
+    let (stem, extension) = (stem.to_string_lossy(), extension.to_string_lossy());
+    let numbered = stem.len() == 6 && stem.bytes().all(|byte| byte.is_ascii_digit());
+    numbered && ["raw", "dat", "map"].contains(&&*extension) || (&*stem, &*extension) == (FILE, "new")
+}
+
+/// Makes created, renamed and removed names durable.
+pub(super) fn sync_directory(directory: &Path) -> Result<(), VolumeError> {
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(at_path(directory))
+}

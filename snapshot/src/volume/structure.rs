@@ -1,0 +1,306 @@
+//! Changes of a volume's structure: cuts, and deleting snapshots. One at a time.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, RwLockWriteGuard};
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::layer::{Layer, data_path};
+use super::manifest::{Manifest, sync_directory};
+use super::request::{Armed, Dispatch};
+use super::{Core, Volume, VolumeError, at_path, check_name, lock};
+use crate::cut::{Cause, Cut};
+
+/// What belongs to the volume, and who changes it.
+#[derive(Debug)]
+pub(super) struct Structure {
+    /// As on disk.
+    pub manifest: Manifest,
+    under_way: Option<UnderWay>,
+    /// How many readers each snapshot has.
+    pub pins: BTreeMap<String, usize>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    /// For people.
+    what: String,
+    /// The layer being sealed.
+    sealing: u32,
+}
+
+impl Structure {
+    pub(super) fn new(manifest: Manifest) -> Self {
+        Structure { manifest, under_way: None, pins: BTreeMap::new() }
+    }
+
+    /// Changes the manifest, on disk first.
+    pub(super) fn update(
+        &mut self,
+        directory: &Path,
+        change: impl FnOnce(&mut Manifest),
+    ) -> Result<(), VolumeError> {
+        let mut manifest = self.manifest.clone();
+        change(&mut manifest);
+        manifest.write(directory)?;
+        self.manifest = manifest;
+        Ok(())
+    }
+
+    /// The layer that a snapshot's content ends with.
+    pub(super) fn boundary(&self, volume: &str, snapshot: &str) -> Result<u32, VolumeError> {
+        self.manifest.snapshots.get(snapshot).copied().ok_or_else(|| VolumeError::NoSnapshot {
+            volume: volume.to_owned(),
+            snapshot: snapshot.to_owned(),
+        })
+    }
+
+    /// Whether the change under way may yet name this layer's boundary.
+    pub(super) fn may_name(&self, layer: u32) -> bool {
+        self.under_way.as_ref().is_some_and(|change| change.sealing == layer)
+    }
+
+    fn refuse_if_busy(&self, volume: &str) -> Result<(), VolumeError> {
+        match &self.under_way {
+            None => Ok(()),
+            Some(change) => Err(VolumeError::Busy { volume: volume.to_owned(), what: change.what.clone() }),
+        }
+    }
+}
+
+impl Core {
+    fn head(&self) -> Arc<Layer> {
+        let chain = self.chain();
+        Arc::clone(&chain[chain.len() - 1])
+    }
+
+    /// Makes the layer that comes next, in files and in the manifest. Empty, it changes nothing there.
+    fn add_layer(&self, structure: &mut Structure) -> Result<Arc<Layer>, VolumeError> {
+        let id = self.head().id + 1;
+        let layer = Layer::create(&self.directory, id, self.size)?;
+        sync_directory(&self.directory)?;
+        structure.update(&self.directory, |manifest| {
+            // It is listed already if an unused layer could not be removed.
+            manifest.layers.retain(|&listed| listed != id);
+            manifest.layers.push(id);
+        })?;
+        Ok(layer)
+    }
+
+    /// Makes `next` the head. When this returns, no thread can dispatch by the former state. False if the caller gave
+    /// up; then nothing has changed.
+    fn push(&self, next: Arc<Layer>, armed: Option<Armed>, give_up: &mut dyn FnMut() -> bool) -> bool {
+        let Some(mut dispatch) = self.close_gate_unless(give_up) else { return false };
+        dispatch.chain = dispatch.chain.iter().cloned().chain([next]).collect();
+        dispatch.armed = armed;
+        true
+    }
+}
+
+impl Volume {
+    /// Begins a cut: makes the next layer, which no request sees yet. `what` tells people who are refused meanwhile
+    /// what the volume is busy with.
+    ///
+    /// # Errors
+    /// If a structural change is under way, or the file system fails; then nothing has changed.
+    pub fn prepare(self: &Arc<Self>, what: &str) -> Result<VolumeCut, VolumeError> {
+        let core = &self.core;
+        let mut structure = lock(&core.structure);
+        structure.refuse_if_busy(&core.name)?;
+        let sealing = core.head();
+        let next = core.add_layer(&mut structure)?;
+        structure.under_way = Some(UnderWay { what: what.to_owned(), sealing: sealing.id });
+        let stage = AtomicU8::new(Stage::Prepared as u8);
+        Ok(VolumeCut { volume: Arc::clone(self), sealing, next, stage })
+    }
+
+    /// Deletes a snapshot: durable when this returns. Its space comes back as the merging thread gets to it.
+    ///
+    /// # Errors
+    /// If there is no such snapshot, somebody reads it, a structural change is under way, or the file system fails.
+    pub fn delete_snapshot(self: &Arc<Self>, name: &str) -> Result<(), VolumeError> {
+        let core = &self.core;
+        // Locked to the end: that is what makes this one structural change.
+        let mut structure = lock(&core.structure);
+        structure.refuse_if_busy(&core.name)?;
+        let boundary = structure.boundary(&core.name, name)?;
+        if structure.pins.get(name).is_some_and(|&pins| pins > 0) {
+            return Err(VolumeError::SnapshotInUse { volume: core.name.clone(), snapshot: name.to_owned() });
+        }
+        let chain = core.chain();
+        let newest = chain.len() >= 2 && chain[chain.len() - 2].id == boundary;
+        if newest {
+            // The layer above takes requests, and only one that takes none can be merged: a fresh one takes over.
+            // Before the name is dropped, so that a failure here leaves the snapshot as it was.
+            let next = core.add_layer(&mut structure)?;
+            core.push(next, None, &mut || false);
+        }
+        structure.update(&core.directory, |manifest| {
+            manifest.snapshots.remove(name);
+        })?;
+        structure.pins.remove(name);
+        drop(structure);
+        self.wake_merger();
+        Ok(())
+    }
+}
+
+/// How far a cut has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+enum Stage {
+    Prepared,
+    Armed,
+    Drained,
+    Sealed,
+}
+
+/// One cut of one volume, under way. The steps come in the order of the methods.
+///
+/// Dropped before [`VolumeCut::arm`], it removes the unused layer. Dropped later, it leaves the sealed layer in the
+/// chain without a name: it holds acknowledged data. It is merged later. A cut that still stretches then is released
+/// as aborted, which voids the attempt: nothing that blocks I/O survives this value.
+#[derive(Debug)]
+#[must_use = "dropping it ends the cut"]
+pub struct VolumeCut {
+    volume: Arc<Volume>,
+    sealing: Arc<Layer>,
+    next: Arc<Layer>,
+    stage: AtomicU8,
+}
+
+/// While it lives, no request of the volume is between its clock reading and its classification.
+#[derive(Debug)]
+pub struct Gate<'a> {
+    _closed: RwLockWriteGuard<'a, Dispatch>,
+}
+
+impl VolumeCut {
+    /// Makes requests ask `cut` where they belong. When this returns, no thread can dispatch by the unarmed state:
+    /// the reading for [`Cut::armed`] is to be taken after it.
+    ///
+    /// # Errors
+    /// [`VolumeError::GaveUp`] if `give_up`, which is asked between tries, said so first; then nothing has changed.
+    pub fn arm(&self, cut: &Arc<Cut>, give_up: &mut dyn FnMut() -> bool) -> Result<(), VolumeError> {
+        if self.reached(Stage::Armed) {
+            return Err(self.out_of_order("armed"));
+        }
+        let core = &self.volume.core;
+        if !core.push(Arc::clone(&self.next), Some(Armed::new(Arc::clone(cut))), give_up) {
+            return Err(VolumeError::GaveUp { volume: core.name.clone(), what: "armed" });
+        }
+        self.reach(Stage::Armed);
+        Ok(())
+    }
+
+    /// Closes the gate: for [`Cut::strike`]'s reading. Requests wait meanwhile.
+    pub fn close_gate(&self) -> Gate<'_> {
+        Gate { _closed: self.volume.core.close_gate() }
+    }
+
+    /// Waits until every request before the cut has finished; false if `give_up` said so first. To be called after a
+    /// clock reading ≥ T: see the argument at `Core::dispatch`.
+    pub fn wait_drained(&self, give_up: &mut dyn FnMut() -> bool) -> bool {
+        if !self.reached(Stage::Armed) {
+            return false;
+        }
+        while self.sealing.is_in_use() {
+            if give_up() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        self.reach(Stage::Drained);
+        true
+    }
+
+    /// Makes the layer below the cut durable, data and map.
+    ///
+    /// # Errors
+    /// If its requests have not been waited for, or the file system fails.
+    pub fn seal(&self) -> Result<(), VolumeError> {
+        if !self.reached(Stage::Drained) {
+            return Err(self.out_of_order("sealed"));
+        }
+        let core = &self.volume.core;
+        let at_layer = |layer: &Layer| at_path(&data_path(&core.directory, layer.id));
+        // The snapshot stands on these too. They are durable already, but for layers that discarded attempts left.
+        for below in core.chain().iter().take_while(|layer| layer.id < self.sealing.id) {
+            below.sync().map_err(at_layer(below))?;
+        }
+        self.sealing.seal().map_err(at_layer(&self.sealing))?;
+        self.reach(Stage::Sealed);
+        Ok(())
+    }
+
+    /// Requests stop asking the cut. To be called after its release; one that was not released is released as aborted.
+    pub fn disarm(&self) {
+        let core = &self.volume.core;
+        let armed = core.dispatcher().armed.as_ref().map(|armed| Arc::clone(&armed.cut));
+        let Some(cut) = armed else { return };
+        if !cut.is_released() {
+            cut.release(Cause::Abort, core.clock.now());
+        }
+        core.close_gate().armed = None;
+    }
+
+    /// Names what the cut sealed: a snapshot, durable when this returns.
+    ///
+    /// # Errors
+    /// If it is not sealed, the name is taken or not allowed, or the file system fails; the attempt is discarded then.
+    pub fn commit(self, name: &str) -> Result<(), VolumeError> {
+        if !self.reached(Stage::Sealed) {
+            return Err(self.out_of_order("named"));
+        }
+        check_name(name)?;
+        let core = &self.volume.core;
+        let mut structure = lock(&core.structure);
+        if structure.manifest.snapshots.contains_key(name) {
+            return Err(VolumeError::SnapshotExists { volume: core.name.clone(), snapshot: name.to_owned() });
+        }
+        structure.update(&core.directory, |manifest| {
+            manifest.snapshots.insert(name.to_owned(), self.sealing.id);
+        })
+    }
+
+    /// Drops the attempt, not what it holds: see [`VolumeCut`].
+    pub fn discard(self) {}
+
+    fn reached(&self, stage: Stage) -> bool {
+        self.stage.load(Ordering::SeqCst) >= stage as u8
+    }
+
+    fn reach(&self, stage: Stage) {
+        self.stage.fetch_max(stage as u8, Ordering::SeqCst);
+    }
+
+    fn out_of_order(&self, what: &'static str) -> VolumeError {
+        VolumeError::OutOfOrder { volume: self.volume.core.name.clone(), what }
+    }
+}
+
+impl Drop for VolumeCut {
+    fn drop(&mut self) {
+        let core = &self.volume.core;
+        if self.reached(Stage::Armed) {
+            self.disarm();
+        }
+        let mut structure = lock(&core.structure);
+        if !self.reached(Stage::Armed) {
+            let unused = self.next.id;
+            let removed = structure
+                .update(&core.directory, |manifest| manifest.layers.retain(|&layer| layer != unused))
+                .and_then(|()| core.remove_layer(unused));
+            if let Err(error) = removed {
+                // It is empty: listed or not, it changes nothing, and the next cut overwrites it.
+                warn!(volume = %core.name, %error, "an unused layer could not be removed");
+            }
+        }
+        structure.under_way = None;
+        drop(structure);
+        self.volume.wake_merger();
+    }
+}

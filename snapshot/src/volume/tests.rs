@@ -1,0 +1,369 @@
+//! What a user relies on, checked on real files.
+
+mod concurrency;
+mod model;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use timesync::clock::HostClock;
+use timesync::time::Nanos;
+
+use super::layer::{data_path, map_path};
+use super::*;
+use crate::cut::{Cause, Cut, Timing};
+use crate::device::{Device, DeviceError, Outcome};
+
+const MAX_STRETCH: Nanos = Nanos::from_millis(60_000);
+
+fn create(blocks: u64) -> (TempDir, Arc<Volume>) {
+    let root = tempfile::tempdir().unwrap();
+    let volume = Volume::create(root.path(), "v", blocks * BLOCK, HostClock::real()).unwrap();
+    (root, volume)
+}
+
+fn open(root: &TempDir) -> Result<Arc<Volume>, VolumeError> {
+    Volume::open(root.path(), "v", HostClock::real())
+}
+
+fn done(outcome: Outcome) {
+    assert_eq!(outcome.result, Ok(()));
+    assert!(outcome.hold.is_none(), "no cut, nothing to wait for");
+}
+
+fn held(outcome: &Outcome, cut: &Arc<Cut>) -> bool {
+    outcome.hold.as_ref().is_some_and(|hold| Arc::ptr_eq(hold, cut))
+}
+
+fn content(device: &dyn Device) -> Vec<u8> {
+    let mut content = vec![0xEE; device.size() as usize];
+    assert_eq!(device.read(0, &mut content).result, Ok(()));
+    content
+}
+
+fn snapshot(volume: &Arc<Volume>, name: &str) -> Vec<u8> {
+    content(&*volume.snapshot_device(name).unwrap())
+}
+
+/// Waits for the merging thread.
+fn settle(volume: &Volume) {
+    let listed = || lock(&volume.core.structure).manifest.layers.len();
+    while volume.core.next_merge().is_some() || volume.core.chain().len() != listed() {
+        std::thread::yield_now();
+    }
+}
+
+/// A cut that cuts when [`strike`] says so.
+fn armed(volume: &Arc<Volume>) -> (VolumeCut, Arc<Cut>) {
+    let attempt = volume.prepare("taking a snapshot").unwrap();
+    let cut = Arc::new(Cut::new(Timing::Barrier, MAX_STRETCH));
+    attempt.arm(&cut, &mut || false).unwrap();
+    cut.armed(volume.core.clock.now()).unwrap();
+    (attempt, cut)
+}
+
+fn strike(volume: &Volume, attempt: &VolumeCut, cut: &Cut) {
+    let gate = attempt.close_gate();
+    let at = cut.strike(volume.core.clock.now());
+    drop(gate);
+    while volume.core.clock.now() < at {}
+}
+
+fn release_and_seal(volume: &Volume, attempt: &VolumeCut, cut: &Cut) {
+    assert!(attempt.wait_drained(&mut || false));
+    attempt.seal().unwrap();
+    cut.release(Cause::Barrier, volume.core.clock.now());
+    attempt.disarm();
+}
+
+fn take(volume: &Arc<Volume>, name: &str) {
+    let (attempt, cut) = armed(volume);
+    strike(volume, &attempt, &cut);
+    release_and_seal(volume, &attempt, &cut);
+    attempt.commit(name).unwrap();
+}
+
+/// Puts a layer whose data goes into `file` in the head's place.
+fn replace_head(volume: &Volume, file: &str) {
+    let file = File::options().read(true).write(true).open(file).unwrap();
+    let mut dispatch = volume.core.gate.write().unwrap();
+    let (head, below) = dispatch.chain.split_last().unwrap();
+    dispatch.chain = below.iter().cloned().chain([Layer::new(head.id, file, None)]).collect();
+}
+
+#[test]
+fn requests_before_the_cut_are_in_the_snapshot_and_later_ones_are_held() {
+    let (_root, volume) = create(4);
+    let device = volume.attach();
+    done(device.write(0, &[1; 4096], false));
+    let (attempt, cut) = armed(&volume);
+    done(device.write(4096, &[2; 4096], false));
+    strike(&volume, &attempt, &cut);
+    assert!(held(&device.write(0, &[3; 4096], true), &cut));
+    assert!(held(&device.write(4100, &[4; 10], false), &cut));
+    assert!(held(&device.trim(8192, 512, false), &cut));
+    assert!(held(&device.write_zeroes(12288, 4096, false, false), &cut));
+    done(device.flush());
+    release_and_seal(&volume, &attempt, &cut);
+    attempt.commit("s").unwrap();
+    done(device.write(2, &[5], false));
+
+    let taken = snapshot(&volume, "s");
+    assert_eq!((taken[0], taken[4096], taken[4105]), (1, 2, 2));
+    let live = content(&*device);
+    assert_eq!((live[0], live[2], live[4099], live[4100], live[4110]), (3, 5, 2, 4, 2));
+    assert_eq!(volume.describe().snapshots, ["s"]);
+}
+
+#[test]
+fn a_request_that_fails_after_the_cut_is_held_too() {
+    let (_root, volume) = create(4);
+    let (attempt, cut) = armed(&volume);
+    strike(&volume, &attempt, &cut);
+    let device = volume.attach();
+    replace_head(&volume, "/dev/full");
+    let outcome = device.write(0, &[1; 4096], false);
+    assert_eq!(outcome.result, Err(DeviceError::NoSpace));
+    assert!(held(&outcome, &cut));
+}
+
+#[test]
+fn a_read_waits_with_the_held_write_that_it_overlaps_and_no_other_does() {
+    let (_root, volume) = create(4);
+    let device = volume.attach();
+    let (attempt, cut) = armed(&volume);
+    let read = |offset| device.read(offset, &mut [0; 512]);
+    done(device.write(512, &[1; 512], false));
+    done(read(512));
+    strike(&volume, &attempt, &cut);
+    done(read(512));
+    assert!(held(&device.write(1000, &[2; 10], false), &cut));
+    assert!(held(&read(512), &cut));
+    assert!(held(&read(1009), &cut));
+    done(read(488));
+    done(read(1010));
+    done(read(4096));
+    cut.release(Cause::Barrier, volume.core.clock.now());
+    done(read(1000));
+    done(device.write(0, &[3], false));
+    drop(attempt);
+    done(read(1000));
+}
+
+#[test]
+fn arming_is_not_complete_while_somebody_is_being_dispatched() {
+    let (_root, volume) = create(4);
+    let attempt = volume.prepare("taking a snapshot").unwrap();
+    let cut = Arc::new(Cut::new(Timing::Barrier, MAX_STRETCH));
+    let dispatching = volume.core.dispatcher();
+    let mut tries = 0;
+    let mut give_up = || {
+        tries += 1;
+        tries > 3
+    };
+    assert!(matches!(attempt.arm(&cut, &mut give_up), Err(VolumeError::GaveUp { .. })));
+    assert_eq!(dispatching.chain.len(), 1, "nothing has changed");
+    drop(dispatching);
+    attempt.arm(&cut, &mut || false).unwrap();
+    assert_eq!(volume.core.chain().len(), 2);
+}
+
+#[test]
+fn a_layer_is_not_sealed_before_its_requests_have_finished() {
+    let (_root, volume) = create(4);
+    let in_flight = volume.core.chain()[0].register();
+    let (attempt, cut) = armed(&volume);
+    strike(&volume, &attempt, &cut);
+    assert!(!attempt.wait_drained(&mut || true));
+    assert!(matches!(attempt.seal(), Err(VolumeError::OutOfOrder { .. })));
+    drop(in_flight);
+    assert!(attempt.wait_drained(&mut || true));
+    attempt.seal().unwrap();
+}
+
+#[test]
+fn one_structural_change_at_a_time() {
+    let (_root, volume) = create(4);
+    take(&volume, "s");
+    let attempt = volume.prepare("taking snapshot nightly").unwrap();
+    for refused in [volume.prepare("x").map(drop), volume.delete_snapshot("s")] {
+        assert_eq!(refused.unwrap_err().to_string(), "volume v is busy: taking snapshot nightly");
+    }
+    drop(attempt);
+    assert_eq!(volume.describe().layers, 2, "the unused layer is gone");
+    drop(volume.prepare("x").unwrap());
+}
+
+#[test]
+fn an_attempt_that_is_dropped_while_it_stretches_frees_its_writers_and_loses_nothing() {
+    let (_root, volume) = create(4);
+    let device = volume.attach();
+    let (attempt, cut) = armed(&volume);
+    done(device.write(0, &[1; 4096], false));
+    strike(&volume, &attempt, &cut);
+    assert!(held(&device.write(4096, &[2; 4096], false), &cut));
+    drop(attempt);
+    assert!(cut.is_released());
+    assert_eq!(cut.readings().unwrap().released_by, Cause::Abort);
+    done(device.write(8192, &[3; 4096], false));
+    take(&volume, "later");
+    settle(&volume);
+    let live = content(&*device);
+    assert_eq!((live[0], live[4096], live[8192]), (1, 2, 3));
+    assert_eq!(volume.describe().layers, 2, "the dropped attempt's layer was merged");
+}
+
+#[test]
+fn a_snapshot_in_use_is_not_deleted() {
+    let (_root, volume) = create(4);
+    take(&volume, "s");
+    let reader = volume.snapshot_device("s").unwrap();
+    assert!(reader.read_only());
+    assert_eq!(reader.write(0, &[1], false).result, Err(DeviceError::ReadOnly));
+    assert!(matches!(volume.delete_snapshot("s"), Err(VolumeError::SnapshotInUse { .. })));
+    drop(reader);
+    volume.delete_snapshot("s").unwrap();
+    assert!(matches!(volume.snapshot_device("s"), Err(VolumeError::NoSnapshot { .. })));
+    settle(&volume);
+    assert_eq!(volume.describe().layers, 2, "the base and the layer that takes requests");
+}
+
+#[test]
+fn a_flush_covers_the_layer_being_sealed() {
+    let (root, volume) = create(8);
+    take(&volume, "s");
+    let device = volume.attach();
+    let (attempt, cut) = armed(&volume);
+    done(device.write(0, &[1; 4096], false));
+    strike(&volume, &attempt, &cut);
+    assert!(held(&device.write(5000, &[2; 100], false), &cut));
+    done(device.flush());
+    assert!(held(&device.write(8192, &[3; 4096], true), &cut));
+    // What a crash would leave, but for the kernel's cache: maps are written by a sync only.
+    let copy = tempfile::tempdir().unwrap();
+    fs::create_dir(copy.path().join("v")).unwrap();
+    for entry in fs::read_dir(root.path().join("v")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.path().join("v").join(entry.file_name())).unwrap();
+    }
+    let reopened = open(&copy).unwrap();
+    assert_eq!(content(&*reopened.attach()), content(&*device));
+    assert!(snapshot(&reopened, "s").iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn after_a_failed_sync_no_flush_succeeds_until_the_volume_is_opened_anew() {
+    let (root, volume) = create(4);
+    let device = volume.attach();
+    // It takes writes, and cannot be synced.
+    replace_head(&volume, "/dev/null");
+    done(device.write(0, &[1; 512], false));
+    for _ in 0..3 {
+        assert_eq!(device.flush().result, Err(DeviceError::Io));
+    }
+    assert_eq!(device.write(0, &[1; 512], true).result, Err(DeviceError::Io));
+    let (attempt, cut) = armed(&volume);
+    strike(&volume, &attempt, &cut);
+    assert!(attempt.wait_drained(&mut || false));
+    assert!(attempt.seal().is_err(), "nothing is certified on top of what may be lost");
+    assert!(attempt.commit("s").is_err());
+    drop((device, volume));
+    done(open(&root).unwrap().attach().flush());
+}
+
+#[test]
+fn a_corrupt_map_is_named() {
+    let (root, volume) = create(4);
+    take(&volume, "s");
+    done(volume.attach().write(0, &[1; 4096], true));
+    drop(volume);
+    let map = map_path(&root.path().join("v"), 1);
+    let file = fs::OpenOptions::new().write(true).open(&map).unwrap();
+    file.write_all_at(&[7; 8192], 0).unwrap();
+    assert_eq!(
+        open(&root).unwrap_err().to_string(),
+        format!("{} is corrupt at byte 0: neither copy of the map page there is valid", map.display())
+    );
+}
+
+#[test]
+fn what_a_sealed_layer_holds_survives_the_loss_of_either_copy_of_its_map() {
+    for slot in [0, 4096] {
+        let (root, volume) = create(4);
+        take(&volume, "below");
+        done(volume.attach().write(0, &[1; 4096], true));
+        take(&volume, "s");
+        drop(volume);
+        let map = map_path(&root.path().join("v"), 1);
+        let file = fs::OpenOptions::new().write(true).open(&map).unwrap();
+        file.write_all_at(&[7; 100], slot).unwrap();
+        assert_eq!(snapshot(&open(&root).unwrap(), "s")[0], 1);
+    }
+}
+
+#[test]
+fn a_volume_is_open_once_and_left_overs_are_removed() {
+    let (root, volume) = create(4);
+    assert_eq!(open(&root).unwrap_err().to_string(), "volume v is open in another process");
+    let again = Volume::create(root.path(), "v", 4096, HostClock::real());
+    assert_eq!(again.unwrap_err().to_string(), "volume v is open in another process");
+    drop(volume);
+    let again = Volume::create(root.path(), "v", 4096, HostClock::real());
+    assert_eq!(again.unwrap_err().to_string(), "there is a volume v already");
+
+    let directory = root.path().join("v");
+    let strays = [data_path(&directory, 9), map_path(&directory, 9), directory.join("volume.json.new")];
+    let kept = directory.join("notes.txt");
+    for file in strays.iter().chain([&kept]) {
+        fs::write(file, "x").unwrap();
+    }
+    let volume = open(&root).unwrap();
+    assert!(strays.iter().all(|file| !file.exists()));
+    assert!(kept.exists(), "not ours");
+    assert_eq!(Volume::names(root.path()).unwrap(), ["v"]);
+    let device = volume.attach();
+    assert_eq!(volume.describe().clients, 1);
+    drop(device);
+    assert_eq!(volume.describe().clients, 0);
+}
+
+#[test]
+fn bad_names_sizes_and_ranges_are_refused() {
+    let (root, volume) = create(4);
+    for name in ["", ".", "..", "a/b", "a@b", "-x", &"x".repeat(65)] {
+        let created = Volume::create(root.path(), name, 4096, HostClock::real());
+        assert!(matches!(created, Err(VolumeError::Name { .. })), "{name:?}");
+    }
+    for size in [0, 1, 4095, 4097] {
+        let created = Volume::create(root.path(), "w", size, HostClock::real());
+        assert!(matches!(created, Err(VolumeError::Size { .. })));
+    }
+    assert!(matches!(Volume::open(root.path(), "w", HostClock::real()), Err(VolumeError::Missing { .. })));
+    let device = volume.attach();
+    for offset in [4 * BLOCK - 1, 4 * BLOCK, u64::MAX] {
+        assert_eq!(device.write(offset, &[1, 2], false).result, Err(DeviceError::Invalid));
+        assert_eq!(device.read(offset, &mut [0; 2]).result, Err(DeviceError::Invalid));
+        assert_eq!(device.trim(offset, 2, false).result, Err(DeviceError::Invalid));
+        assert_eq!(device.write_zeroes(offset, u64::MAX, true, false).result, Err(DeviceError::Invalid));
+    }
+    done(device.write(4 * BLOCK, &[], false));
+}
+
+#[test]
+fn trimming_gives_space_back() {
+    let (_root, volume) = create(256);
+    let device = volume.attach();
+    for name in [None, Some("s")] {
+        if let Some(name) = name {
+            take(&volume, name);
+        }
+        let before = volume.describe().allocated;
+        done(device.write(0, &vec![1; 1 << 20], true));
+        assert!(volume.describe().allocated >= before + (1 << 20));
+        done(device.trim(0, 1 << 20, true));
+        assert!(volume.describe().allocated < before + (1 << 20));
+        assert!(content(&*device).iter().all(|&byte| byte == 0));
+    }
+}

@@ -1,0 +1,198 @@
+//! The volume against plain byte images, over random requests, cuts, deletions and reopenings.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const BLOCKS: u64 = 24;
+const SIZE: usize = (BLOCKS * BLOCK) as usize;
+
+#[derive(Clone, Debug)]
+enum Request {
+    Write { offset: usize, length: usize, fill: u8, fua: bool },
+    Zeroes { offset: usize, length: usize, punch: bool },
+    Trim { offset: usize, length: usize },
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Change(Request),
+    Flush,
+    Cut { before: Vec<Request>, after: Vec<Request>, commit: bool },
+    Delete(usize),
+    Reopen,
+}
+
+/// Byte ranges, whole blocks among them.
+fn range() -> impl Strategy<Value = (usize, usize)> {
+    let block = BLOCK as usize;
+    let bytes = (0..SIZE, 1..3 * block).prop_map(|(offset, length)| (offset, length.min(SIZE - offset)));
+    let blocks = (0..BLOCKS as usize, 1..6_usize)
+        .prop_map(move |(first, count)| (first * block, (count * block).min(SIZE - first * block)));
+    prop_oneof![bytes, blocks]
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        4 => (range(), 1_u8.., proptest::bool::weighted(0.1))
+            .prop_map(|((offset, length), fill, fua)| Request::Write { offset, length, fill, fua }),
+        1 => (range(), any::<bool>()).prop_map(|((offset, length), punch)| Request::Zeroes { offset, length, punch }),
+        1 => range().prop_map(|(offset, length)| Request::Trim { offset, length }),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let requests = || proptest::collection::vec(request(), 0..4);
+    prop_oneof![
+        8 => request().prop_map(Op::Change),
+        1 => Just(Op::Flush),
+        3 => (requests(), requests(), proptest::bool::weighted(0.7))
+            .prop_map(|(before, after, commit)| Op::Cut { before, after, commit }),
+        2 => any::<usize>().prop_map(Op::Delete),
+        1 => Just(Op::Reopen),
+    ]
+}
+
+impl Request {
+    fn send(&self, device: &dyn Device) -> Outcome {
+        match *self {
+            Request::Write { offset, length, fill, fua } => {
+                device.write(offset as u64, &pattern(offset, length, fill), fua)
+            }
+            Request::Zeroes { offset, length, punch } => {
+                device.write_zeroes(offset as u64, length as u64, punch, false)
+            }
+            Request::Trim { offset, length } => device.trim(offset as u64, length as u64, false),
+        }
+    }
+
+    fn replay(&self, image: &mut [u8]) {
+        match *self {
+            Request::Write { offset, length, fill, .. } => {
+                image[offset..offset + length].copy_from_slice(&pattern(offset, length, fill));
+            }
+            Request::Zeroes { offset, length, .. } | Request::Trim { offset, length } => {
+                image[offset..offset + length].fill(0);
+            }
+        }
+    }
+}
+
+/// Not the same byte everywhere, so that a shifted range shows.
+fn pattern(offset: usize, length: usize, fill: u8) -> Vec<u8> {
+    (offset..offset + length).map(|at| fill ^ (at / 64) as u8).collect()
+}
+
+struct Checked {
+    root: TempDir,
+    volume: Option<Arc<Volume>>,
+    live: Vec<u8>,
+    snapshots: Vec<(String, Vec<u8>)>,
+    cuts: usize,
+}
+
+impl Checked {
+    fn new() -> Self {
+        let (root, volume) = create(BLOCKS);
+        Checked { root, volume: Some(volume), live: vec![0; SIZE], snapshots: Vec::new(), cuts: 0 }
+    }
+
+    fn volume(&self) -> &Arc<Volume> {
+        self.volume.as_ref().unwrap()
+    }
+
+    fn apply(&mut self, op: &Op) {
+        let device = self.volume().attach();
+        match op {
+            Op::Change(request) => {
+                done(request.send(&*device));
+                request.replay(&mut self.live);
+            }
+            Op::Flush => done(device.flush()),
+            Op::Cut { before, after, commit } => {
+                let (attempt, cut) = armed(self.volume());
+                for request in before {
+                    done(request.send(&*device));
+                    request.replay(&mut self.live);
+                }
+                let image = self.live.clone();
+                strike(self.volume(), &attempt, &cut);
+                for request in after {
+                    assert!(held(&request.send(&*device), &cut));
+                    request.replay(&mut self.live);
+                }
+                release_and_seal(self.volume(), &attempt, &cut);
+                if *commit {
+                    let name = format!("s{}", self.cuts);
+                    attempt.commit(&name).unwrap();
+                    self.snapshots.push((name, image));
+                    self.cuts += 1;
+                } else {
+                    attempt.discard();
+                }
+            }
+            Op::Delete(which) if !self.snapshots.is_empty() => {
+                let (name, _) = self.snapshots.remove(which % self.snapshots.len());
+                self.volume().delete_snapshot(&name).unwrap();
+            }
+            Op::Delete(_) => {}
+            Op::Reopen => {
+                drop(device);
+                self.volume = None;
+                self.volume = Some(open(&self.root).unwrap());
+            }
+        }
+    }
+
+    fn check(&self) {
+        let volume = self.volume();
+        assert!(content(&*volume.attach()) == self.live, "the live volume is not the replay of its writes");
+        let names: Vec<_> = self.snapshots.iter().map(|(name, _)| name.clone()).collect();
+        assert_eq!(volume.describe().snapshots, names);
+        for (name, image) in &self.snapshots {
+            assert!(snapshot(volume, name) == *image, "snapshot {name} changed");
+            let leaf = blake3::hash(image);
+            assert_eq!(volume.digest(name).unwrap(), blake3::hash(leaf.as_bytes()), "one range, one leaf");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn it_reads_as_plain_images_do(ops in proptest::collection::vec(op(), 1..40)) {
+        let mut checked = Checked::new();
+        for op in &ops {
+            checked.apply(op);
+            checked.check();
+        }
+        settle(checked.volume());
+        checked.check();
+        // The base, one boundary for each snapshot, the head, and one that waits for the head to be sealed.
+        assert!(checked.volume().describe().layers <= checked.snapshots.len() + 2);
+        checked.apply(&Op::Reopen);
+        checked.check();
+    }
+}
+
+#[test]
+fn the_digest_is_a_tree_over_ranges_and_does_not_depend_on_the_layers() {
+    let (root, volume) = create(4 * 1024 + 3);
+    let device = volume.attach();
+    done(device.write(5 << 20, &[1; 5000], false));
+    take(&volume, "a");
+    done(device.write(9 << 20, &[2; 100], false));
+    done(device.trim(5 << 20, 4096, false));
+    take(&volume, "b");
+    let digest = volume.digest("b").unwrap();
+    let image = snapshot(&volume, "b");
+    let leaves: Vec<u8> = image.chunks(4 << 20).flat_map(|range| *blake3::hash(range).as_bytes()).collect();
+    assert_eq!(leaves.len(), 5 * 32);
+    assert_eq!(digest, blake3::hash(&leaves));
+    volume.delete_snapshot("a").unwrap();
+    settle(&volume);
+    assert_eq!(volume.digest("b").unwrap(), digest);
+    drop((device, volume));
+    assert_eq!(open(&root).unwrap().digest("b").unwrap(), digest);
+}

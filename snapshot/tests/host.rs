@@ -1,0 +1,229 @@
+//! One host's cuts on real volumes: what is refused, what is released when nobody speaks, what is undone.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
+
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use snapshot::certificate::Mode;
+use snapshot::cut::Cause;
+use snapshot::device::{Device, Exports};
+use snapshot::host::{HostError, HostOptions, HostService};
+use snapshot::orders::{ArmOrder, ArmTiming, AttemptId, CommitOrder, CreateVolume, ReleaseOrder};
+use timesync::clock::HostClock;
+use timesync::identity::Incarnation;
+use timesync::time::{Host, Nanos, Time};
+use uuid::Uuid;
+
+const SIZE: u64 = 1 << 20;
+
+struct Fixture {
+    service: Arc<HostService>,
+    identity: Incarnation,
+    clock: HostClock,
+    _directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn with_max_stretch(max_stretch: Nanos) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = Incarnation::of_this_process().unwrap();
+        let clock = HostClock::real();
+        let options =
+            HostOptions { name: "a".to_owned(), volumes: directory.path().join("volumes"), max_stretch };
+        let service = HostService::open(options, identity, clock.clone()).unwrap();
+        for name in ["data", "log"] {
+            service.create_volume(&CreateVolume { name: name.to_owned(), size: SIZE }).unwrap();
+        }
+        Fixture { service, identity, clock, _directory: directory }
+    }
+
+    fn new() -> Self {
+        Self::with_max_stretch(Nanos::from_millis(60_000))
+    }
+
+    fn order(&self, timing: ArmTiming) -> ArmOrder {
+        ArmOrder { host: self.identity, server: self.identity, volumes: vec!["data".to_owned()], timing }
+    }
+
+    fn timed(&self, lead: Nanos, stretch: Nanos) -> ArmOrder {
+        self.order(ArmTiming::Timed { at: self.clock.now() + lead, stretch })
+    }
+
+    fn device(&self, export: &str) -> Arc<dyn Device> {
+        self.service.open(export).unwrap_or_else(|| panic!("no export {export}"))
+    }
+
+    fn read(&self, export: &str) -> u8 {
+        let mut byte = [0];
+        let outcome = self.device(export).read(0, &mut byte);
+        outcome.result.unwrap();
+        byte[0]
+    }
+
+    /// Writes a block and says when its reply was allowed to leave.
+    fn write_in_background(&self, value: u8) -> mpsc::Receiver<Time<Host>> {
+        let (sender, answered) = mpsc::channel();
+        let outcome = self.device("data").write(0, &[value; 4096], false);
+        outcome.result.unwrap();
+        let clock = self.clock.clone();
+        match outcome.hold {
+            None => sender.send(clock.now()).unwrap(),
+            Some(cut) => {
+                let send = Box::new(move || sender.send(clock.now()).unwrap());
+                if let Err(send) = cut.hold(self.clock.now(), send) {
+                    send();
+                }
+            }
+        }
+        answered
+    }
+}
+
+fn id() -> AttemptId {
+    Uuid::now_v7()
+}
+
+fn commit(name: &str) -> CommitOrder {
+    CommitOrder { name: name.to_owned() }
+}
+
+#[test]
+fn a_timed_cut_separates_what_lies_before_and_after() {
+    let host = Fixture::new();
+    let attempt = id();
+    host.write_in_background(1).recv().unwrap();
+    let armed =
+        host.service.arm(attempt, host.timed(Nanos::from_millis(100), Nanos::from_micros(50))).unwrap();
+    let sealed = host.service.seal(attempt).unwrap();
+    host.write_in_background(2).recv().unwrap();
+    host.service.commit(attempt, &commit("first")).unwrap();
+
+    assert_eq!((sealed.mode, sealed.readings.released_by), (Mode::Timed, Cause::Time));
+    assert!(armed.armed_at <= sealed.readings.p && sealed.readings.p < sealed.readings.at);
+    assert!(sealed.readings.q >= sealed.readings.at + Nanos::from_micros(50));
+    assert_eq!((host.read("data@first"), host.read("data")), (1, 2));
+    assert_eq!(host.service.list(), ["data", "data@first", "log"]);
+}
+
+#[test]
+fn an_order_that_cannot_be_kept_is_refused_and_leaves_nothing() {
+    let host = Fixture::with_max_stretch(Nanos::from_millis(100));
+    let stretch = Nanos::from_micros(50);
+    let other_run = Incarnation { process: timesync::identity::ProcessId(Uuid::new_v4()), ..host.identity };
+    let mut unknown = host.timed(Nanos::from_millis(500), stretch);
+    unknown.volumes = vec!["nope".to_owned()];
+    let mut none = host.timed(Nanos::from_millis(500), stretch);
+    none.volumes.clear();
+    for (order, sentence) in [
+        (host.timed(Nanos::from_micros(-1), stretch), "after its own T"),
+        (host.timed(Nanos::from_millis(60_000), stretch), "ahead"),
+        (host.timed(Nanos::from_millis(500), Nanos::from_millis(100)), "max_stretch"),
+        (ArmOrder { host: other_run, ..host.timed(Nanos::from_millis(500), stretch) }, "restarted"),
+        (unknown, "no volume nope"),
+        (none, "at least one volume"),
+    ] {
+        let error = host.service.arm(id(), order).unwrap_err().to_string();
+        assert!(error.contains(sentence), "{error:?} should say {sentence:?}");
+    }
+    let layers =
+        |service: &HostService| service.describe().volumes.iter().map(|v| v.layers).collect::<Vec<_>>();
+    assert_eq!(layers(&host.service), [1, 1]);
+}
+
+#[test]
+fn when_nobody_speaks_the_host_releases_by_itself() {
+    let host = Fixture::with_max_stretch(Nanos::from_millis(50));
+    let attempt = id();
+    host.service.arm(attempt, host.order(ArmTiming::Barrier)).unwrap();
+    host.service.strike(attempt).unwrap();
+    let answered = host.write_in_background(7);
+    // No release, no abort: the coordinator is dead.
+    answered.recv().expect("the reply leaves by the host's own clock");
+    let sealed = host.service.seal(attempt).unwrap();
+    assert_eq!(sealed.readings.released_by, Cause::Timeout);
+    assert!(matches!(host.service.commit(attempt, &commit("void")), Err(HostError::Gone)), "a void attempt");
+    assert_eq!(host.read("data"), 7, "and nothing is lost");
+}
+
+#[test]
+fn a_barrier_holds_until_everybodys_nonce_is_there() {
+    let host = Fixture::new();
+    let attempt = id();
+    host.write_in_background(1).recv().unwrap();
+    host.service.arm(attempt, host.order(ArmTiming::Barrier)).unwrap();
+    let nonce = host.service.strike(attempt).unwrap().nonce;
+    let answered = host.write_in_background(2);
+    let foreign = ReleaseOrder { nonces: vec![Uuid::new_v4()] };
+    assert!(host.service.release(attempt, &foreign).is_err(), "a release that does not know of this cut");
+    assert!(answered.try_recv().is_err(), "still held");
+    host.service.release(attempt, &ReleaseOrder { nonces: vec![Uuid::new_v4(), nonce] }).unwrap();
+    answered.recv().unwrap();
+    let sealed = host.service.seal(attempt).unwrap();
+    assert_eq!((sealed.readings.released_by, sealed.nonce), (Cause::Barrier, Some(nonce)));
+    assert_eq!(sealed.readings.held, 1);
+    host.service.commit(attempt, &commit("b")).unwrap();
+    assert_eq!((host.read("data@b"), host.read("data")), (1, 2));
+}
+
+#[test]
+fn an_abort_lets_go_at_once_and_loses_nothing() {
+    let host = Fixture::new();
+    let attempt = id();
+    host.service.arm(attempt, host.order(ArmTiming::Barrier)).unwrap();
+    host.service.strike(attempt).unwrap();
+    let answered = host.write_in_background(9);
+    host.service.abort(attempt).unwrap();
+    answered.recv().unwrap();
+    assert_eq!(host.read("data"), 9);
+    assert!(matches!(host.service.seal(attempt), Err(HostError::Gone)));
+    host.service.abort(attempt).expect("idempotent");
+    assert_eq!(host.service.list(), ["data", "log"]);
+    let again = host.timed(Nanos::from_millis(100), Nanos::from_micros(50));
+    host.service.arm(id(), again).expect("the volume is free again");
+}
+
+#[test]
+fn an_order_that_arrives_after_its_abort_is_refused() {
+    let host = Fixture::new();
+    let attempt = id();
+    host.service.abort(attempt).unwrap();
+    let order = host.timed(Nanos::from_millis(500), Nanos::from_micros(50));
+    assert!(matches!(host.service.arm(attempt, order), Err(HostError::Gone)));
+}
+
+#[test]
+fn an_abort_after_the_commit_drops_the_name() {
+    let host = Fixture::new();
+    let attempt = id();
+    host.service.arm(attempt, host.timed(Nanos::from_millis(50), Nanos::from_micros(50))).unwrap();
+    host.service.seal(attempt).unwrap();
+    host.service.commit(attempt, &commit("gone")).unwrap();
+    host.service.abort(attempt).unwrap();
+    assert_eq!(host.service.list(), ["data", "log"]);
+}
+
+#[test]
+fn two_cuts_on_one_volume_do_not_overlap() {
+    let host = Fixture::new();
+    let first = id();
+    host.service.arm(first, host.timed(Nanos::from_millis(300), Nanos::from_micros(50))).unwrap();
+    let order = host.timed(Nanos::from_millis(500), Nanos::from_micros(50));
+    let refused = host.service.arm(id(), order).unwrap_err().to_string();
+    assert!(refused.contains("busy") && refused.contains(&first.to_string()), "{refused}");
+    host.service.seal(first).unwrap();
+    host.service.commit(first, &commit("one")).unwrap();
+}
+
+#[test]
+fn the_same_order_twice_cuts_once() {
+    let host = Fixture::new();
+    let attempt = id();
+    host.service.arm(attempt, host.timed(Nanos::from_millis(100), Nanos::from_micros(50))).unwrap();
+    let mut again = host.timed(Nanos::from_millis(500), Nanos::from_micros(50));
+    again.volumes = vec!["log".to_owned()];
+    assert!(host.service.arm(attempt, again).is_err());
+    host.service.seal(attempt).unwrap();
+    host.service.commit(attempt, &commit("once")).unwrap();
+    assert_eq!(host.service.list(), ["data", "data@once", "log"]);
+}

@@ -1,0 +1,369 @@
+//! The time module: answers a server's exchanges on a host.
+//!
+//! A plain thread on `poll(2)`; timing is its only job. Plain PTP requests are answered like a stock responder's.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::clock::{self, Clocks, HostClock, SuspendWatch, clock_source, is_trusted_source};
+use crate::identity::Incarnation;
+use crate::socket::{Datagram, Endpoint, SocketError};
+use crate::time::{Nanos, Time, Wall};
+use crate::translate::{ClockReading, Stamp};
+use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, PortIdentity, Reading};
+
+/// How a module listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleConfig {
+    /// The addresses, each of its own family: `0.0.0.0` is all of IPv4, `::` all of IPv6.
+    pub listen: Vec<IpAddr>,
+    /// UDP port of event messages. PTP's is 319, with 320 for the general ones; at any other port, one socket serves
+    /// both. 0: the system chooses.
+    pub event_port: u16,
+    /// PTP domain; requests of others are ignored.
+    pub domain: u8,
+}
+
+impl Default for ModuleConfig {
+    /// PTP's ports on every IPv4 address, domain 0.
+    fn default() -> Self {
+        ModuleConfig { listen: vec![IpAddr::from([0, 0, 0, 0])], event_port: EVENT_PORT, domain: 0 }
+    }
+}
+
+/// Why a module or a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The kernel gives no timer, event descriptor or thread.
+    #[error("the system refuses a resource that time exchanges need")]
+    System(#[from] io::Error),
+}
+
+/// What a module has done since it started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests that were answered.
+    pub answered: AtomicU64,
+    /// Answers whose second half (the follow-up) was sent too.
+    pub followed_up: AtomicU64,
+    /// Datagrams that are no PTP messages of an exchange.
+    pub malformed: AtomicU64,
+    /// Messages that are not for this module: another domain, or no request.
+    pub ignored: AtomicU64,
+    /// Requests without the kernel's receive stamp.
+    pub unstamped_requests: AtomicU64,
+    /// Answers whose transmit stamp the kernel did not give back.
+    pub unstamped_answers: AtomicU64,
+    /// Messages that the network refused to send.
+    pub unsent: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A running module. Dropping it stops it.
+#[derive(Debug)]
+pub struct Module {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<EventFd>,
+    counters: Arc<Counters>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Module {
+    /// Starts to answer by `clock`, in the name of `incarnation`.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start(
+        config: &ModuleConfig,
+        clock: HostClock,
+        incarnation: Incarnation,
+    ) -> Result<Self, StartError> {
+        let endpoints: Vec<_> = config
+            .listen
+            .iter()
+            .map(|&ip| {
+                Ok(Listening { endpoint: Endpoint::bind(ip, config.event_port)?, awaiting: HashMap::new() })
+            })
+            .collect::<Result<_, SocketError>>()?;
+        let addresses = endpoints.iter().map(|listening| listening.endpoint.event.local_address()).collect();
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(io::Error::from)?);
+        let counters = Arc::new(Counters::default());
+        let mut clocks = Clocks::new()?;
+        let responder = Responder {
+            domain: config.domain,
+            identity: own_identity(incarnation),
+            incarnation,
+            clock,
+            latest: clocks.read(),
+            clocks,
+            suspends: SuspendWatch::new(),
+            trusted_source: source_is_trusted(),
+            counters: Arc::clone(&counters),
+        };
+        let told = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("time-module".into())
+            .spawn(move || responder.run(endpoints, &told))?;
+        Ok(Module { thread: Some(thread), stop, counters, addresses })
+    }
+
+    /// Where it listens, in the order of [`ModuleConfig::listen`].
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// What it has done.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.stop.write(1).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A clock identity that differs from process to process: a stock daemon drops messages that carry its own.
+fn own_identity(incarnation: Incarnation) -> PortIdentity {
+    let id = incarnation.process.0.as_bytes();
+    PortIdentity { clock: [id[0] & 0xFE | 0x02, id[1], id[2], 0xFF, 0xFE, id[3], id[4], id[5]], port: 1 }
+}
+
+pub(crate) fn source_is_trusted() -> bool {
+    clock_source().is_some_and(|name| is_trusted_source(&name))
+}
+
+struct Listening {
+    endpoint: Endpoint,
+    /// Answers whose transmit stamp is not back yet, by number.
+    awaiting: HashMap<u32, Awaiting>,
+}
+
+/// An answer that was sent: what its follow-up needs.
+struct Awaiting {
+    to: SocketAddr,
+    from: Option<IpAddr>,
+    request: Header,
+    wants_reading: bool,
+    before: ClockReading,
+}
+
+/// A stamp that is not back by then will not come: the follow-up goes out with the reading before the send.
+const STAMP_PATIENCE: Nanos = Nanos::from_millis(10);
+/// The readings before the next packet must not be too old, and the clock source is looked up so often.
+const IDLE_MS: u16 = 1_000;
+/// Requests that are answered in one go.
+const BATCH: usize = 32;
+
+struct Responder {
+    domain: u8,
+    identity: PortIdentity,
+    incarnation: Incarnation,
+    clock: HostClock,
+    clocks: Clocks,
+    /// The reading before whatever packet comes next.
+    latest: ClockReading,
+    suspends: SuspendWatch,
+    trusted_source: bool,
+    counters: Arc<Counters>,
+}
+
+impl Responder {
+    fn run(mut self, mut endpoints: Vec<Listening>, stop: &EventFd) {
+        clock::exact_sleeps();
+        let mut datagrams = Vec::with_capacity(2 * BATCH);
+        let mut source_checked = clock::raw_now();
+        loop {
+            let waiting = endpoints.iter().any(|listening| !listening.awaiting.is_empty());
+            let timeout = if waiting { PollTimeout::from(10_u16) } else { PollTimeout::from(IDLE_MS) };
+            let Some(events) = wait(&endpoints, stop, timeout) else { return };
+            for (listening, failed) in endpoints.iter_mut().zip(events) {
+                let stamps = self.follow_up(listening);
+                if failed && stamps == 0 {
+                    listening.endpoint.event.clear_error();
+                }
+                listening.endpoint.receive(BATCH, &mut datagrams);
+                if !datagrams.is_empty() {
+                    self.answer(listening, &mut datagrams);
+                }
+                self.give_up_stamps(listening);
+            }
+            self.latest = self.clocks.read();
+            let now = clock::raw_now();
+            if now - source_checked >= Nanos::from_millis(i64::from(IDLE_MS)) {
+                (self.trusted_source, source_checked) = (source_is_trusted(), now);
+            }
+        }
+    }
+
+    /// Answers a batch of requests: all responses first, as they are timed; their follow-ups when the stamps are back,
+    /// which on most networks is at once.
+    fn answer(&mut self, listening: &mut Listening, datagrams: &mut Vec<Datagram>) {
+        let after = self.clocks.read();
+        let suspends = self.suspends.count();
+        for datagram in datagrams.drain(..) {
+            let message = match Message::parse(datagram.octets()) {
+                Ok(message) => message,
+                Err(error) => {
+                    tracing::debug!(from = %datagram.from, %error, "not a PTP message");
+                    count(&self.counters.malformed);
+                    continue;
+                }
+            };
+            let request = message.header;
+            let for_us = message.body == Body::Request
+                && request.domain == self.domain
+                && request.sdo == 0
+                && request.source != self.identity;
+            if !for_us {
+                count(&self.counters.ignored);
+                continue;
+            }
+            if datagram.stamp.is_none() {
+                count(&self.counters.unstamped_requests);
+            }
+            let received = Stamp::received(datagram.stamp, &self.latest, &after);
+            let wants_reading = message.extension.is_some();
+            let Some(extension) = self.extension(&received, suspends, wants_reading) else { continue };
+            let body = Body::Response { received: self.wall(&received), requester: request.source };
+            let header = Header { two_step: true, correction: 0, source: self.identity, ..request };
+            let octets = Message { header, body, extension }.encode();
+            let awaiting =
+                Awaiting { to: datagram.from, from: datagram.to, request, wants_reading, before: after };
+            match listening.endpoint.event.send(&octets, datagram.from, datagram.to) {
+                Ok(Some(number)) => {
+                    listening.awaiting.insert(number, awaiting);
+                }
+                Ok(None) => self.send_follow_up(&mut listening.endpoint, &awaiting, None, &after),
+                Err(error) => {
+                    tracing::debug!(to = %datagram.from, %error, "cannot answer");
+                    count(&self.counters.unsent);
+                    continue;
+                }
+            }
+            count(&self.counters.answered);
+        }
+        self.follow_up(listening);
+    }
+
+    /// Sends the follow-ups of all answers whose stamps are back, and returns how many stamps there were.
+    fn follow_up(&mut self, listening: &mut Listening) -> usize {
+        let mut stamps = 0;
+        // Where one socket serves both kinds of messages, follow-ups are stamped as well: the second turn takes those off.
+        loop {
+            let mut ready = Vec::new();
+            while let Some((number, stamp)) = listening.endpoint.event.transmit_stamp() {
+                stamps += 1;
+                ready.extend(listening.awaiting.remove(&number).map(|awaiting| (awaiting, stamp)));
+            }
+            if ready.is_empty() {
+                return stamps;
+            }
+            let after = self.clocks.read();
+            for (awaiting, stamp) in ready {
+                self.send_follow_up(&mut listening.endpoint, &awaiting, Some(stamp), &after);
+            }
+        }
+    }
+
+    fn give_up_stamps(&mut self, listening: &mut Listening) {
+        if listening.awaiting.is_empty() {
+            return;
+        }
+        let after = self.clocks.read();
+        let overdue = |sent: &Awaiting| after.raw.earliest - sent.before.raw.latest > STAMP_PATIENCE;
+        for (_, awaiting) in listening.awaiting.extract_if(|_, sent| overdue(sent)) {
+            self.send_follow_up(&mut listening.endpoint, &awaiting, None, &after);
+        }
+    }
+
+    fn send_follow_up(
+        &mut self,
+        endpoint: &mut Endpoint,
+        awaiting: &Awaiting,
+        stamp: Option<Time<Wall>>,
+        after: &ClockReading,
+    ) {
+        if stamp.is_none() {
+            count(&self.counters.unstamped_answers);
+        }
+        let sent = Stamp::sent(stamp, &awaiting.before, after);
+        let suspends = self.suspends.count();
+        let Some(extension) = self.extension(&sent, suspends, awaiting.wants_reading) else { return };
+        // Some networks correct the request on its way; the follow-up carries that back (IEEE 1588-2019 §11.4.2).
+        let header = Header { two_step: false, source: self.identity, ..awaiting.request };
+        let body = Body::FollowUp { sent: self.wall(&sent), requester: awaiting.request.source };
+        let octets = Message { header, body, extension }.encode();
+        // A requester at PTP's event port takes general messages at PTP's general port. One at any other port has only
+        // that port, and a firewall or address translation on the way lets answers through to that one alone.
+        let mut to = awaiting.to;
+        if to.port() == EVENT_PORT {
+            to.set_port(GENERAL_PORT);
+        }
+        match endpoint.send_general(&octets, to, awaiting.from) {
+            Ok(()) => count(&self.counters.followed_up),
+            Err(_) => count(&self.counters.unsent),
+        }
+    }
+
+    /// The TLV for an answer, inside: none if it was not asked for. None if the stamp is too vague to be sent.
+    fn extension(&self, stamp: &Stamp, suspends: u32, wanted: bool) -> Option<Option<Extension>> {
+        if !wanted {
+            return Some(None);
+        }
+        let host = self.clock.span(stamp.raw);
+        Some(Some(Extension::Reading(Reading {
+            raw_earliest: host.earliest.as_nanos(),
+            raw_width: u32::try_from(host.width().get()).ok()?,
+            class: stamp.class,
+            incarnation: self.incarnation,
+            suspends,
+            steps: self.clocks.steps(),
+            simulated: self.clock.is_simulated(),
+            trusted_source: self.trusted_source,
+        })))
+    }
+
+    /// The stamp by the host's `CLOCK_REALTIME`; that of a host with a simulated clock lies by as much.
+    fn wall(&self, stamp: &Stamp) -> Time<Wall> {
+        stamp.wall + self.clock.deviation(stamp.raw.earliest)
+    }
+}
+
+/// Waits for packets, stamps or the end (then there is nothing): for each endpoint, whether its socket has an error or
+/// stamps.
+fn wait(endpoints: &[Listening], stop: &EventFd, timeout: PollTimeout) -> Option<Vec<bool>> {
+    let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+    for Listening { endpoint, .. } in endpoints {
+        fds.push(PollFd::new(endpoint.event.as_fd(), PollFlags::POLLIN));
+    }
+    let events = fds.len();
+    let general = endpoints.iter().filter_map(|listening| listening.endpoint.general.as_ref());
+    fds.extend(general.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+    // An error (a signal, no memory) reports nothing; the sockets are looked at all the same.
+    let _ = poll(&mut fds, timeout);
+    if fds[0].any() == Some(true) {
+        return None;
+    }
+    let failed = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLERR));
+    Some(fds[1..events].iter().map(failed).collect())
+}

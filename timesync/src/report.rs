@@ -1,0 +1,191 @@
+//! The data behind `coeval skew`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bound::{AsymmetrySource, Interval, Statistical};
+use crate::exchange::StampClass;
+use crate::server::{Latest, Record, State};
+use crate::time::{Nanos, Server, Time};
+
+/// What is known of all hosts' clocks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Each host against the server.
+    pub hosts: Vec<HostRow>,
+    /// Each host against each other one.
+    pub pairs: Vec<PairRow>,
+}
+
+/// One host's `CLOCK_REALTIME` against the server's, as of the last exchange. Null: not known yet, or no longer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostRow {
+    /// Its name.
+    pub host: String,
+    /// Host less server, the middle of the hard bound.
+    pub offset_ns: Option<i64>,
+    /// Half-width of the hard bound around it.
+    pub hard_ns: Option<i64>,
+    /// Half-width of the statistical bound around it.
+    pub statistical_ns: Option<i64>,
+    /// The statistical bound's.
+    pub confidence: Option<f64>,
+    /// The asymmetry budget that the statistical bound uses.
+    pub asymmetry: Option<Asymmetry>,
+    /// Round trips between the stamping points.
+    pub rtt_ns: Option<RoundTrips>,
+    /// Rate of `CLOCK_MONOTONIC_RAW` against the server's.
+    pub drift_ppb: Option<f64>,
+    /// The worse class of timestamps on either end.
+    pub timestamps: Option<StampClass>,
+    /// Exchanges that gave at least a half.
+    pub exchanges: u64,
+    /// Exchanges of which anything was lost.
+    pub lost: u64,
+    /// Since the last exchange.
+    pub age_ms: Option<i64>,
+    /// What to make of it.
+    pub state: State,
+}
+
+/// An asymmetry budget and where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asymmetry {
+    /// The largest difference between the two directions' usual delays.
+    pub ns: i64,
+    /// Where it comes from.
+    pub source: AsymmetrySource,
+}
+
+/// Round trips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundTrips {
+    /// The smallest.
+    pub min: u64,
+    /// The median.
+    pub p50: u64,
+    /// All but one in a hundred are at most this.
+    pub p99: u64,
+}
+
+/// One host's `CLOCK_REALTIME` against another's: the difference of their rows, each as of its own last exchange.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairRow {
+    /// One host.
+    pub a: String,
+    /// The other.
+    pub b: String,
+    /// a less b.
+    pub offset_ns: Option<i64>,
+    /// Half-width of the hard bound around it: the sum of both hosts'.
+    pub hard_ns: Option<i64>,
+    /// Half-width of the statistical bound around it, at the rows' confidence: each host gets half of what is left to
+    /// chance, and counts with its hard bound where its samples do not carry that.
+    pub statistical_ns: Option<i64>,
+}
+
+/// A host's bounds on `CLOCK_REALTIME`, in ns.
+struct Bounds {
+    offset: i64,
+    hard: i64,
+    statistical: Statistical,
+    statistical_half: i64,
+    half_for_pairs: i64,
+    drift_ppb: Option<f64>,
+}
+
+/// Both wall clocks may be slewed by so much while the request is on its way (frequency and adjtime: see
+/// [`crate::translate::Steering`]).
+const SLEW_PPB: i64 = 1_000_000;
+
+/// The report on `records` at the server's instant `now`, with statistical bounds at `confidence`.
+pub(crate) fn of<'a>(
+    records: impl Iterator<Item = &'a Record>,
+    now: Time<Server>,
+    confidence: f64,
+    allow_simulated: bool,
+) -> Report {
+    let rows: Vec<(HostRow, Option<i64>)> =
+        records.map(|record| row(record, now, confidence, allow_simulated)).collect();
+    let mut pairs = Vec::new();
+    for (i, (a, a_half)) in rows.iter().enumerate() {
+        for (b, b_half) in &rows[i + 1..] {
+            let sum = |a: Option<i64>, b: Option<i64>| Some(a?.saturating_add(b?));
+            pairs.push(PairRow {
+                a: a.host.clone(),
+                b: b.host.clone(),
+                offset_ns: a.offset_ns.zip(b.offset_ns).map(|(a, b)| a.saturating_sub(b)),
+                hard_ns: sum(a.hard_ns, b.hard_ns),
+                statistical_ns: sum(*a_half, *b_half),
+            });
+        }
+    }
+    Report { hosts: rows.into_iter().map(|(row, _)| row).collect(), pairs }
+}
+
+fn row(record: &Record, now: Time<Server>, confidence: f64, allow_simulated: bool) -> (HostRow, Option<i64>) {
+    let state = record.state(now, allow_simulated);
+    let latest = record.published().map(|(_, latest)| latest);
+    let shown = matches!(state, State::Ok | State::Agentless);
+    let bounds = if shown { bounds(record, confidence) } else { None };
+    let trips = &record.round_trips;
+    let row = HostRow {
+        host: record.config.name.clone(),
+        offset_ns: bounds.as_ref().map(|bounds| bounds.offset),
+        hard_ns: bounds.as_ref().map(|bounds| bounds.hard),
+        statistical_ns: bounds.as_ref().map(|bounds| bounds.statistical_half),
+        confidence: bounds.as_ref().map(|bounds| bounds.statistical.confidence),
+        asymmetry: bounds.as_ref().map(|bounds| Asymmetry {
+            ns: bounds.statistical.asymmetry.get(),
+            source: bounds.statistical.asymmetry_source,
+        }),
+        rtt_ns: (!trips.is_empty()).then(|| RoundTrips {
+            min: trips.min(),
+            p50: trips.value_at_quantile(0.5),
+            p99: trips.value_at_quantile(0.99),
+        }),
+        drift_ppb: bounds.as_ref().and_then(|bounds| bounds.drift_ppb),
+        timestamps: latest.map(|latest| latest.class),
+        exchanges: record.exchanges,
+        lost: record.lost,
+        age_ms: latest.map(|latest| (now - latest.server_wall.at.latest).get() / 1_000_000),
+        state,
+    };
+    (row, bounds.map(|bounds| bounds.half_for_pairs))
+}
+
+fn bounds(record: &Record, confidence: f64) -> Option<Bounds> {
+    let (window, latest) = record.published()?;
+    let at = latest.server_wall.at.earliest;
+    let budget = record.config.asymmetry;
+    let hard = wall_offset(window.hard(at).ok()?, latest);
+    let offset = hard.0 + (hard.1 - hard.0) / 2;
+    let half = |(lo, hi): (i64, i64)| (hi - offset).max(offset - lo);
+    let statistical = window.statistical(at, confidence, budget).ok()?;
+    let for_pairs = 1.0 - (1.0 - confidence) / 2.0;
+    let pairs = window.statistical(at, for_pairs, budget).ok()?;
+    let pairs = if pairs.confidence >= for_pairs { wall_offset(pairs.interval, latest) } else { hard };
+    Some(Bounds {
+        offset,
+        hard: half(hard),
+        statistical,
+        statistical_half: half(wall_offset(statistical.interval, latest)),
+        half_for_pairs: half(pairs),
+        drift_ppb: window.drift(at).ok().map(|drift| (drift.ppb * 10.0).round() / 10.0),
+    })
+}
+
+/// From θ, host less server on their monotonic timelines, to the same of their `CLOCK_REALTIME`s, in ns.
+///
+/// With w = wall − timeline on each machine, as the request's stamps give it, the wall clocks differ by
+/// θ + w(host) − w(server). The host's stamp is the request's delay later than the server's; meanwhile each wall clock
+/// may have been slewed against its timeline. Stamps are in whole nanoseconds: one more on each machine.
+fn wall_offset(theta: Interval, latest: &Latest) -> (i64, i64) {
+    let (server, host) = (&latest.server_wall, &latest.host_wall);
+    let slewed = latest.delay.get().saturating_mul(2 * SLEW_PPB) / 1_000_000_000 + 3;
+    let over_host = |at: Time<crate::time::Host>| host.wall.as_nanos().saturating_sub(at.as_nanos());
+    let over_server = |at: Time<Server>| server.wall.as_nanos().saturating_sub(at.as_nanos());
+    let sum = |theta: i64, host: i64, server: i64| Nanos::new(theta) + Nanos::new(host) - Nanos::new(server);
+    let lo = sum(theta.lo.get(), over_host(host.at.latest), over_server(server.at.earliest));
+    let hi = sum(theta.hi.get(), over_host(host.at.earliest), over_server(server.at.latest));
+    ((lo - Nanos::new(slewed)).get(), (hi + Nanos::new(slewed)).get())
+}

@@ -1,0 +1,302 @@
+//! One exchange on its way: what came of it so far.
+
+use crate::clock::ServerClock;
+use crate::exchange::{Backward, Exchange, Forward, StampClass, WallReading};
+use crate::identity::Incarnation;
+use crate::time::{Host, Nanos, Server, Span, Time, Wall};
+use crate::translate::{ClockReading, Stamp};
+use crate::wire::{Body, Extension, Message, PortIdentity, Reading};
+
+/// An exchange whose request was sent.
+#[derive(Clone, Debug)]
+pub struct Outstanding {
+    /// The request's sequenceId.
+    pub sequence: u16,
+    /// By which the kernel calls the request's stamp.
+    pub number: Option<u32>,
+    /// The request's stamp, once it is back.
+    pub sent: Option<Time<Wall>>,
+    before: ClockReading,
+    response: Option<Response>,
+    follow_up: Option<FollowUp>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Response {
+    /// t1 and t4.
+    stamps: (Stamp, Stamp),
+    /// t2.
+    received: Time<Wall>,
+    responder: Responder,
+    reading: Option<Reading>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct FollowUp {
+    /// t3.
+    sent: Time<Wall>,
+    responder: Responder,
+    reading: Option<Reading>,
+}
+
+/// Who answers. If anything in here changes, the timeline is another one, or cannot be trusted as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Responder {
+    /// A PTP daemon without our module.
+    Plain(PortIdentity),
+    /// A module.
+    Module {
+        /// Which one.
+        incarnation: Incarnation,
+        /// How often its machine was suspended.
+        suspends: u32,
+        /// Its clock is simulated.
+        simulated: bool,
+        /// Its clock source keeps an oscillator's rate.
+        trusted_source: bool,
+    },
+}
+
+/// What came of an exchange.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// Both halves, or the forward one.
+    pub exchange: Exchange,
+    /// Who answered.
+    pub responder: Responder,
+    /// The server's wall clock when the request left.
+    pub server_wall: WallReading<Server>,
+    /// The host's wall clock when the request arrived.
+    pub host_wall: WallReading<Host>,
+    /// The worst of the stamps' classes. A plain responder does not tell its own.
+    pub class: StampClass,
+    /// How often the host's wall clock was set while its module ran.
+    pub steps: u32,
+}
+
+impl Outstanding {
+    /// A request that was sent after `before` was read.
+    pub fn new(sequence: u16, number: Option<u32>, before: ClockReading) -> Self {
+        Outstanding { sequence, number, sent: None, before, response: None, follow_up: None }
+    }
+
+    /// Takes an answer that was received before `after` was read. Returns whether it belongs to this exchange: the first
+    /// of its kind with the sequence number and the identity `requester` of the request does. Replays do not.
+    pub fn accept(
+        &mut self,
+        message: &Message,
+        requester: PortIdentity,
+        stamp: Option<Time<Wall>>,
+        after: &ClockReading,
+    ) -> bool {
+        if message.header.sequence != self.sequence {
+            return false;
+        }
+        let reading = match message.extension {
+            Some(Extension::Reading(reading)) => Some(reading),
+            Some(Extension::Wanted) => return false,
+            None => None,
+        };
+        let responder =
+            reading.map_or(Responder::Plain(message.header.source), |reading| Responder::Module {
+                incarnation: reading.incarnation,
+                suspends: reading.suspends,
+                simulated: reading.simulated,
+                trusted_source: reading.trusted_source,
+            });
+        match message.body {
+            Body::Response { received, requester: named }
+                if named == requester && self.response.is_none() =>
+            {
+                let stamps = (
+                    Stamp::sent(self.sent, &self.before, after),
+                    Stamp::received(stamp, &self.before, after),
+                );
+                self.response = Some(Response { stamps, received, responder, reading });
+                true
+            }
+            Body::FollowUp { sent, requester: named } if named == requester && self.follow_up.is_none() => {
+                self.follow_up = Some(FollowUp { sent, responder, reading });
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether both answers are here.
+    pub fn is_complete(&self) -> bool {
+        self.response.is_some() && self.follow_up.is_some()
+    }
+
+    /// What came of it. Without a response, nothing. Without the follow-up, or with one by somebody else (a module that
+    /// was started anew in between), the forward half.
+    pub fn outcome(&self) -> Option<Outcome> {
+        let response = self.response?;
+        let (t1, t4) = response.stamps;
+        let received = on_host_timeline(response.received, response.reading);
+        let sent_on_server = ServerClock.span(t1.raw);
+        let follow_up = self.follow_up.filter(|follow_up| follow_up.responder == response.responder);
+        let classes = [
+            Some(t1.class),
+            Some(t4.class),
+            response.reading.map(|reading| reading.class),
+            follow_up.and_then(|follow_up| follow_up.reading).map(|reading| reading.class),
+        ];
+        Some(Outcome {
+            exchange: Exchange {
+                forward: Some(Forward { sent: sent_on_server, received }),
+                backward: follow_up.map(|follow_up| Backward {
+                    sent: on_host_timeline(follow_up.sent, follow_up.reading),
+                    received: ServerClock.span(t4.raw),
+                }),
+            },
+            responder: response.responder,
+            server_wall: WallReading { wall: t1.wall, at: sent_on_server },
+            host_wall: WallReading { wall: response.received, at: received },
+            class: classes.into_iter().flatten().max().unwrap_or(StampClass::Userspace),
+            steps: response.reading.map_or(0, |reading| reading.steps),
+        })
+    }
+}
+
+/// A plain responder has no timeline but that of its stamps, which are in whole nanoseconds.
+fn on_host_timeline(wall: Time<Wall>, reading: Option<Reading>) -> Span<Host> {
+    let (earliest, width) = match reading {
+        Some(reading) => (reading.raw_earliest, i64::from(reading.raw_width)),
+        None => (wall.as_nanos(), 1),
+    };
+    let earliest = Time::from_nanos(earliest);
+    Span { earliest, latest: earliest + Nanos::new(width) }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::identity::{BootId, ProcessId};
+    use crate::time::Raw;
+    use crate::wire::Header;
+
+    const SERVER: PortIdentity = PortIdentity { clock: [2; 8], port: 1 };
+
+    fn clocks(at: i64) -> ClockReading {
+        ClockReading {
+            wall: Time::from_nanos(1_000_000 + at),
+            raw: Span::<Raw>::exact(Time::from_nanos(at)),
+            ahead_of_monotonic: (Nanos::ZERO, Nanos::ZERO),
+            slew_ppb: 0,
+            steps_before: 0,
+            steps_after: 0,
+        }
+    }
+
+    fn reading(process: u128, raw: i64) -> Extension {
+        Extension::Reading(Reading {
+            raw_earliest: raw,
+            raw_width: 10,
+            class: StampClass::Software,
+            incarnation: Incarnation {
+                boot: BootId(Uuid::from_u128(1)),
+                process: ProcessId(Uuid::from_u128(process)),
+            },
+            suspends: 0,
+            steps: 4,
+            simulated: false,
+            trusted_source: true,
+        })
+    }
+
+    fn message(sequence: u16, body: Body, extension: Option<Extension>) -> Message {
+        let header = Header {
+            domain: 0,
+            sdo: 0,
+            minor_version: 1,
+            two_step: true,
+            unicast: true,
+            correction: 0,
+            source: PortIdentity { clock: [7; 8], port: 1 },
+            sequence,
+        };
+        Message { header, body, extension }
+    }
+
+    fn response(extension: Option<Extension>) -> Message {
+        message(9, Body::Response { received: Time::from_nanos(500), requester: SERVER }, extension)
+    }
+
+    fn follow_up(extension: Option<Extension>) -> Message {
+        message(9, Body::FollowUp { sent: Time::from_nanos(510), requester: SERVER }, extension)
+    }
+
+    fn request() -> Outstanding {
+        let mut request = Outstanding::new(9, Some(0), clocks(100));
+        request.sent = Some(Time::from_nanos(1_000_110));
+        request
+    }
+
+    #[test]
+    fn answers_in_either_order_make_an_exchange() {
+        let answers = [response(Some(reading(5, 7_000))), follow_up(Some(reading(5, 7_050)))];
+        for order in [[0, 1], [1, 0]] {
+            let mut request = request();
+            for i in order {
+                assert!(!request.is_complete());
+                let stamp = Some(Time::from_nanos(1_000_190));
+                assert!(request.accept(&answers[i], SERVER, stamp, &clocks(200)));
+                assert!(!request.accept(&answers[i], SERVER, stamp, &clocks(200)), "a replay");
+            }
+            let outcome = request.outcome().unwrap();
+            assert!(request.is_complete());
+            let (forward, backward) = (outcome.exchange.forward.unwrap(), outcome.exchange.backward.unwrap());
+            assert_eq!(forward.received.earliest.as_nanos(), 7_000);
+            assert_eq!(backward.sent.latest.as_nanos(), 7_060);
+            assert!(forward.sent.earliest.as_nanos() <= 110 && 110 <= forward.sent.latest.as_nanos());
+            assert!(
+                backward.received.earliest.as_nanos() <= 190 && 190 <= backward.received.latest.as_nanos()
+            );
+            assert_eq!((outcome.class, outcome.steps), (StampClass::Software, 4));
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_another_request_is_not_taken() {
+        let other = PortIdentity { clock: [3; 8], port: 1 };
+        let received = Time::from_nanos(500);
+        for stray in [
+            message(8, Body::Response { received, requester: SERVER }, None),
+            message(9, Body::Response { received, requester: other }, None),
+            message(9, Body::FollowUp { sent: received, requester: other }, None),
+            message(9, Body::Request, None),
+            response(Some(Extension::Wanted)),
+        ] {
+            let mut request = request();
+            assert!(!request.accept(&stray, SERVER, None, &clocks(200)));
+            assert!(request.outcome().is_none());
+        }
+    }
+
+    #[test]
+    fn a_follow_up_that_is_lost_or_anothers_leaves_the_forward_half() {
+        let mut lost = request();
+        lost.accept(&response(Some(reading(5, 7_000))), SERVER, None, &clocks(200));
+        let mut restarted = lost.clone();
+        restarted.accept(&follow_up(Some(reading(6, 7_050))), SERVER, None, &clocks(200));
+        for request in [lost, restarted] {
+            let exchange = request.outcome().unwrap().exchange;
+            assert!(exchange.forward.is_some() && exchange.backward.is_none());
+        }
+    }
+
+    #[test]
+    fn without_the_kernels_stamps_the_readings_around_the_packet_stand_in() {
+        let mut request = Outstanding::new(9, None, clocks(100));
+        request.accept(&response(None), SERVER, None, &clocks(200));
+        request.accept(&follow_up(None), SERVER, None, &clocks(300));
+        let outcome = request.outcome().unwrap();
+        assert_eq!(outcome.class, StampClass::Userspace);
+        assert_eq!(outcome.exchange.forward.unwrap().sent, Span::exact(Time::from_nanos(100)));
+        assert_eq!(outcome.exchange.backward.unwrap().received, Span::exact(Time::from_nanos(200)));
+        assert_eq!(outcome.responder, Responder::Plain(PortIdentity { clock: [7; 8], port: 1 }));
+    }
+}

@@ -1,0 +1,356 @@
+//! What the server knows of one host. Decides; reads no clock.
+
+use hdrhistogram::Histogram;
+
+use super::HostConfig;
+use super::outstanding::{Outcome, Responder};
+use crate::bound::{Assumptions, Window, WindowError};
+use crate::exchange::{StampClass, WallReading};
+use crate::source::{Observation, Unobserved};
+use crate::time::{Host, Nanos, Server, Time};
+
+/// So many good exchanges come before a bound is published: at the start, and again after every reset.
+const SETTLED_AFTER: u32 = 8;
+/// A host that was not heard of for so long is silent.
+const SILENT_AFTER: Nanos = Nanos::from_millis(5_000);
+/// A clock source that is not an oscillator's counter may run at another rate, and change it: 1 000 ppm.
+const UNTRUSTED_RATE_PPB: u32 = 1_000_000;
+/// A wall clock that a daemon slews by up to 1 000 ppm, on top of the oscillators' 200.
+const STEERED_RATE_PPB: u32 = 1_200_000;
+
+/// Why a host's window was emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reset {
+    /// Another boot, process or clock: an announced change.
+    Announced,
+    /// The exchanges contradicted each other.
+    Broken,
+}
+
+/// One host as the server knows it.
+#[derive(Debug)]
+pub struct Record {
+    /// As configured.
+    pub config: HostConfig,
+    capacity: usize,
+    /// The server's own clock source keeps an oscillator's rate.
+    server_trusted: bool,
+    window: Window,
+    responder: Option<Responder>,
+    /// Good exchanges that are still wanted before a bound is published, and why.
+    unsettled: (u32, Reset),
+    latest: Option<Latest>,
+    /// When the newest answer's request left.
+    heard: Option<Time<Server>>,
+    /// Of full exchanges since the last reset, in ns.
+    pub round_trips: Histogram<u64>,
+    /// Exchanges that gave at least a half.
+    pub exchanges: u64,
+    /// Exchanges of which anything was lost.
+    pub lost: u64,
+    /// How often the exchanges contradicted the assumptions.
+    pub broken: u64,
+}
+
+/// The newest exchange that gave anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Latest {
+    /// The server's wall clock.
+    pub server_wall: WallReading<Server>,
+    /// The host's.
+    pub host_wall: WallReading<Host>,
+    /// The worst of the stamps' classes.
+    pub class: StampClass,
+    /// An upper limit of the request's delay.
+    pub delay: Nanos,
+    steps: u32,
+}
+
+/// What a report says about a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Its bound is published.
+    Ok,
+    /// No answer, ever or lately.
+    Silent,
+    /// It answers without our module.
+    Agentless,
+    /// Its clock is simulated, and the server was not told to accept that.
+    Simulated,
+    /// Its exchanges contradicted the assumptions; too few good ones since.
+    Broken,
+    /// Too few exchanges yet.
+    Warming,
+}
+
+impl Record {
+    /// A host that nothing is known of, with a window for `capacity` exchanges.
+    pub fn new(config: HostConfig, capacity: usize, server_trusted: bool) -> Self {
+        Record {
+            window: Window::new(config.assumptions, capacity),
+            config,
+            capacity,
+            server_trusted,
+            responder: None,
+            unsettled: (SETTLED_AFTER, Reset::Announced),
+            latest: None,
+            heard: None,
+            round_trips: round_trips(),
+            exchanges: 0,
+            lost: 0,
+            broken: 0,
+        }
+    }
+
+    /// Takes what came of an exchange.
+    pub fn complete(&mut self, outcome: &Outcome) {
+        if self.responder != Some(outcome.responder) {
+            if let Some(before) = self.responder {
+                tracing::info!(host = self.config.name, ?before, now = ?outcome.responder, "another timeline");
+            }
+            self.responder = Some(outcome.responder);
+            self.reset(Reset::Announced);
+        }
+        if let Some(latest) = &self.latest
+            && latest.steps != outcome.steps
+        {
+            tracing::info!(host = self.config.name, "the host's CLOCK_REALTIME was set");
+        }
+        self.exchanges += 1;
+        self.heard = Some(outcome.server_wall.at.latest);
+        self.window.push(&outcome.exchange);
+        let Some(round_trip) = outcome.exchange.round_trip() else {
+            self.lost += 1;
+            return;
+        };
+        self.latest = Some(Latest {
+            server_wall: outcome.server_wall,
+            host_wall: outcome.host_wall,
+            class: outcome.class,
+            delay: round_trip.abs(),
+            steps: outcome.steps,
+        });
+        self.round_trips.saturating_record(u64::try_from(round_trip.get()).unwrap_or(0).max(1));
+        let newest = self.window.newest().unwrap_or(outcome.server_wall.at.latest);
+        if self.window.hard(newest) == Err(WindowError::Broken) {
+            self.broken += 1;
+            tracing::warn!(host = self.config.name, "{}; starting anew", WindowError::Broken);
+            self.reset(Reset::Broken);
+        } else {
+            self.unsettled.0 = self.unsettled.0.saturating_sub(1);
+        }
+    }
+
+    /// Counts an exchange that nothing came of.
+    pub fn lose(&mut self) {
+        self.lost += 1;
+    }
+
+    /// The server's own timeline has become another one: it was suspended, or its clock source changed.
+    pub fn server_changed(&mut self, trusted: bool) {
+        self.server_trusted = trusted;
+        self.reset(Reset::Announced);
+    }
+
+    fn reset(&mut self, why: Reset) {
+        self.window = Window::new(self.assumptions(), self.capacity);
+        self.unsettled = (SETTLED_AFTER, why);
+        self.latest = None;
+        self.round_trips = round_trips();
+    }
+
+    /// What the bound assumes: as configured, or more cautiously where the clocks are worse than that supposes.
+    fn assumptions(&self) -> Assumptions {
+        let configured = self.config.assumptions;
+        match self.responder {
+            Some(Responder::Plain(_)) => Assumptions {
+                rate_ppb: configured.rate_ppb.max(STEERED_RATE_PPB),
+                wander_ppb_per_s: None,
+                ..configured
+            },
+            Some(Responder::Module { trusted_source, .. }) if !(trusted_source && self.server_trusted) => {
+                Assumptions { rate_ppb: configured.rate_ppb.max(UNTRUSTED_RATE_PPB), ..configured }
+            }
+            _ => configured,
+        }
+    }
+
+    /// The state at the server's instant `now`.
+    pub fn state(&self, now: Time<Server>, allow_simulated: bool) -> State {
+        if self.heard.is_none_or(|heard| now - heard > SILENT_AFTER) {
+            return State::Silent;
+        }
+        match (self.responder, self.unsettled) {
+            (None, _) => State::Silent,
+            (Some(Responder::Module { simulated: true, .. }), _) if !allow_simulated => State::Simulated,
+            (_, (1.., Reset::Broken)) => State::Broken,
+            (_, (1.., Reset::Announced)) => State::Warming,
+            (Some(Responder::Plain(_)), _) => State::Agentless,
+            (Some(Responder::Module { .. }), _) => State::Ok,
+        }
+    }
+
+    /// The window and the newest exchange, where a bound may be published.
+    pub fn published(&self) -> Option<(&Window, &Latest)> {
+        if self.unsettled.0 > 0 { None } else { Some((&self.window, self.latest.as_ref()?)) }
+    }
+
+    /// A copy for the coordinator.
+    ///
+    /// # Errors
+    /// [`Unobserved`], but never [`Unobserved::Unknown`].
+    pub fn observe(&self, now: Time<Server>, allow_simulated: bool) -> Result<Observation, Unobserved> {
+        let name = || self.config.name.clone();
+        match (self.state(now, allow_simulated), self.responder, self.published()) {
+            (State::Ok, Some(Responder::Module { incarnation, .. }), Some((window, latest))) => {
+                Ok(Observation { window: window.clone(), incarnation, timestamps: latest.class })
+            }
+            (State::Silent, ..) => Err(Unobserved::Silent(name())),
+            (State::Agentless, ..) => Err(Unobserved::Agentless(name())),
+            (State::Simulated, ..) => Err(Unobserved::Simulated(name())),
+            _ => Err(Unobserved::Unsettled(name())),
+        }
+    }
+}
+
+fn round_trips() -> Histogram<u64> {
+    #[expect(
+        clippy::expect_used,
+        reason = "the bounds and the precision are constants that the library documents as valid"
+    )]
+    Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("1 ns to 1 min at 2 digits")
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::exchange::{Backward, Exchange, Forward};
+    use crate::identity::{BootId, Incarnation, ProcessId};
+    use crate::time::Span;
+    use crate::wire::PortIdentity;
+
+    const SECOND: i64 = 1_000_000_000;
+
+    fn module(boot: u128, suspends: u32) -> Responder {
+        Responder::Module {
+            incarnation: Incarnation {
+                boot: BootId(Uuid::from_u128(boot)),
+                process: ProcessId(Uuid::from_u128(7)),
+            },
+            suspends,
+            simulated: false,
+            trusted_source: true,
+        }
+    }
+
+    /// An exchange at `at` with a host that is `offset` ahead, 400 ns each way.
+    fn outcome(at: i64, offset: i64, responder: Responder) -> Outcome {
+        let server = |at| Span::exact(Time::from_nanos(at));
+        let host = |at: i64| Span::exact(Time::from_nanos(at + offset));
+        Outcome {
+            exchange: Exchange {
+                forward: Some(Forward { sent: server(at), received: host(at + 400) }),
+                backward: Some(Backward { sent: host(at + 500), received: server(at + 900) }),
+            },
+            responder,
+            server_wall: WallReading { wall: Time::from_nanos(at), at: server(at) },
+            host_wall: WallReading { wall: Time::from_nanos(at), at: host(at + 400) },
+            class: StampClass::Software,
+            steps: 0,
+        }
+    }
+
+    fn record() -> Record {
+        Record::new(HostConfig::new("a", "127.0.0.1:319".parse().unwrap()), 64, true)
+    }
+
+    fn feed(record: &mut Record, from: i64, count: i64, offset: i64, responder: Responder) -> Time<Server> {
+        for i in 0..count {
+            record.complete(&outcome(from + i * SECOND / 8, offset, responder));
+        }
+        Time::from_nanos(from + count * SECOND / 8)
+    }
+
+    #[test]
+    fn a_bound_is_published_after_eight_good_exchanges() {
+        let mut record = record();
+        let start = Time::from_nanos(SECOND);
+        assert_eq!(record.observe(start, false).unwrap_err(), Unobserved::Silent("a".into()));
+        let now = feed(&mut record, SECOND, 7, 5_000, module(1, 0));
+        assert_eq!(record.observe(now, false).unwrap_err(), Unobserved::Unsettled("a".into()));
+        let now = feed(&mut record, 2 * SECOND, 1, 5_000, module(1, 0));
+        let observation = record.observe(now, false).unwrap();
+        let bound = observation.window.hard(now).unwrap();
+        assert!(bound.contains(crate::time::Offset::new(5_000)));
+        let later = now + SILENT_AFTER + SILENT_AFTER;
+        assert_eq!(record.observe(later, false).unwrap_err(), Unobserved::Silent("a".into()));
+    }
+
+    #[test]
+    fn another_boot_or_a_suspend_starts_anew() {
+        for next in [module(2, 0), module(1, 1)] {
+            let mut record = record();
+            feed(&mut record, SECOND, 9, 5_000, module(1, 0));
+            let now = feed(&mut record, 3 * SECOND, 1, 900_000_000, next);
+            assert_eq!((record.state(now, false), record.broken), (State::Warming, 0));
+            let now = feed(&mut record, 4 * SECOND, 8, 900_000_000, next);
+            let bound = record.observe(now, false).unwrap().window.hard(now).unwrap();
+            assert!(bound.contains(crate::time::Offset::new(900_000_000)));
+        }
+    }
+
+    #[test]
+    fn a_contradiction_withdraws_the_bound_until_eight_good_exchanges() {
+        let mut record = record();
+        feed(&mut record, SECOND, 9, 5_000, module(1, 0));
+        // An unannounced jump by 5 ms.
+        let now = feed(&mut record, 3 * SECOND, 1, 5_005_000, module(1, 0));
+        assert_eq!((record.state(now, false), record.broken), (State::Broken, 1));
+        assert!(record.observe(now, false).is_err() && record.published().is_none());
+        let now = feed(&mut record, 4 * SECOND, 7, 5_005_000, module(1, 0));
+        assert_eq!(record.state(now, false), State::Broken);
+        let now = feed(&mut record, 5 * SECOND, 1, 5_005_000, module(1, 0));
+        assert_eq!(record.state(now, false), State::Ok);
+        assert!(
+            record
+                .observe(now, false)
+                .unwrap()
+                .window
+                .hard(now)
+                .unwrap()
+                .contains(crate::time::Offset::new(5_005_000))
+        );
+    }
+
+    #[test]
+    fn a_plain_responder_is_bounded_as_a_steered_clock_and_never_certified() {
+        let mut record = record();
+        let plain = Responder::Plain(PortIdentity { clock: [1; 8], port: 1 });
+        let now = feed(&mut record, SECOND, 9, 5_000, plain);
+        assert_eq!(record.observe(now, false).unwrap_err(), Unobserved::Agentless("a".into()));
+        let assumptions = record.published().unwrap().0.assumptions();
+        assert_eq!((assumptions.rate_ppb, assumptions.wander_ppb_per_s), (1_200_000, None));
+    }
+
+    #[test]
+    fn a_simulated_clock_is_refused_unless_allowed() {
+        let mut record = record();
+        let Responder::Module { incarnation, suspends, trusted_source, .. } = module(1, 0) else {
+            unreachable!()
+        };
+        let lying = Responder::Module { incarnation, suspends, simulated: true, trusted_source };
+        let now = feed(&mut record, SECOND, 9, 5_000, lying);
+        assert_eq!(record.observe(now, false).unwrap_err(), Unobserved::Simulated("a".into()));
+        assert!(record.observe(now, true).is_ok());
+    }
+
+    #[test]
+    fn a_clock_source_that_is_no_counter_widens_the_rate() {
+        let mut record = Record::new(HostConfig::new("a", "127.0.0.1:319".parse().unwrap()), 64, false);
+        let now = feed(&mut record, SECOND, 9, 5_000, module(1, 0));
+        assert_eq!(record.observe(now, false).unwrap().window.assumptions().rate_ppb, 1_000_000);
+    }
+}

@@ -1,0 +1,405 @@
+//! UDP sockets whose packets the kernel stamps.
+//!
+//! Receive stamps come with the datagram; transmit stamps come back through the socket's error queue and name the
+//! packet by its number. Stamps are `CLOCK_REALTIME`.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, Timestamps, recvmsg,
+    sendmsg, setsockopt, sockopt,
+};
+use nix::sys::time::TimeSpec;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::time::{Time, Wall};
+use crate::wire::{EVENT_PORT, GENERAL_PORT};
+
+/// Why a socket could not be had. Each is a sentence that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Somebody else has the port.
+    #[error("UDP {0} is in use: stop the other program (ptp4l? another coeval?) or choose another port")]
+    InUse(SocketAddr),
+    /// Ports below 1024 are for the privileged.
+    #[error(
+        "no permission to use UDP {0}: run as root, grant CAP_NET_BIND_SERVICE, or choose a port above 1023"
+    )]
+    Permission(SocketAddr),
+    /// Not one of this machine's addresses.
+    #[error("this machine has no address {0}; listen on one that it has, or on 0.0.0.0")]
+    NoSuchAddress(IpAddr),
+    /// Anything else.
+    #[error("cannot open UDP {at}")]
+    Other {
+        /// The address.
+        at: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// The longest datagram that is read whole. Longer ones are no PTP messages of ours, and are cut off.
+const LONGEST: usize = 256;
+
+/// A datagram that arrived.
+#[derive(Clone, Debug)]
+pub struct Datagram {
+    octets: [u8; LONGEST],
+    len: usize,
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// Which of this machine's addresses it was sent to, if the kernel says.
+    pub to: Option<IpAddr>,
+    /// When the kernel received it, by `CLOCK_REALTIME`.
+    pub stamp: Option<Time<Wall>>,
+}
+
+impl Datagram {
+    /// What it says.
+    pub fn octets(&self) -> &[u8] {
+        &self.octets[..self.len]
+    }
+}
+
+/// A UDP socket whose packets the kernel stamps.
+#[derive(Debug)]
+pub struct StampedSocket {
+    socket: Socket,
+    local: SocketAddr,
+    stamping: bool,
+    /// The number that the kernel gives to the next packet (OPT_ID: from 0, one more for each packet sent).
+    next: u32,
+    control: Vec<u8>,
+}
+
+impl StampedSocket {
+    /// Opens a socket at `at`, non-blocking. With `stamping`, asks the kernel to stamp its packets; a kernel that cannot
+    /// is no error, the stamps are just missing.
+    ///
+    /// # Errors
+    /// [`SocketError`].
+    pub fn bind(at: SocketAddr, stamping: bool) -> Result<Self, SocketError> {
+        let explain = |error: io::Error| match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EADDRINUSE) => SocketError::InUse(at),
+            Some(Errno::EACCES | Errno::EPERM) => SocketError::Permission(at),
+            Some(Errno::EADDRNOTAVAIL) => SocketError::NoSuchAddress(at.ip()),
+            _ => SocketError::Other { at, source: error },
+        };
+        let (socket, local) = open(at).map_err(explain)?;
+        let mut socket = StampedSocket { socket, local, stamping: false, next: 0, control: control_space() };
+        if at.ip().is_unspecified() {
+            // Answers must leave from the address that was asked. Where the kernel does not tell it, it chooses.
+            let _ = match at {
+                SocketAddr::V4(_) => setsockopt(&socket.socket, sockopt::Ipv4PacketInfo, &true),
+                SocketAddr::V6(_) => setsockopt(&socket.socket, sockopt::Ipv6RecvPacketInfo, &true),
+            };
+        }
+        if stamping {
+            socket.start_stamping();
+        }
+        Ok(socket)
+    }
+
+    /// Where the socket listens: with the port that the system chose, if it was asked to.
+    pub fn local_address(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Sends a datagram, from this machine's address `from` if one is given, and returns the number by which the packet's
+    /// stamp will be known; none if the kernel stamps no packets here.
+    ///
+    /// # Errors
+    /// The system's: the network is down, or there is no way to `to`.
+    pub fn send(&mut self, octets: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<Option<u32>> {
+        let data = [IoSlice::new(octets)];
+        let (to, fd) = (SockaddrStorage::from(to), self.socket.as_raw_fd());
+        let send = |control: &[ControlMessage<'_>]| sendmsg(fd, &data, control, MsgFlags::empty(), Some(&to));
+        let sent = match from {
+            None => send(&[]),
+            Some(IpAddr::V4(from)) => {
+                let source = libc::in_addr { s_addr: u32::from(from).to_be() };
+                let nowhere = libc::in_addr { s_addr: 0 };
+                let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: nowhere };
+                send(&[ControlMessage::Ipv4PacketInfo(&info)])
+            }
+            Some(IpAddr::V6(from)) => {
+                let source = libc::in6_addr { s6_addr: from.octets() };
+                send(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
+                    ipi6_addr: source,
+                    ipi6_ifindex: 0,
+                })])
+            }
+        };
+        if let Err(error) = sent {
+            // Kernels differ in whether a packet that failed takes a number: start anew.
+            if self.stamping {
+                self.start_stamping();
+            }
+            return Err(error.into());
+        }
+        let number = self.next;
+        self.next = self.next.wrapping_add(u32::from(self.stamping));
+        Ok(self.stamping.then_some(number))
+    }
+
+    /// The next transmit stamp that has come back, with its packet's number. On loopback and virtual Ethernet it is there
+    /// when [`StampedSocket::send`] returns.
+    pub fn transmit_stamp(&mut self) -> Option<(u32, Time<Wall>)> {
+        let newest = self.next.wrapping_sub(1);
+        loop {
+            let mut octets = [0; LONGEST];
+            let mut data = [IoSliceMut::new(&mut octets)];
+            let received = recvmsg::<SockaddrStorage>(
+                self.socket.as_raw_fd(),
+                &mut data,
+                Some(&mut self.control),
+                MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT,
+            );
+            let message = match received {
+                Ok(message) => message,
+                Err(Errno::EINTR) => continue,
+                Err(_) => return None,
+            };
+            // A stamp without a number (some tools that stand in for the kernel) can only be the newest packet's.
+            let (mut number, mut stamp) = (Some(newest), None);
+            for control in message.cmsgs().into_iter().flatten() {
+                match control {
+                    ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
+                    ControlMessageOwned::Ipv4RecvErr(error, _)
+                    | ControlMessageOwned::Ipv6RecvErr(error, _) => {
+                        // Network errors come by the same queue.
+                        let is_stamp = error.ee_errno == libc::ENOMSG.cast_unsigned();
+                        number = is_stamp.then_some(error.ee_data);
+                    }
+                    _ => {}
+                }
+            }
+            if let (Some(number), Some(stamp)) = (number, stamp) {
+                return Some((number, stamp));
+            }
+        }
+    }
+
+    /// Takes an error off the socket that keeps poll(2) awake though its error queue is empty, such as "network is down".
+    pub fn clear_error(&self) {
+        if let Ok(Some(error)) = self.socket.take_error() {
+            tracing::debug!(%error, address = %self.local, "socket error");
+        }
+    }
+
+    /// The next datagram that has arrived; none if there is none now.
+    pub fn receive(&mut self) -> Option<Datagram> {
+        let mut octets = [0; LONGEST];
+        let mut data = [IoSliceMut::new(&mut octets)];
+        loop {
+            let received = recvmsg::<SockaddrStorage>(
+                self.socket.as_raw_fd(),
+                &mut data,
+                Some(&mut self.control),
+                MsgFlags::MSG_DONTWAIT,
+            );
+            let message = match received {
+                Ok(message) => message,
+                Err(Errno::EINTR) => continue,
+                // Nothing there, or an error of the network's: in UDP, both mean that nothing has arrived.
+                Err(_) => return None,
+            };
+            let Some(from) = message.address.as_ref().and_then(address) else { continue };
+            let (mut to, mut stamp) = (None, None);
+            for control in message.cmsgs().into_iter().flatten() {
+                match control {
+                    ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
+                    ControlMessageOwned::Ipv4PacketInfo(info) => {
+                        to = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+                    }
+                    ControlMessageOwned::Ipv6PacketInfo(info) => {
+                        to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                    }
+                    _ => {}
+                }
+            }
+            let len = message.bytes;
+            return Some(Datagram { octets, len, from, to, stamp });
+        }
+    }
+
+    /// Asks for stamps, and for numbers that start at 0. The kernel starts the numbers anew when they are switched on,
+    /// so they are switched off first.
+    fn start_stamping(&mut self) {
+        let without_numbers = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
+            | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
+            | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
+            // Without the packet, which nobody needs: it would count against the receive buffer.
+            | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY;
+        let numbered = without_numbers | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID;
+        let set = |flags| setsockopt(&self.socket, sockopt::Timestamping, &flags);
+        self.stamping = set(without_numbers).and_then(|()| set(numbered)).is_ok();
+        self.next = 0;
+        if !self.stamping {
+            tracing::warn!(address = %self.local, "the kernel stamps no packets here; bounds will be wide");
+        }
+    }
+}
+
+impl AsFd for StampedSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Creates the socket without flags, which are set afterwards: programs that run under a replacement of libc's socket
+/// calls may only know the plain types.
+fn open(at: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
+    let socket = Socket::new_raw(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_cloexec(true)?;
+    socket.set_nonblocking(true)?;
+    if at.is_ipv6() {
+        // IPv4 has its own socket, so that no address has two forms.
+        socket.set_only_v6(true)?;
+    }
+    // Room for a burst of answers. The system may give less.
+    let _ = socket.set_recv_buffer_size(1 << 20);
+    socket.bind(&at.into())?;
+    let local = socket.local_addr()?.as_socket().unwrap_or(at);
+    Ok((socket, local))
+}
+
+fn control_space() -> Vec<u8> {
+    cmsg_space!(
+        [TimeSpec; 3],
+        libc::in6_pktinfo,
+        libc::in_pktinfo,
+        libc::sock_extended_err,
+        libc::sockaddr_in6
+    )
+}
+
+/// The software stamp; all zero where there is none.
+fn software(stamps: Timestamps) -> Option<Time<Wall>> {
+    let nanos = stamps.system.tv_sec().checked_mul(1_000_000_000)?.checked_add(stamps.system.tv_nsec())?;
+    (nanos != 0).then(|| Time::from_nanos(nanos))
+}
+
+fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = storage.as_sockaddr_in().map(|v4| SocketAddrV4::from(*v4).into());
+    v4.or_else(|| storage.as_sockaddr_in6().map(|v6| SocketAddrV6::from(*v6).into()))
+}
+
+/// The sockets of one PTP port: event messages are stamped; general messages (follow-ups) have a socket of their own
+/// where the event port is PTP's 319, because then they go to 320. Elsewhere one socket serves both.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The socket whose packets are stamped.
+    pub event: StampedSocket,
+    /// The socket for general messages, if it is another one.
+    pub general: Option<StampedSocket>,
+}
+
+impl Endpoint {
+    /// Opens the sockets at `ip` and `event_port` (0: the system chooses).
+    ///
+    /// # Errors
+    /// [`SocketError`].
+    pub fn bind(ip: IpAddr, event_port: u16) -> Result<Self, SocketError> {
+        let event = StampedSocket::bind(SocketAddr::new(ip, event_port), true)?;
+        let general = (event_port == EVENT_PORT)
+            .then(|| StampedSocket::bind(SocketAddr::new(ip, GENERAL_PORT), false))
+            .transpose()?;
+        Ok(Endpoint { event, general })
+    }
+
+    /// Sends a general message.
+    ///
+    /// # Errors
+    /// See [`StampedSocket::send`].
+    pub fn send_general(&mut self, octets: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<()> {
+        self.general.as_mut().unwrap_or(&mut self.event).send(octets, to, from).map(|_| ())
+    }
+
+    /// Collects up to `most` datagrams that have arrived at either socket.
+    pub fn receive(&mut self, most: usize, into: &mut Vec<Datagram>) {
+        let sockets = std::iter::once(&mut self.event).chain(&mut self.general);
+        for socket in sockets {
+            into.extend(std::iter::from_fn(|| socket.receive()).take(most));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+
+    fn wait(socket: &StampedSocket) {
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::from(5_000_u16)), Ok(1), "nothing arrived in 5 s");
+    }
+
+    #[test]
+    fn packets_are_stamped_on_both_ends_and_stamps_name_their_packets() {
+        for localhost in ["127.0.0.1:0", "[::1]:0"] {
+            let localhost: SocketAddr = localhost.parse().unwrap();
+            let Ok(mut a) = StampedSocket::bind(localhost, true) else {
+                assert!(localhost.is_ipv6(), "every machine has IPv4's loopback");
+                continue;
+            };
+            let mut b = StampedSocket::bind(localhost, true).unwrap();
+            let numbers: Vec<_> =
+                (0..3).map(|_| a.send(b"hello", b.local_address(), None).unwrap().unwrap()).collect();
+            let stamps: Vec<_> = std::iter::from_fn(|| a.transmit_stamp()).collect();
+            assert_eq!(numbers, [0, 1, 2]);
+            assert_eq!(stamps.iter().map(|(number, _)| *number).collect::<Vec<_>>(), numbers);
+            for (_, sent) in stamps {
+                wait(&b);
+                let datagram = b.receive().unwrap();
+                assert_eq!((datagram.octets(), datagram.from), (b"hello".as_slice(), a.local_address()));
+                assert!(datagram.stamp.unwrap() >= sent);
+            }
+            assert!(b.receive().is_none());
+        }
+    }
+
+    #[test]
+    fn numbers_stay_right_after_a_send_that_failed() {
+        let mut a = StampedSocket::bind("127.0.0.1:0".parse().unwrap(), true).unwrap();
+        let b = StampedSocket::bind("127.0.0.1:0".parse().unwrap(), true).unwrap();
+        a.send(b"1", b.local_address(), None).unwrap();
+        a.transmit_stamp().unwrap();
+        // Too long for any datagram, and an address of another family.
+        a.send(&[0; 70_000], b.local_address(), None).unwrap_err();
+        a.send(b"2", "[::1]:9".parse().unwrap(), None).unwrap_err();
+        for _ in 0..3 {
+            let number = a.send(b"3", b.local_address(), None).unwrap().unwrap();
+            assert_eq!(a.transmit_stamp().unwrap().0, number);
+        }
+    }
+
+    #[test]
+    fn an_answer_leaves_from_the_address_that_was_asked() {
+        let mut asker = StampedSocket::bind("127.0.0.1:0".parse().unwrap(), true).unwrap();
+        let mut server = StampedSocket::bind("0.0.0.0:0".parse().unwrap(), true).unwrap();
+        let address = SocketAddr::new("127.0.0.77".parse().unwrap(), server.local_address().port());
+        asker.send(b"?", address, None).unwrap();
+        wait(&server);
+        let question = server.receive().unwrap();
+        server.send(b"!", question.from, question.to).unwrap();
+        wait(&asker);
+        assert_eq!(asker.receive().unwrap().from, address);
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_an_error_that_says_what_to_do() {
+        let first = StampedSocket::bind("127.0.0.1:0".parse().unwrap(), true).unwrap();
+        let error = StampedSocket::bind(first.local_address(), true).unwrap_err();
+        assert!(matches!(error, SocketError::InUse(at) if at == first.local_address()));
+        assert!(error.to_string().ends_with("or choose another port"));
+        let error = StampedSocket::bind("192.0.2.1:0".parse().unwrap(), true).unwrap_err();
+        assert!(matches!(error, SocketError::NoSuchAddress(_)));
+    }
+}
