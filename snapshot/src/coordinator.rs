@@ -6,6 +6,7 @@
 
 mod attempt;
 mod library;
+mod manifest;
 mod plan;
 mod undo;
 
@@ -171,7 +172,10 @@ impl Coordinator {
             }
             Err(error) => {
                 let why = error.to_string();
-                self.with_catalogue(move |catalogue| catalogue.fail(id, &why)).await?;
+                if let Err(unnoted) = self.with_catalogue(move |catalogue| catalogue.fail(id, &why)).await {
+                    // The row stays unfinished, and the next start rolls it back.
+                    tracing::warn!(snapshot = %id, why = %unnoted, "the snapshot's failure was not noted");
+                }
                 Err(error)
             }
         }
