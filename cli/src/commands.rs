@@ -2,7 +2,7 @@
 
 mod daemon;
 pub mod host;
-//pub mod probe;
+pub mod probe;
 pub mod server;
 pub mod skew;
 pub mod snapshot;

@@ -30,6 +30,9 @@ const TOKENS: usize = 8;
 /// writes fall into every stretch of a few milliseconds.
 const PAUSE: Duration = Duration::from_micros(500);
 
+/// A machine that is busy with other things arms its hosts too late now and then.
+const ATTEMPTS: u32 = 10;
+
 /// What the lopsided network adds, one way.
 const ADDED: Nanos = Nanos::from_millis(2);
 
@@ -98,7 +101,10 @@ fn picture(timed: &Series, lopsided: &Series) -> String {
             text += &format!("\n{title}\n{picture}");
         }
     }
-    text += "\n  ━ writes up to P are in the snapshot   ░ replies to later writes are held back   Q the first leaves\n";
+    text += "
+  ━ writes up to P are in the snapshot    ░ replies to later ones are held back until Q
+  Every Q comes after every P: no write that is in an image can know of one that is not.
+";
     text
 }
 
@@ -125,7 +131,7 @@ async fn series(
         Series { taken: 0, certified: Vec::new(), violations: 0, latencies: Latencies::default() };
     for number in 1..=count {
         line.show(&format!("{what}: {number} of {count}"));
-        let order = CreateRequest { mode, ..CreateRequest::default() };
+        let order = CreateRequest { mode, attempts: Some(ATTEMPTS), ..CreateRequest::default() };
         workload.set_period(Period::Snapshot);
         let created = stage.snapshot(&order).await?;
         workload.set_period(Period::Other);

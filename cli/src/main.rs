@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use coeval_cli::args::{Cli, Command, SnapshotCommand, VolumeCommand};
-use coeval_cli::commands::{self, Failure, Finding, host, server, skew, snapshot, volume};
+use coeval_cli::commands::{self, Failure, Finding, host, probe, server, skew, snapshot, volume};
 use coeval_cli::demo;
 
 fn main() -> ExitCode {
@@ -24,7 +24,7 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Server(args) => wait(server::run(args))?,
         Command::Host(args) => wait(host::run(args))?,
         // In one thread and without a runtime, so that it also runs under tools that stand in for libc's sockets.
-        Command::Probe(args) => return Err("later".into()),
+        Command::Probe(args) => return probe::run(&args),
         Command::Skew(args) => wait(skew::run(&args))?,
         Command::Snapshot(SnapshotCommand::Create(args)) => wait(snapshot::create(args))?,
         Command::Snapshot(SnapshotCommand::List(remote)) => wait(snapshot::list(&remote))?,

@@ -41,9 +41,13 @@ pub fn draw(bars: &[Bar], stretch: Nanos) -> String {
 
     let mut axis = vec![' '; WIDTH];
     let (at_t, at_release) = (column(Nanos::ZERO), column(stretch));
-    put(&mut axis, at_t, "T");
     let label = format!("T + V ({stretch})");
-    put(&mut axis, at_release.saturating_sub(label.chars().count() - 1).max(at_t + 2), &label);
+    if at_release < at_t + 3 {
+        put(&mut axis, at_t, &format!("T, {label}"));
+    } else {
+        put(&mut axis, at_t, "T");
+        put(&mut axis, at_release.saturating_sub(label.chars().count() - 1).max(at_t + 2), &label);
+    }
     line("", &axis);
 
     for bar in bars {
@@ -69,13 +73,15 @@ pub fn draw(bars: &[Bar], stretch: Nanos) -> String {
 
     let (from, to) = (column(last_p), column(first_q));
     let mut cells = vec![' '; WIDTH];
+    let label = format!(" {} ", first_q - last_p);
     if to > from {
         cells[from..=to].fill('·');
         cells[from] = '├';
         cells[to] = '┤';
     }
-    let label = format!(" {} ", first_q - last_p);
-    put(&mut cells, ((from + to) / 2).saturating_sub(label.chars().count() / 2), &label);
+    let length = label.chars().count();
+    let fits = to > from + length + 1;
+    put(&mut cells, if fits { (from + to).saturating_sub(length) / 2 } else { to.max(from) + 1 }, &label);
     line("margin", &cells);
     text
 }

@@ -69,6 +69,11 @@ pub fn format_size(bytes: u64) -> String {
     format!("{}.{} {name}", tenths / 10, tenths % 10)
 }
 
+/// A duration that is not negative, for people.
+pub fn format_unsigned(nanos: u64) -> String {
+    Nanos::new(i64::try_from(nanos).unwrap_or(i64::MAX)).to_string()
+}
+
 /// An offset for people, with its sign and in milliseconds with six decimals, since offsets may be of milliseconds while
 /// their bounds are of nanoseconds.
 pub fn format_offset(nanos: i64) -> String {

@@ -6,7 +6,7 @@ use timesync::time::Nanos;
 use super::{Failure, connect, print, print_json, word};
 use crate::args::SkewArgs;
 use crate::table::Table;
-use crate::units::format_offset;
+use crate::units::{format_offset, format_unsigned};
 
 /// Shows how far the hosts' clocks are from the server's and from each other.
 ///
@@ -42,8 +42,8 @@ fn describe(report: &Report) -> String {
             row.offset_ns.map_or_else(dash, format_offset),
             half_width(row.hard_ns),
             half_width(row.statistical_ns),
-            rtt_ns.map_or_else(dash, |trips| unsigned(trips.min)),
-            rtt_ns.map_or_else(dash, |trips| unsigned(trips.p50)),
+            rtt_ns.map_or_else(dash, |trips| format_unsigned(trips.min)),
+            rtt_ns.map_or_else(dash, |trips| format_unsigned(trips.p50)),
             drift_ppb.map_or_else(dash, |ppb| format!("{:+.2} ppm", ppb / 1e3)),
             timestamps.as_ref().map_or_else(dash, word),
             format!("{lost}/{exchanges}"),
@@ -67,10 +67,10 @@ fn describe(report: &Report) -> String {
     let row = report.hosts.iter().find_map(|row| Some((row.confidence?, row.asymmetry?)));
     if let Some((confidence, asymmetry)) = row {
         text += &format!(
-            "\nThe hard bound holds whatever the network does. The statistical one holds at {confidence}, if the\n\
-             delays of the two directions differ by no more than the asymmetry budget ({}, {}).\n",
-            Nanos::new(asymmetry.ns),
+            "\nThe hard bound holds whatever the network does. The statistical one holds at a confidence of {confidence},\n\
+             if the delays of the two directions differ by no more than the asymmetry budget ({}: {}).\n",
             word(&asymmetry.source),
+            Nanos::new(asymmetry.ns),
         );
     }
     text
@@ -78,10 +78,6 @@ fn describe(report: &Report) -> String {
 
 fn half_width(nanos: Option<i64>) -> String {
     nanos.map_or_else(dash, |nanos| format!("± {}", Nanos::new(nanos)))
-}
-
-fn unsigned(nanos: u64) -> String {
-    Nanos::new(i64::try_from(nanos).unwrap_or(i64::MAX)).to_string()
 }
 
 fn dash() -> String {

@@ -12,6 +12,7 @@ use super::{Failure, Finding, connect, print, print_json, word};
 use crate::args::{CreateArgs, NamedArgs, Remote};
 use crate::picture::{self, Bar};
 use crate::table::Table;
+use crate::units::format_unsigned;
 
 /// Takes a snapshot.
 ///
@@ -162,10 +163,7 @@ fn describe(manifest: &Manifest) -> String {
     for host in &manifest.hosts {
         let HostResult { stretch_ns, .. } = host;
         let mut row = vec![host.host.clone(), or_dash(host.error_ns), host.held.to_string()];
-        row.extend(
-            [stretch_ns.p50, stretch_ns.p99, stretch_ns.max]
-                .map(|nanos| or_dash(i64::try_from(nanos).ok().map(Nanos::new))),
-        );
+        row.extend([stretch_ns.p50, stretch_ns.p99, stretch_ns.max].map(format_unsigned));
         row.push(host.released_by.map_or_else(dash, |cause| word(&cause)));
         row.push(host.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(" "));
         table.row(row);

@@ -7,7 +7,7 @@ use snapshot::cut::Stretch;
 use timesync::time::Nanos;
 
 use crate::table::Table;
-use crate::units::format_offset;
+use crate::units::{format_offset, format_unsigned};
 
 /// Everything the demonstration found.
 #[derive(Clone, Debug, Serialize)]
@@ -165,17 +165,19 @@ impl fmt::Display for Report {
             ["network, mode", "taken", "certified", "torn", "V", "least margin", "held p50", "p99", "max"];
         let mut table = Table::new(&headings);
         for (network, mode, phase) in self.phases() {
-            table.row(vec![
+            let mut row = vec![
                 format!("{network}, {mode}"),
                 phase.snapshots.to_string(),
                 phase.consistent.to_string(),
                 phase.violations.to_string(),
                 nanos_or_dash(phase.v_ns),
                 nanos_or_dash(phase.margin_ns_min),
-                unsigned(phase.stretch_ns.p50),
-                unsigned(phase.stretch_ns.p99),
-                unsigned(phase.stretch_ns.max),
-            ]);
+            ];
+            let Stretch { p50, p99, max } = phase.stretch_ns;
+            row.extend(
+                [p50, p99, max].map(|held| if max == 0 { "none".to_owned() } else { format_unsigned(held) }),
+            );
+            table.row(row);
         }
         writeln!(f, "{table}")?;
 
@@ -185,7 +187,7 @@ impl fmt::Display for Report {
         for (network, mode, phase) in self.phases() {
             let WriteLatencies { p50_quiet, p99_quiet, p50_during, p99_during } = phase.write_ns;
             let mut row = vec![format!("{network}, {mode}")];
-            row.extend([p50_quiet, p99_quiet, p50_during, p99_during].map(unsigned));
+            row.extend([p50_quiet, p99_quiet, p50_during, p99_during].map(format_unsigned));
             table.row(row);
         }
         writeln!(f, "{table}")?;
@@ -220,10 +222,6 @@ impl fmt::Display for Report {
 
 fn nanos_or_dash(nanos: Option<i64>) -> String {
     nanos.map_or_else(|| "-".to_owned(), |nanos| Nanos::new(nanos).to_string())
-}
-
-fn unsigned(nanos: u64) -> String {
-    Nanos::new(i64::try_from(nanos).unwrap_or(i64::MAX)).to_string()
 }
 
 fn yes(is_so: bool) -> String {
