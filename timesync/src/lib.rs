@@ -8,6 +8,7 @@ pub mod clock;
 pub mod exchange;
 pub mod identity;
 pub mod module;
+pub mod probe;
 pub mod report;
 pub mod server;
 pub mod simulation;

@@ -1,5 +1,6 @@
 //! The data behind `coeval skew`.
 
+use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::bound::{AsymmetrySource, Interval, Statistical};
@@ -65,6 +66,12 @@ pub struct RoundTrips {
     pub p50: u64,
     /// All but one in a hundred are at most this.
     pub p99: u64,
+}
+
+impl RoundTrips {
+    pub(crate) fn of(trips: &Histogram<u64>) -> Self {
+        RoundTrips { min: trips.min(), p50: trips.value_at_quantile(0.5), p99: trips.value_at_quantile(0.99) }
+    }
 }
 
 /// One host's `CLOCK_REALTIME` against another's: the difference of their rows, each as of its own last exchange.
@@ -138,11 +145,7 @@ fn row(record: &Record, now: Time<Server>, confidence: f64, allow_simulated: boo
             ns: bounds.statistical.asymmetry.get(),
             source: bounds.statistical.asymmetry_source,
         }),
-        rtt_ns: (!trips.is_empty()).then(|| RoundTrips {
-            min: trips.min(),
-            p50: trips.value_at_quantile(0.5),
-            p99: trips.value_at_quantile(0.99),
-        }),
+        rtt_ns: (!trips.is_empty()).then(|| RoundTrips::of(trips)),
         drift_ppb: bounds.as_ref().and_then(|bounds| bounds.drift_ppb),
         timestamps: latest.map(|latest| latest.class),
         exchanges: record.exchanges,
