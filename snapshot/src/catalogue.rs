@@ -425,3 +425,6 @@ fn from_json<T: DeserializeOwned>(column: usize, text: &str) -> rusqlite::Result
 fn word(value: &impl Serialize) -> Result<String, serde_json::Error> {
     Ok(serde_json::to_string(value)?.trim_matches('"').to_owned())
 }
+
+#[cfg(test)]
+mod tests;

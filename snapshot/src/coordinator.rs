@@ -6,6 +6,7 @@
 
 mod attempt;
 mod library;
+mod manifest;
 mod plan;
 mod undo;
 
@@ -61,6 +62,9 @@ pub enum CoordinatorError {
     /// A host or volume that nobody knows.
     #[error("{0}")]
     Unknown(String),
+    /// Something of the same name is there already.
+    #[error("{0}")]
+    Conflict(String),
     /// A host failed, refused or did not answer.
     #[error(transparent)]
     Host(#[from] ControlError),
@@ -86,7 +90,8 @@ impl CoordinatorError {
         match self {
             CoordinatorError::Request(_) => 422,
             CoordinatorError::Unknown(_) | CoordinatorError::Catalogue(CatalogueError::NoSuch(_)) => 404,
-            CoordinatorError::Catalogue(CatalogueError::NameTaken(_) | CatalogueError::Busy { .. }) => 409,
+            CoordinatorError::Conflict(_)
+            | CoordinatorError::Catalogue(CatalogueError::NameTaken(_) | CatalogueError::Busy { .. }) => 409,
             CoordinatorError::Catalogue(_) | CoordinatorError::Internal(_) => 500,
             CoordinatorError::Host(error) => error.status().unwrap_or(502),
             CoordinatorError::Refused { .. } => 503,
@@ -171,7 +176,10 @@ impl Coordinator {
             }
             Err(error) => {
                 let why = error.to_string();
-                self.with_catalogue(move |catalogue| catalogue.fail(id, &why)).await?;
+                if let Err(unnoted) = self.with_catalogue(move |catalogue| catalogue.fail(id, &why)).await {
+                    // The row stays unfinished, and the next start rolls it back.
+                    tracing::warn!(snapshot = %id, why = %unnoted, "the snapshot's failure was not noted");
+                }
                 Err(error)
             }
         }
@@ -195,8 +203,8 @@ impl Coordinator {
             }
         };
         let lead = request.lead_ns.unwrap_or(self.options.lead);
-        if !(Nanos::from_millis(1)..=Nanos::from_millis(60_000)).contains(&lead) {
-            return invalid("the lead is between 1 ms and 60 s");
+        if !(Nanos::from_millis(1)..=Nanos::from_millis(10_000)).contains(&lead) {
+            return invalid("the lead is between 1 ms and 10 s");
         }
         let attempts = request.attempts.unwrap_or(self.options.attempts);
         if !(1..=100).contains(&attempts) {

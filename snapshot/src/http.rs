@@ -193,3 +193,6 @@ async fn no_such_page(request: Request) -> Refusal {
 async fn no_such_method(request: Request) -> Refusal {
     Refusal::new(405, format!("{} does not apply to {}", request.method(), request.uri().path()))
 }
+
+#[cfg(test)]
+mod tests;

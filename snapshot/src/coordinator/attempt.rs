@@ -17,11 +17,10 @@ use uuid::Uuid;
 use super::plan::{Candidate, NoPlan, Plan, confidence_of_each, plan};
 use super::{Coordinator, CoordinatorError, Job};
 use crate::agent::UncoordinatedOrder;
-use crate::certificate::{Certificate, Evidence, HostEvidence, Mode, Observed, Refusal, certify};
+use crate::certificate::{Certificate, Evidence, HostEvidence, Mode, Observed, certify};
 use crate::http::ControlError;
 use crate::messages::{
-    Assumed, ClockAssumptions, Control, HostResult, Manifest, PolicyName, Progress, RequestedPolicy,
-    SnapshotState, Step, StoryEntry, Verdict, VolumeResult,
+    Control, Manifest, Progress, RequestedPolicy, SnapshotState, Step, StoryEntry, Verdict,
 };
 use crate::orders::{ArmOrder, ArmTiming, AttemptId, CommitOrder, HostDescription, ReleaseOrder, Sealed};
 use crate::remote::RemoteHost;
@@ -54,27 +53,27 @@ impl From<ControlError> for Stop {
     }
 }
 
-struct Participant {
-    remote: Arc<RemoteHost>,
-    incarnation: Incarnation,
+pub(super) struct Participant {
+    pub(super) remote: Arc<RemoteHost>,
+    pub(super) incarnation: Incarnation,
     max_stretch: Nanos,
-    volumes: Vec<String>,
+    pub(super) volumes: Vec<String>,
 }
 
 /// A cut that every host has sealed.
-struct Taken {
-    evidence: Evidence,
-    timed: Option<(Plan, Vec<Observation>)>,
-    round_trip: Option<Nanos>,
+pub(super) struct Taken {
+    pub(super) evidence: Evidence,
+    pub(super) timed: Option<(Plan, Vec<Observation>)>,
+    pub(super) round_trip: Option<Nanos>,
 }
 
 pub(super) struct Attempt<'a> {
-    coordinator: &'a Coordinator,
-    job: &'a Job,
+    pub(super) coordinator: &'a Coordinator,
+    pub(super) job: &'a Job,
     id: AttemptId,
-    number: u32,
-    mode: Mode,
-    participants: Vec<Participant>,
+    pub(super) number: u32,
+    pub(super) mode: Mode,
+    pub(super) participants: Vec<Participant>,
     progress: &'a (dyn Fn(Progress) + Send + Sync),
     story: Mutex<Vec<StoryEntry>>,
 }
@@ -130,13 +129,21 @@ impl<'a> Attempt<'a> {
                 .filter(|member| member.host == remote.name())
                 .map(|member| member.volume.clone())
                 .collect();
-            if let Some(missing) =
-                volumes.iter().find(|name| !description.volumes.iter().any(|volume| volume.name == **name))
-            {
-                return Err(CoordinatorError::Unknown(format!(
-                    "host {} has no volume {missing}",
-                    remote.name()
-                )));
+            for name in &volumes {
+                let host = remote.name();
+                match description.volumes.iter().find(|volume| volume.name == *name) {
+                    None => {
+                        return Err(CoordinatorError::Unknown(format!("host {host} has no volume {name}")));
+                    }
+                    Some(volume) if volume.snapshots.contains(&job.name) => {
+                        return Err(CoordinatorError::Conflict(format!(
+                            "volume {name} of host {host} has a snapshot called {} that is not in this server's \
+                             catalogue; choose another name",
+                            job.name
+                        )));
+                    }
+                    Some(_) => {}
+                }
             }
             attempt.participants.push(Participant {
                 remote,
@@ -460,75 +467,6 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn manifest(&self, taken: &Taken, verdict: Result<Certificate, Refusal>) -> Manifest {
-        let (certificate, refusal) = match verdict {
-            Ok(certificate) => (Some(certificate), None),
-            Err(refusal) => (None, Some(refusal.to_string())),
-        };
-        let mut manifest = self.blank_manifest();
-        manifest.verdict = if certificate.is_some() { Verdict::Consistent } else { Verdict::Inconsistent };
-        manifest.refusal = refusal;
-        manifest.margin_ns = certificate.as_ref().and_then(|certificate| certificate.margin);
-        manifest.control_round_trip_ns = taken.round_trip;
-        manifest.assumptions.policy = taken.evidence.policy;
-        for (index, (result, evidence)) in manifest.hosts.iter_mut().zip(&taken.evidence.hosts).enumerate() {
-            let readings = evidence.readings;
-            result.at_ns = Some(readings.at);
-            result.p_ns = Some(readings.p);
-            result.q_ns = Some(readings.q);
-            result.held = readings.held;
-            result.stretch_ns = readings.stretch_ns;
-            result.released_by = Some(readings.released_by);
-            if let Some(placed) = certificate.as_ref().and_then(|certificate| certificate.placed.get(index)) {
-                result.p_latest_ns = Some(placed.p_latest);
-                result.q_earliest_ns = Some(placed.q_earliest);
-                result.error_ns = Some(placed.error);
-            }
-        }
-        if let Some((plan, observations)) = &taken.timed {
-            manifest.t_ns = Some(plan.t);
-            manifest.v_ns = Some(plan.stretch);
-            for (result, observation) in manifest.hosts.iter_mut().zip(observations) {
-                result.timestamps = Some(observation.timestamps);
-                manifest.assumptions.clocks.push(ClockAssumptions {
-                    host: result.host.clone(),
-                    assumptions: *observation.window.assumptions(),
-                });
-            }
-        }
-        manifest
-    }
-
-    fn blank_manifest(&self) -> Manifest {
-        let (policy, confidence) = match (self.mode, self.job.request.policy) {
-            (Mode::Timed, RequestedPolicy::Statistical { group_confidence, .. }) => {
-                (PolicyName::Statistical, Some(group_confidence))
-            }
-            _ => (PolicyName::Hard, None),
-        };
-        Manifest {
-            id: self.job.id,
-            name: self.job.name.clone(),
-            group: self.job.group.clone(),
-            mode: Some(self.mode),
-            verdict: Verdict::Inconsistent,
-            refusal: None,
-            margin_ns: None,
-            v_ns: None,
-            t_ns: None,
-            control_round_trip_ns: None,
-            attempts: self.number,
-            policy,
-            group_confidence: confidence,
-            hosts: self.participants.iter().map(Participant::blank_result).collect(),
-            assumptions: Assumed {
-                policy: Policy::Hard,
-                simulated: self.coordinator.options.simulation,
-                clocks: Vec::new(),
-            },
-        }
-    }
-
     fn names(&self) -> Vec<String> {
         self.participants.iter().map(|host| host.remote.name().to_owned()).collect()
     }
@@ -553,30 +491,6 @@ enum Unmeasured {
     Restarted(String),
     #[error("the exchanges failed: {0}")]
     Internal(String),
-}
-
-impl Participant {
-    fn blank_result(&self) -> HostResult {
-        HostResult {
-            host: self.remote.name().to_owned(),
-            incarnation: self.incarnation,
-            at_ns: None,
-            p_ns: None,
-            q_ns: None,
-            p_latest_ns: None,
-            q_earliest_ns: None,
-            error_ns: None,
-            held: 0,
-            stretch_ns: crate::cut::Stretch::default(),
-            released_by: None,
-            timestamps: None,
-            volumes: self
-                .volumes
-                .iter()
-                .map(|name| VolumeResult { name: name.clone(), digest: None })
-                .collect(),
-        }
-    }
 }
 
 #[expect(

@@ -1,0 +1,113 @@
+use tempfile::TempDir;
+
+use super::*;
+use crate::messages::Step;
+
+fn open(directory: &TempDir) -> Catalogue {
+    Catalogue::open(directory.path()).unwrap()
+}
+
+#[test]
+fn a_second_server_on_the_same_directory_is_refused() {
+    let directory = TempDir::new().unwrap();
+    let first = open(&directory);
+    let error = Catalogue::open(directory.path()).unwrap_err();
+    assert!(matches!(error, CatalogueError::InUse(_)), "{error}");
+    drop(first);
+    open(&directory);
+}
+
+#[test]
+fn a_catalogue_of_a_later_version_is_left_alone() {
+    let directory = TempDir::new().unwrap();
+    open(&directory).lock().pragma_update(None, "user_version", 99).unwrap();
+    let error = Catalogue::open(directory.path()).unwrap_err();
+    assert!(matches!(error, CatalogueError::Newer { found: 99 }), "{error}");
+}
+
+#[test]
+fn a_directory_that_is_a_file_is_named() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("state");
+    std::fs::write(&file, "").unwrap();
+    let error = Catalogue::open(&file).unwrap_err().to_string();
+    assert!(error.contains(&file.display().to_string()), "{error}");
+}
+
+#[test]
+fn a_file_that_is_no_database_is_refused_and_kept() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("catalogue.sqlite");
+    std::fs::write(&file, vec![b'x'; 8192]).unwrap();
+    assert!(matches!(Catalogue::open(directory.path()), Err(CatalogueError::Database(_))));
+    assert_eq!(std::fs::read(&file).unwrap(), vec![b'x'; 8192]);
+}
+
+#[test]
+fn only_a_failed_snapshot_gives_its_name_back() {
+    let directory = TempDir::new().unwrap();
+    let catalogue = open(&directory);
+    let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
+    catalogue.begin(first, "s1").unwrap();
+    assert!(matches!(catalogue.begin(second, "s1"), Err(CatalogueError::NameTaken(_))));
+    catalogue.fail(first, "a reason").unwrap();
+    catalogue.begin(second, "s1").unwrap();
+    assert_eq!(catalogue.find("s1").unwrap().id, second, "the name leads to its holder");
+    let failed = catalogue.find(&first.to_string()).unwrap();
+    assert_eq!((failed.state, failed.why.as_deref()), (SnapshotState::Failed, Some("a reason")));
+    assert!(matches!(catalogue.find("s2"), Err(CatalogueError::NoSuch(_))));
+}
+
+#[test]
+fn a_snapshot_is_complete_only_by_way_of_committing() {
+    let directory = TempDir::new().unwrap();
+    let catalogue = open(&directory);
+    let (id, attempt) = (Uuid::now_v7(), Uuid::now_v7());
+    catalogue.begin(id, "s1").unwrap();
+    assert!(catalogue.finish(id, attempt, SnapshotState::Complete).is_err());
+    catalogue.fail(id, "a reason").unwrap();
+    assert!(catalogue.finish(id, attempt, SnapshotState::Complete).is_err());
+    assert_eq!(catalogue.find("s1").unwrap().state, SnapshotState::Failed);
+}
+
+#[test]
+fn what_is_being_taken_is_not_deleted() {
+    let directory = TempDir::new().unwrap();
+    let catalogue = open(&directory);
+    catalogue.begin(Uuid::now_v7(), "s1").unwrap();
+    let error = catalogue.deleting("s1").unwrap_err().to_string();
+    assert_eq!(error, "snapshot s1 is planning; wait until it is done");
+}
+
+#[test]
+fn debts_outlive_the_snapshot_and_the_server() {
+    let directory = TempDir::new().unwrap();
+    let (id, attempt) = (Uuid::now_v7(), Uuid::now_v7());
+    let catalogue = open(&directory);
+    catalogue.begin(id, "s1").unwrap();
+    catalogue.begin_attempt(id, attempt, &["a".to_owned(), "b".to_owned()]).unwrap();
+    catalogue.settle(attempt, "a").unwrap();
+    catalogue.fail(id, "a reason").unwrap();
+    catalogue.remove(id).unwrap();
+    drop(catalogue);
+    assert_eq!(open(&directory).owed().unwrap(), [(attempt, "b".to_owned())]);
+}
+
+#[test]
+fn the_story_is_told_in_order() {
+    let directory = TempDir::new().unwrap();
+    let catalogue = open(&directory);
+    let (id, attempt) = (Uuid::now_v7(), Uuid::now_v7());
+    let entry = |step, host: Option<&str>| StoryEntry {
+        attempt,
+        at_ns: Time::from_nanos(7),
+        step,
+        host: host.map(str::to_owned),
+        detail: "armed at 5".to_owned(),
+    };
+    let story = [entry(Step::Plan, None), entry(Step::Arm, Some("b")), entry(Step::Arm, Some("a"))];
+    catalogue.begin(id, "s1").unwrap();
+    catalogue.tell(id, &story[..1]).unwrap();
+    catalogue.tell(id, &story[1..]).unwrap();
+    assert_eq!(catalogue.story(id).unwrap(), story);
+}

@@ -1,0 +1,169 @@
+use std::time::Duration;
+
+use axum::routing::{get, post};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tempfile::TempDir;
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(5);
+const ANY: &str = "127.0.0.1:0";
+
+fn echo() -> Router {
+    Router::new()
+        .route("/v1/ping", get(async || Json(())))
+        .route("/v1/echo", post(async |JsonBody(number): JsonBody<u32>| Json(number)))
+        .route("/v1/number/{number}", get(async |Segments(number): Segments<u32>| Json(number)))
+        .route("/v1/full", get(async || Refusal::new(507, "no space left; free some")))
+}
+
+/// Serves on loopback until the test's runtime ends.
+fn serve(tls: Option<&TlsFiles>) -> String {
+    let listener = Listener::bind(ANY.parse().unwrap(), tls, false).unwrap();
+    let url = listener.url();
+    tokio::spawn(listener.serve(echo(), StopHandle::new()));
+    url
+}
+
+/// A CA and what it issued, in a directory of its own.
+struct Authority {
+    directory: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let directory = TempDir::new().unwrap();
+        std::fs::write(directory.path().join("ca.pem"), issuer.pem()).unwrap();
+        Authority { directory, issuer }
+    }
+
+    fn issue(&self, name: &str) -> TlsFiles {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let file = |suffix: &str| self.directory.path().join(format!("{name}.{suffix}"));
+        let files =
+            TlsFiles { cert: file("pem"), key: file("key"), ca: self.directory.path().join("ca.pem") };
+        std::fs::write(&files.cert, certificate.pem()).unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        files
+    }
+}
+
+async fn ping(connector: &Connector, url: &str) -> Result<(), ControlError> {
+    let client = connector.connect("host a", url).unwrap();
+    client.get(client.page(&["v1", "ping"]), LIMIT).await
+}
+
+#[tokio::test]
+async fn mutual_tls_admits_only_its_own_ca() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let server = ours.issue("server");
+    let url = serve(Some(&server));
+    assert!(url.starts_with("https://"));
+
+    assert_eq!(ping(&Connector::new(Some(&ours.issue("client")), false).unwrap(), &url).await, Ok(()));
+
+    let stranger = theirs.issue("client");
+    let foreign = TlsFiles { ca: server.ca.clone(), ..stranger.clone() };
+    let error = ping(&Connector::new(Some(&foreign), false).unwrap(), &url).await;
+    assert!(matches!(error, Err(ControlError::Unreachable { .. })), "a foreign certificate: {error:?}");
+
+    let error = ping(&Connector::new(Some(&stranger), false).unwrap(), &url).await;
+    assert!(matches!(error, Err(ControlError::Unreachable { .. })), "a server of another CA: {error:?}");
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(vec![ours.issuer.der().clone()]);
+    let bare =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+    let bare = reqwest::Client::builder().tls_backend_preconfigured(bare).build().unwrap();
+    assert!(bare.get(format!("{url}/v1/ping")).send().await.is_err(), "no certificate at all");
+}
+
+#[test]
+fn plain_http_stays_on_loopback() {
+    let outside: SocketAddr = "0.0.0.0:0".parse().unwrap();
+    let error = Listener::bind(outside, None, false).unwrap_err();
+    assert!(matches!(error, HttpError::Plain(_)), "{error}");
+    assert!(Listener::bind(outside, None, true).is_ok(), "unless told to");
+
+    let connector = Connector::new(None, false).unwrap();
+    for inside in ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost:1", "https://192.0.2.1:1"] {
+        assert!(connector.connect("host a", inside).is_ok(), "{inside}");
+    }
+    for refused in ["http://192.0.2.1:1", "http://localhost.example:1", "http://127.0.0.1.example:1"] {
+        assert!(matches!(connector.connect("host a", refused), Err(HttpError::Plain(_))), "{refused}");
+    }
+    for bad in ["", "host-a:7411", "ftp://127.0.0.1", "https://"] {
+        assert!(matches!(connector.connect("host a", bad), Err(HttpError::Url { .. })), "{bad}");
+    }
+    assert!(Connector::new(None, true).unwrap().connect("host a", "http://192.0.2.1:1").is_ok());
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let first = Listener::bind(ANY.parse().unwrap(), None, false).unwrap();
+    let error = Listener::bind(first.address(), None, false).unwrap_err().to_string();
+    assert!(error.contains(&first.address().port().to_string()) && error.contains("in use"), "{error}");
+}
+
+#[test]
+fn unusable_tls_files_are_named() {
+    let authority = Authority::new();
+    let good = authority.issue("server");
+    let address = ANY.parse().unwrap();
+    let missing = authority.directory.path().join("missing.pem");
+    let cases = [
+        (TlsFiles { cert: missing.clone(), ..good.clone() }, "missing.pem"),
+        (TlsFiles { key: good.cert.clone(), ..good.clone() }, "server.pem"),
+        (TlsFiles { ca: good.key.clone(), ..good.clone() }, "server.key"),
+        (TlsFiles { key: authority.issue("other").key, ..good.clone() }, "server.pem"),
+    ];
+    for (files, culprit) in cases {
+        let error = Listener::bind(address, Some(&files), false).unwrap_err().to_string();
+        assert!(error.contains(culprit), "{error}");
+        assert!(Connector::new(Some(&files), false).is_err());
+    }
+}
+
+#[tokio::test]
+async fn every_refusal_is_a_problem_with_a_sentence() {
+    let url = serve(None);
+    let client = Connector::new(None, false).unwrap().connect("host a", &url).unwrap();
+    let echoed: u32 = client.post(client.page(&["v1", "echo"]), &7, LIMIT).await.unwrap();
+    assert_eq!(echoed, 7);
+
+    let full: Result<(), _> = client.get(client.page(&["v1", "full"]), LIMIT).await;
+    assert_eq!(full.unwrap_err().to_string(), "host a: no space left; free some");
+    let missing: Result<(), _> = client.get(client.page(&["v2", "what"]), LIMIT).await;
+    assert_eq!(missing.unwrap_err().status(), Some(404));
+    let method: Result<(), _> = client.delete(client.page(&["v1", "ping"]), LIMIT).await;
+    assert_eq!(method.unwrap_err().status(), Some(405));
+    let body: Result<u32, _> = client.post(client.page(&["v1", "echo"]), &"seven", LIMIT).await;
+    assert_eq!(body.unwrap_err().status(), Some(422));
+    let segment: Result<u32, _> = client.get(client.page(&["v1", "number", "x/../7"]), LIMIT).await;
+    assert_eq!(segment.unwrap_err().status(), Some(400), "a segment cannot change the path");
+}
+
+#[tokio::test]
+async fn a_silent_peer_costs_its_time_limit_and_an_absent_one_says_so() {
+    let held = TcpListener::bind(ANY).unwrap();
+    let silent = format!("http://{}", held.local_addr().unwrap());
+    let client = Connector::new(None, false).unwrap().connect("host a", &silent).unwrap();
+    let limit = Duration::from_millis(20);
+    let error: Result<(), _> = client.get(client.page(&["v1", "ping"]), limit).await;
+    assert_eq!(error, Err(ControlError::TimedOut { peer: "host a".to_owned(), after: limit }));
+
+    drop(held);
+    let error: Result<(), _> = client.get(client.page(&["v1", "ping"]), LIMIT).await;
+    let sentence = error.unwrap_err().to_string();
+    assert!(sentence.starts_with(&format!("host a does not answer at {silent}: ")), "{sentence}");
+}
