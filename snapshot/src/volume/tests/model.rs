@@ -125,7 +125,6 @@ impl Checked {
                 }
                 self.check_crash();
                 release_and_seal(self.volume(), &attempt, &cut);
-                self.check_crash();
                 if *commit {
                     let name = format!("s{}", self.cuts);
                     attempt.commit(&name).unwrap();
@@ -134,6 +133,7 @@ impl Checked {
                 } else {
                     attempt.discard();
                 }
+                self.check_crash();
             }
             Op::Delete(which) if !self.snapshots.is_empty() => {
                 let (name, _) = self.snapshots.remove(which % self.snapshots.len());
