@@ -1,6 +1,7 @@
 //! What whole-system tests and benchmarks share: the binary, network namespaces, and a cluster of daemons in them.
 
 pub mod namespaces;
+pub mod tools;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,10 +20,16 @@ pub fn coeval() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--release", "--locked", "--package", "coeval"])
-            .current_dir(&workspace)
-            .status();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--release", "--locked", "--package", "coeval"]).current_dir(&workspace);
+        // What cargo tells the test about its package; ring's build script would take it for its own and build all anew.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+                build.env_remove(name);
+            }
+        }
+        let built = build.status();
         assert!(built.is_ok_and(|status| status.success()), "the binary `coeval` cannot be built");
         let target =
             std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);

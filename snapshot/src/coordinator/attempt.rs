@@ -133,7 +133,11 @@ impl<'a> Attempt<'a> {
                 let host = remote.name();
                 match description.volumes.iter().find(|volume| volume.name == *name) {
                     None => {
-                        return Err(CoordinatorError::Unknown(format!("host {host} has no volume {name}")));
+                        let why = match description.unserved.get(name) {
+                            Some(why) => format!("host {host} does not serve volume {name}: {why}"),
+                            None => format!("host {host} has no volume {name}"),
+                        };
+                        return Err(CoordinatorError::Unknown(why));
                     }
                     Some(volume) if volume.snapshots.contains(&job.name) => {
                         return Err(CoordinatorError::Conflict(format!(
