@@ -127,7 +127,7 @@ impl Checked {
                 release_and_seal(self.volume(), &attempt, &cut);
                 if *commit {
                     let name = format!("s{}", self.cuts);
-                    attempt.commit(&name).unwrap();
+                    attempt.commit(&name, uuid::Uuid::nil()).unwrap();
                     self.snapshots.push((name, image));
                     self.cuts += 1;
                 } else {
