@@ -1,2 +1,42 @@
-//! stub
-fn main() {}
+//! The program `coeval`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use coeval_cli::args::{Cli, Command, SnapshotCommand, VolumeCommand};
+use coeval_cli::commands::{self, Failure, Finding, host, probe, server, skew, snapshot, volume};
+use coeval_cli::demo;
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(Finding::Good) => ExitCode::SUCCESS,
+        Ok(Finding::Bad) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("coeval: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<Finding, Failure> {
+    match command {
+        Command::Demo(args) => return wait(commands::until_interrupted(demo::run(&args))),
+        Command::Server(args) => wait(server::run(args))?,
+        Command::Host(args) => wait(host::run(args))?,
+        // In one thread and without a runtime, so that it also runs under tools that stand in for libc's sockets.
+        Command::Probe(args) => return probe::run(&args),
+        Command::Skew(args) => wait(skew::run(&args))?,
+        Command::Snapshot(SnapshotCommand::Create(args)) => wait(snapshot::create(args))?,
+        Command::Snapshot(SnapshotCommand::List(remote)) => wait(snapshot::list(&remote))?,
+        Command::Snapshot(SnapshotCommand::Show(args)) => wait(snapshot::show(&args))?,
+        Command::Snapshot(SnapshotCommand::Verify(args)) => return wait(snapshot::verify(&args)),
+        Command::Snapshot(SnapshotCommand::Delete(args)) => wait(snapshot::delete(&args))?,
+        Command::Volume(VolumeCommand::Create(args)) => wait(volume::create(&args))?,
+        Command::Volume(VolumeCommand::List(remote)) => wait(volume::list(&remote))?,
+    }
+    Ok(Finding::Good)
+}
+
+fn wait<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}

@@ -42,7 +42,9 @@ pub struct HostRow {
     pub exchanges: u64,
     /// Exchanges of which anything was lost.
     pub lost: u64,
-    /// Since the last exchange.
+    /// The instant that all of this holds for, on the server's timeline: that of the last exchange.
+    pub at_ns: Option<Time<Server>>,
+    /// Since then.
     pub age_ms: Option<i64>,
     /// What to make of it.
     pub state: State,
@@ -150,6 +152,7 @@ fn row(record: &Record, now: Time<Server>, confidence: f64, allow_simulated: boo
         timestamps: latest.map(|latest| latest.class),
         exchanges: record.exchanges,
         lost: record.lost,
+        at_ns: latest.map(|latest| latest.server_wall.at.earliest),
         age_ms: latest.map(|latest| (now - latest.server_wall.at.latest).get() / 1_000_000),
         state,
     };

@@ -1,0 +1,313 @@
+//! The command line's grammar.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use snapshot::http::TlsFiles;
+use snapshot::messages::{Member, RequestedMode};
+use snapshot::nbd::Endpoint;
+use timesync::time::Nanos;
+
+use crate::units;
+
+/// Snapshots of volumes on many hosts as of one instant, without stopping their I/O, and with a proof.
+#[derive(Debug, Parser)]
+#[command(name = "coeval", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show everything on this machine: a server, three hosts whose clocks really differ, snapshots under load
+    Demo(DemoArgs),
+    /// Run the time-sync server and coordinator
+    Server(ServerArgs),
+    /// Run a host: answer time exchanges, serve volumes over NBD, cut them
+    Host(HostArgs),
+    /// Exchange timestamps with PTP responders, like ping
+    Probe(ProbeArgs),
+    /// Show how far the hosts' clocks are from the server's and from each other
+    Skew(SkewArgs),
+    /// Take snapshots and look after them
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Look after volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+}
+
+/// How to reach the server.
+#[derive(Clone, Debug, Args)]
+pub struct Remote {
+    /// The server's URL
+    #[arg(long, env = "COEVAL_SERVER", default_value = "http://127.0.0.1:7420", value_name = "URL")]
+    pub server: String,
+    /// This client's certificate (PEM), for a server with TLS
+    #[arg(long, env = "COEVAL_CERT", value_name = "FILE", requires = "key", requires = "ca")]
+    pub cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, env = "COEVAL_KEY", value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
+    /// The authority that signed the server's certificate (PEM)
+    #[arg(long, env = "COEVAL_CA", value_name = "FILE", requires = "cert")]
+    pub ca: Option<PathBuf>,
+    /// Allow plain HTTP beyond loopback
+    #[arg(long)]
+    pub insecure: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Remote {
+    /// The certificates, if there are any.
+    pub fn tls(&self) -> Option<TlsFiles> {
+        let (cert, key, ca) = (self.cert.clone()?, self.key.clone()?, self.ca.clone()?);
+        Some(TlsFiles { cert, key, ca })
+    }
+}
+
+/// `coeval demo`
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What both daemons know.
+#[derive(Debug, Args)]
+pub struct DaemonArgs {
+    /// The configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Check the configuration and exit
+    #[arg(long)]
+    pub check: bool,
+    /// Allow plain HTTP beyond loopback
+    #[arg(long)]
+    pub insecure: bool,
+    /// End when the parent process does
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+}
+
+/// `coeval server`
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// What both daemons know.
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+    /// Where the API listens
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// The UDP port that time exchanges come from
+    #[arg(long, value_name = "PORT")]
+    pub time_port: Option<u16>,
+    /// The directory of the catalogue
+    #[arg(long, value_name = "DIRECTORY")]
+    pub state: Option<PathBuf>,
+    /// Accept hosts with simulated clocks, and orders to take snapshots wrongly
+    #[arg(long, hide = true)]
+    pub simulation: bool,
+}
+
+/// `coeval host`
+#[derive(Debug, Args)]
+pub struct HostArgs {
+    /// What both daemons know.
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+    /// The host's name, as in the server's configuration
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Where the coordinator reaches this host
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Where time exchanges are answered
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub time: Option<SocketAddr>,
+    /// Where the NBD server listens (may be repeated)
+    #[arg(long, value_name = "tcp://ADDRESS:PORT|unix:///PATH")]
+    pub nbd: Vec<Endpoint>,
+    /// The directory that holds the volumes
+    #[arg(long, value_name = "DIRECTORY")]
+    pub volumes: Option<PathBuf>,
+    /// No cut holds a reply back for longer
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub max_stretch: Option<Nanos>,
+    /// Read a clock that is wrong in this way
+    #[arg(long, hide = true, value_name = "SPEC")]
+    pub simulate_clock: Option<String>,
+}
+
+/// `coeval probe`
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// What to probe: ADDRESS or ADDRESS:PORT
+    #[arg(required = true, value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// Exchanges with each target; without it, until interrupted
+    #[arg(short, long)]
+    pub count: Option<u32>,
+    /// Time between exchanges
+    #[arg(short, long, default_value = "1s", value_parser = units::duration)]
+    pub interval: Nanos,
+    /// PTP domain
+    #[arg(long, default_value_t = 0)]
+    pub domain: u8,
+    /// The UDP port to ask from: stock PTP daemons answer to 319 only; 0 is any, for those who may not use that
+    #[arg(long, default_value_t = timesync::wire::EVENT_PORT)]
+    pub port: u16,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `coeval skew`
+#[derive(Debug, Args)]
+pub struct SkewArgs {
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `coeval snapshot`
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Take a snapshot of a group of volumes
+    Create(CreateArgs),
+    /// List snapshots
+    List(Remote),
+    /// Show a snapshot and its certificate
+    Show(NamedArgs),
+    /// Compute a snapshot's verdict and digests again
+    Verify(NamedArgs),
+    /// Delete a snapshot on all its hosts
+    Delete(NamedArgs),
+}
+
+/// `coeval snapshot create`
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// The snapshot's name; without it the server makes one up
+    pub name: Option<String>,
+    /// A volume of the group (may be repeated); without any, all volumes of all hosts
+    #[arg(long = "volume", value_name = "HOST/VOLUME", value_parser = member)]
+    pub group: Vec<Member>,
+    /// By clocks, by messages, or by clocks first
+    #[arg(long, value_enum, default_value_t = ModeArg::Auto)]
+    pub mode: ModeArg,
+    /// Size V by the statistical bound, at this confidence for the whole group (such as 0.999)
+    #[arg(long, value_name = "CONFIDENCE", value_parser = confidence)]
+    pub statistical: Option<f64>,
+    /// How far ahead the cut is set
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub lead: Option<Nanos>,
+    /// Attempts before giving up
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub attempts: Option<u32>,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// How to take a snapshot.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ModeArg {
+    /// By clocks only
+    Timed,
+    /// By messages only
+    Barrier,
+    /// By clocks; by messages where that fails
+    Auto,
+}
+
+impl From<ModeArg> for RequestedMode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Timed => RequestedMode::Timed,
+            ModeArg::Barrier => RequestedMode::Barrier,
+            ModeArg::Auto => RequestedMode::Auto,
+        }
+    }
+}
+
+/// A command about one snapshot.
+#[derive(Debug, Args)]
+pub struct NamedArgs {
+    /// The snapshot's name or id
+    pub snapshot: String,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `coeval volume`
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Create a volume on a host
+    Create(CreateVolumeArgs),
+    /// List volumes
+    List(Remote),
+}
+
+/// `coeval volume create`
+#[derive(Debug, Args)]
+pub struct CreateVolumeArgs {
+    /// Where, and its name
+    #[arg(value_name = "HOST/VOLUME", value_parser = member)]
+    pub volume: Member,
+    /// Its size, such as 10GiB; a multiple of 4096 bytes
+    #[arg(value_parser = units::size)]
+    pub size: u64,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+fn member(text: &str) -> Result<Member, String> {
+    match text.split_once('/') {
+        Some((host, volume)) if !host.is_empty() && !volume.is_empty() => {
+            Ok(Member { host: host.to_owned(), volume: volume.to_owned() })
+        }
+        _ => Err(format!("`{text}` is no volume; write HOST/VOLUME, such as `db1/data`")),
+    }
+}
+
+fn confidence(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(confidence) if confidence > 0.0 && confidence < 1.0 => Ok(confidence),
+        _ => Err(format!("`{text}` is not between 0 and 1; write a confidence such as 0.999")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn members_and_confidences() {
+        let data = Member { host: "db1".to_owned(), volume: "data".to_owned() };
+        assert_eq!(member("db1/data"), Ok(data));
+        for text in ["db1", "/data", "db1/", ""] {
+            assert!(member(text).is_err());
+        }
+        assert_eq!(confidence("0.999"), Ok(0.999));
+        for text in ["1", "0", "99.9%", "nan"] {
+            assert!(confidence(text).is_err());
+        }
+    }
+}

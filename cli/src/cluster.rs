@@ -1,0 +1,146 @@
+//! A server and its hosts as child processes in one temporary directory: for the demonstration, tests and benchmarks.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+use crate::daemon::{Daemon, DaemonError};
+
+/// What `coeval host` prints when it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReady {
+    /// The URL for the coordinator.
+    pub control: String,
+    /// Where it answers time exchanges.
+    pub time: SocketAddr,
+    /// Where its NBD server listens, as NBD URIs without the export's name.
+    pub nbd: Vec<String>,
+}
+
+/// What `coeval server` prints when it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerReady {
+    /// The URL for clients.
+    pub api: String,
+}
+
+/// Where a daemon runs, and with what besides its configuration.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The address it listens on.
+    pub address: IpAddr,
+    /// What its command line begins with, such as `ip netns exec NAME`.
+    pub launcher: Vec<String>,
+    /// Flags after its own ones.
+    pub flags: Vec<String>,
+}
+
+impl Place {
+    /// This machine's loopback, with these flags.
+    pub fn loopback(flags: &[&str]) -> Place {
+        Place {
+            address: Ipv4Addr::LOCALHOST.into(),
+            launcher: Vec::new(),
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        }
+    }
+}
+
+/// A running host.
+#[derive(Debug)]
+pub struct Host {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub ready: HostReady,
+    /// The Unix socket of its NBD server.
+    pub nbd_socket: PathBuf,
+    /// The process.
+    pub daemon: Daemon,
+}
+
+/// A server and its hosts. All are killed, and their directory removed, when it is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The hosts.
+    pub hosts: Vec<Host>,
+    /// The server.
+    pub server: Daemon,
+    /// Where the server's API is.
+    pub api: String,
+    // Last, so that it is removed after the processes are gone.
+    directory: TempDir,
+}
+
+impl Cluster {
+    /// Starts hosts, then a server that knows them. Its exchanges with a host go to the address that `route` gives for
+    /// the host's number and own address: through a relay, or straight.
+    ///
+    /// # Errors
+    /// [`DaemonError`].
+    pub fn start(
+        program: &Path,
+        hosts: &[(&str, Place)],
+        server: &Place,
+        mut route: impl FnMut(usize, SocketAddr) -> std::io::Result<SocketAddr>,
+    ) -> Result<Cluster, DaemonError> {
+        let directory = tempfile::Builder::new().prefix("coeval-").tempdir()?;
+        let hosts = hosts
+            .iter()
+            .map(|(name, place)| start_host(program, directory.path(), name, place))
+            .collect::<Result<Vec<Host>, DaemonError>>()?;
+        let mut config = format!(
+            "listen = \"{0}:0\"\nstate = {1:?}\ninsecure = true\n[time]\nport = 0\n",
+            server.address,
+            directory.path().join("server"),
+        );
+        for (number, host) in hosts.iter().enumerate() {
+            let time = route(number, host.ready.time)?;
+            config += &format!(
+                "[[host]]\nname = {:?}\ntime = \"{time}\"\ncontrol = {:?}\n",
+                host.name, host.ready.control
+            );
+        }
+        let daemon = start_daemon(program, "server", directory.path(), "server", server, &config)?;
+        let ready: ServerReady = daemon.ready()?;
+        Ok(Cluster { hosts, server: daemon, api: ready.api, directory })
+    }
+
+    /// The directory of everything, removed in the end.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+fn start_host(program: &Path, directory: &Path, name: &str, place: &Place) -> Result<Host, DaemonError> {
+    let nbd_socket = directory.join(format!("{name}.nbd"));
+    let config = format!(
+        "name = {name:?}\nlisten = \"{0}:0\"\ntime = \"{0}:0\"\nvolumes = {1:?}\n\
+         nbd = [\"unix://{2}\", \"tcp://{0}:0\"]\ninsecure = true\n",
+        place.address,
+        directory.join(name),
+        nbd_socket.display(),
+    );
+    let daemon = start_daemon(program, "host", directory, name, place, &config)?;
+    let ready = daemon.ready()?;
+    Ok(Host { name: name.to_owned(), ready, nbd_socket, daemon })
+}
+
+fn start_daemon(
+    program: &Path,
+    role: &str,
+    directory: &Path,
+    name: &str,
+    place: &Place,
+    config: &str,
+) -> Result<Daemon, DaemonError> {
+    let file = directory.join(format!("{name}.toml"));
+    std::fs::write(&file, config)?;
+    let mut line = place.launcher.iter().map(Path::new).chain([program]);
+    let mut command = Command::new(line.next().unwrap_or(program));
+    command.args(line).arg(role).arg("--config").arg(file).arg("--with-parent").args(&place.flags);
+    Daemon::start(&mut command, &directory.join(format!("{name}.log")))
+}

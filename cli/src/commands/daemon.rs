@@ -1,0 +1,64 @@
+//! What both daemons do alike: log, say that they are ready, serve, stop.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use axum::Router;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use serde::Serialize;
+use snapshot::http::{Listener, StopHandle};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{Failure, print};
+use crate::args::DaemonArgs;
+use crate::daemon::READY;
+
+/// What is under way when a signal comes gets so long to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Logs to stderr from here on, at level `info` or what `RUST_LOG` says, and ends with the parent if told so.
+///
+/// # Errors
+/// When the system refuses.
+pub fn begin(args: &DaemonArgs) -> Result<(), Failure> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let stderr = std::io::stderr;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
+        .init();
+    if args.with_parent {
+        set_pdeathsig(Signal::SIGKILL)?;
+    }
+    Ok(())
+}
+
+/// Says on stdout that the daemon serves, and where.
+///
+/// # Errors
+/// When stdout is closed.
+pub fn ready<T: Serialize>(addresses: &T) -> Result<(), Failure> {
+    print(&format!("{READY}{}", serde_json::to_string(addresses)?))
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the listening socket fails.
+pub async fn serve(listener: Listener, router: Router) -> Result<(), Failure> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = StopHandle::new();
+    let handle = stop.clone();
+    tokio::spawn(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!("{name}: stopping");
+        handle.graceful_shutdown(Some(GRACE));
+    });
+    Ok(listener.serve(router, stop).await?)
+}

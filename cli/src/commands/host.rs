@@ -1,0 +1,93 @@
+//! `coeval host`
+
+use std::sync::Arc;
+
+use snapshot::agent;
+use snapshot::host::{HostOptions, HostService};
+use snapshot::http::Listener;
+use snapshot::nbd::{self, Endpoint};
+use timesync::clock::HostClock;
+use timesync::identity::Incarnation;
+use timesync::module::{Module, ModuleConfig};
+
+use super::{Failure, daemon};
+use crate::args::HostArgs;
+use crate::cluster::HostReady;
+use crate::config::{self, HostConfig};
+
+/// Runs a host until a signal stops it.
+///
+/// # Errors
+/// When the configuration is wrong or something it needs cannot be had.
+pub async fn run(args: HostArgs) -> Result<(), Failure> {
+    let simulate = args.simulate_clock.clone();
+    let (daemon_args, config) = configure(args)?;
+    let clock = match simulate {
+        None => HostClock::real(),
+        Some(spec) => HostClock::simulated(spec.parse()?),
+    };
+    if daemon_args.check {
+        return super::print("the configuration is valid");
+    }
+    daemon::begin(&daemon_args)?;
+    if clock.is_simulated() {
+        tracing::warn!("THE CLOCK IS SIMULATED: for demonstrations and tests only");
+    }
+
+    let incarnation = Incarnation::of_this_process()?;
+    let listener = Listener::bind(config.listen, config.tls.as_ref(), config.insecure)?;
+    let options = HostOptions {
+        name: config.name.clone(),
+        volumes: config.volumes.clone(),
+        max_stretch: config.max_stretch,
+    };
+    let service = HostService::open(options, incarnation, clock.clone())?;
+    let exports = Arc::clone(&service);
+    let nbd_server = nbd::Server::bind(&config.nbd, exports, clock.clone())?;
+    let endpoints: Vec<String> = nbd_server.endpoints().iter().map(uri).collect();
+    service.set_nbd_endpoints(endpoints.clone());
+    let simulation = clock.is_simulated();
+    let module_config = ModuleConfig {
+        listen: vec![config.time.ip()],
+        event_port: config.time.port(),
+        domain: config.domain,
+    };
+    let module = Module::start(&module_config, clock, incarnation)?;
+    let time = *module.addresses().first().ok_or("the time module listens nowhere")?;
+
+    let ready = HostReady { control: listener.url(), time, nbd: endpoints };
+    daemon::ready(&ready)?;
+    tracing::info!(name = config.name, control = ready.control, time = %ready.time, nbd = ?ready.nbd, "ready");
+    daemon::serve(listener, agent::router(service, simulation)).await?;
+    // The NBD server first: its clients see the end of the stream, and no request is under way when the rest goes.
+    drop(nbd_server);
+    drop(module);
+    Ok(())
+}
+
+/// The configuration file with the flags over it.
+fn configure(args: HostArgs) -> Result<(crate::args::DaemonArgs, HostConfig), Failure> {
+    let mut config: HostConfig = match &args.daemon.config {
+        Some(path) => config::read(path)?,
+        None => HostConfig::default(),
+    };
+    config.name = args.name.unwrap_or(config.name);
+    config.listen = args.listen.unwrap_or(config.listen);
+    config.time = args.time.unwrap_or(config.time);
+    config.volumes = args.volumes.unwrap_or(config.volumes);
+    config.max_stretch = args.max_stretch.unwrap_or(config.max_stretch);
+    if !args.nbd.is_empty() {
+        config.nbd = args.nbd;
+    }
+    config.insecure |= args.daemon.insecure;
+    config.check()?;
+    Ok((args.daemon, config))
+}
+
+/// An endpoint as an NBD URI (NetworkBlockDevice/nbd, `doc/uri.md`), without the export's name.
+fn uri(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Tcp(address) => format!("nbd://{address}"),
+        Endpoint::Unix(path) => format!("nbd+unix:///?socket={}", path.display()),
+    }
+}

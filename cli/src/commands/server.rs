@@ -1,0 +1,71 @@
+//! `coeval server`
+
+use std::sync::Arc;
+
+use snapshot::api;
+use snapshot::catalogue::Catalogue;
+use snapshot::coordinator::{Coordinator, Options};
+use snapshot::http::{Connector, Listener};
+use snapshot::remote::HostEndpoint;
+use timesync::identity::Incarnation;
+use timesync::server::TimeServer;
+
+use super::{Failure, daemon};
+use crate::args::{DaemonArgs, ServerArgs};
+use crate::cluster::ServerReady;
+use crate::config::{self, ServerConfig};
+
+/// Runs the time-sync server and the coordinator until a signal stops them.
+///
+/// # Errors
+/// When the configuration is wrong or something it needs cannot be had.
+pub async fn run(args: ServerArgs) -> Result<(), Failure> {
+    let simulation = args.simulation;
+    let (daemon_args, config) = configure(args)?;
+    if daemon_args.check {
+        return super::print("the configuration is valid");
+    }
+    daemon::begin(&daemon_args)?;
+    if simulation {
+        tracing::warn!(
+            "SIMULATION: hosts with simulated clocks are accepted; for demonstrations and tests only"
+        );
+    }
+
+    let listener = Listener::bind(config.listen, config.tls.as_ref(), config.insecure)?;
+    let catalogue = Arc::new(Catalogue::open(&config.state)?);
+    let time = Arc::new(TimeServer::start(&config.time_server(simulation), Incarnation::of_this_process()?)?);
+    let options =
+        Options { lead: config.cut.lead, attempts: config.cut.attempts, simulation, ..Options::default() };
+    let connector = Connector::new(config.tls.as_ref(), config.insecure)?;
+    let endpoint = |(name, control): (String, String)| HostEndpoint { name, control };
+    let endpoints: Vec<HostEndpoint> = config
+        .hosts
+        .iter()
+        .filter_map(|host| Some((host.name.clone(), host.control.clone()?)))
+        .map(endpoint)
+        .collect();
+    let coordinator = Coordinator::new(time.clone(), &endpoints, catalogue, &connector, options)?;
+    coordinator.recover().await?;
+
+    let ready = ServerReady { api: listener.url() };
+    daemon::ready(&ready)?;
+    tracing::info!(api = ready.api, hosts = config.hosts.len(), "ready");
+    // A report that cannot be turned into JSON would be a mistake in its types; nothing is shown then.
+    let report = Arc::new(move || serde_json::to_value(time.report()).unwrap_or_default());
+    daemon::serve(listener, api::router(coordinator, report)).await
+}
+
+/// The configuration file with the flags over it.
+fn configure(args: ServerArgs) -> Result<(DaemonArgs, ServerConfig), Failure> {
+    let mut config: ServerConfig = match &args.daemon.config {
+        Some(path) => config::read(path)?,
+        None => ServerConfig::default(),
+    };
+    config.listen = args.listen.unwrap_or(config.listen);
+    config.time.port = args.time_port.unwrap_or(config.time.port);
+    config.state = args.state.unwrap_or(config.state);
+    config.insecure |= args.daemon.insecure;
+    config.check()?;
+    Ok((args.daemon, config))
+}

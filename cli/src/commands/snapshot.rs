@@ -1,0 +1,225 @@
+//! `coeval snapshot`
+
+use std::io::{IsTerminal, Write, stderr};
+
+use snapshot::messages::{
+    CreateRequest, HostResult, Manifest, Progress, RequestedPolicy, SnapshotDetails, Verdict,
+};
+use timesync::bound::AsymmetryBudget;
+use timesync::time::{Nanos, Server, Time};
+
+use super::{Failure, Finding, connect, print, print_json, word};
+use crate::args::{CreateArgs, NamedArgs, Remote};
+use crate::picture::{self, Bar};
+use crate::table::Table;
+use crate::units::format_unsigned;
+
+/// Takes a snapshot.
+///
+/// # Errors
+/// When there is none.
+pub async fn create(args: CreateArgs) -> Result<(), Failure> {
+    let policy = args.statistical.map_or(RequestedPolicy::Hard, |group_confidence| {
+        RequestedPolicy::Statistical { group_confidence, budget: AsymmetryBudget::SmallestRoundTrip }
+    });
+    let order = CreateRequest {
+        name: args.name,
+        group: args.group,
+        mode: args.mode.into(),
+        policy,
+        lead_ns: args.lead,
+        attempts: args.attempts,
+        control: None,
+    };
+    let line = ProgressLine::new();
+    let created = connect(&args.remote)?.create(&order, |step| line.show(step)).await;
+    line.clear();
+    let manifest = created?;
+    if args.remote.json {
+        return print_json(&manifest);
+    }
+    print(&describe(&manifest))
+}
+
+/// Lists snapshots.
+///
+/// # Errors
+/// When the server refuses.
+pub async fn list(remote: &Remote) -> Result<(), Failure> {
+    let snapshots = connect(remote)?.list().await?;
+    if remote.json {
+        return print_json(&snapshots);
+    }
+    let mut table = Table::new(&["name", "created", "state", "mode", "volumes", "V", "margin"]);
+    for snapshot in &snapshots {
+        let manifest = snapshot.manifest.as_ref();
+        table.row(vec![
+            snapshot.name.clone(),
+            snapshot.created.clone(),
+            word(&snapshot.state),
+            manifest.and_then(|manifest| manifest.mode).map_or_else(dash, |mode| word(&mode)),
+            manifest.map_or_else(dash, |manifest| manifest.group.len().to_string()),
+            or_dash(manifest.and_then(|manifest| manifest.v_ns)),
+            or_dash(manifest.and_then(|manifest| manifest.margin_ns)),
+        ]);
+    }
+    print(&table.to_string())
+}
+
+/// Shows a snapshot.
+///
+/// # Errors
+/// When there is none of that name, or the server refuses.
+pub async fn show(args: &NamedArgs) -> Result<(), Failure> {
+    let details = connect(&args.remote)?.show(&args.snapshot, false).await?;
+    if args.remote.json {
+        return print_json(&details);
+    }
+    let SnapshotDetails { snapshot, story, .. } = &details;
+    let mut text = format!("{}  {}  {}\n", snapshot.name, word(&snapshot.state), snapshot.created);
+    if let Some(why) = &snapshot.why {
+        text += &format!("{why}\n");
+    }
+    if let Some(manifest) = &snapshot.manifest {
+        text += &format!("\n{}\n", describe(manifest));
+    }
+    if let Some(began) = story.first().map(|entry| entry.at_ns) {
+        text += "What happened\n";
+        for entry in story {
+            let who = entry.host.as_deref().unwrap_or("all");
+            let after = (entry.at_ns - began).to_string();
+            text += &format!("  {after:>10}  {:<9} {who}: {}\n", word(&entry.step), entry.detail);
+        }
+    }
+    print(&text)
+}
+
+/// Computes a snapshot's verdict and digests again.
+///
+/// # Errors
+/// When there is none of that name, or the server refuses.
+pub async fn verify(args: &NamedArgs) -> Result<Finding, Failure> {
+    let report = connect(&args.remote)?.verify(&args.snapshot).await?;
+    let good = report.verdict == Verdict::Consistent && report.intact;
+    if args.remote.json {
+        print_json(&report)?;
+    } else {
+        let mut text = format!("{}: {}", report.name, word(&report.verdict));
+        match (&report.margin_ns, &report.refusal) {
+            (_, Some(refusal)) => text += &format!(": {refusal}"),
+            (Some(margin), None) => text += &format!(", margin {margin}"),
+            (None, None) => {}
+        }
+        text += "\n";
+        for volume in &report.volumes {
+            let state = match (&volume.problem, &volume.stored) {
+                (Some(problem), _) => problem.clone(),
+                (None, None) => "its digest was not stored yet".to_owned(),
+                (None, stored) if *stored == volume.now => "reads as it did".to_owned(),
+                _ => "CHANGED".to_owned(),
+            };
+            text += &format!("  {}/{}: {state}\n", volume.member.host, volume.member.volume);
+        }
+        print(&text)?;
+    }
+    Ok(if good { Finding::Good } else { Finding::Bad })
+}
+
+/// Deletes a snapshot.
+///
+/// # Errors
+/// When there is none of that name, or a host does not do it.
+pub async fn delete(args: &NamedArgs) -> Result<(), Failure> {
+    connect(&args.remote)?.delete(&args.snapshot).await?;
+    if args.remote.json {
+        return print_json(&serde_json::json!({ "deleted": args.snapshot }));
+    }
+    print(&format!("deleted {}", args.snapshot))
+}
+
+/// A manifest for people.
+fn describe(manifest: &Manifest) -> String {
+    let mode = manifest.mode.map_or_else(|| "uncoordinated".to_owned(), |mode| word(&mode));
+    let mut text = format!("{}: {}, {mode}", manifest.name, word(&manifest.verdict));
+    if let Some(v) = manifest.v_ns {
+        text += &format!(", V {v}");
+    }
+    if let Some(margin) = manifest.margin_ns {
+        text += &format!(", margin {margin}");
+    }
+    if manifest.attempts > 1 {
+        text += &format!(", {} attempts", manifest.attempts);
+    }
+    match manifest.group_confidence {
+        Some(confidence) => text += &format!(", statistical bound at {confidence} for the group"),
+        None => text += ", hard bound",
+    }
+    if let Some(refusal) = &manifest.refusal {
+        text += &format!("\n{refusal}");
+    }
+    text += "\n\n";
+    let headings = ["host", "bound", "held", "p50", "p99", "max", "released by", "volumes"];
+    let mut table = Table::new(&headings);
+    for host in &manifest.hosts {
+        let HostResult { stretch_ns, .. } = host;
+        let mut row = vec![host.host.clone(), or_dash(host.error_ns), host.held.to_string()];
+        row.extend([stretch_ns.p50, stretch_ns.p99, stretch_ns.max].map(format_unsigned));
+        row.push(host.released_by.map_or_else(dash, |cause| word(&cause)));
+        row.push(host.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(" "));
+        table.row(row);
+    }
+    text += &table.to_string();
+    if let Some(picture) = draw(manifest) {
+        text += &format!("\n{picture}");
+    }
+    text
+}
+
+/// The picture of a timed cut.
+pub fn draw(manifest: &Manifest) -> Option<String> {
+    let (t, stretch): (Time<Server>, Nanos) = (manifest.t_ns?, manifest.v_ns?);
+    let bar = |host: &HostResult| {
+        Some(Bar {
+            host: host.host.clone(),
+            p_latest: host.p_latest_ns? - t,
+            q_earliest: host.q_earliest_ns? - t,
+        })
+    };
+    Some(picture::draw(&manifest.hosts.iter().map(bar).collect::<Option<Vec<_>>>()?, stretch))
+}
+
+/// One line on stderr that is written over again and again; nothing where stderr is no terminal.
+struct ProgressLine {
+    visible: bool,
+}
+
+impl ProgressLine {
+    fn new() -> Self {
+        ProgressLine { visible: stderr().is_terminal() }
+    }
+
+    fn show(&self, progress: &Progress) {
+        let Progress { attempt, mode, step, detail } = progress;
+        self.write(&format!("attempt {attempt}, {}: {}: {detail}", word(mode), word(step)));
+    }
+
+    fn clear(&self) {
+        self.write("");
+    }
+
+    fn write(&self, text: &str) {
+        if self.visible {
+            let text: String = text.chars().take(99).collect();
+            // A terminal that is gone needs no progress.
+            let _ = write!(stderr(), "\r\x1b[K{text}");
+        }
+    }
+}
+
+fn or_dash(nanos: Option<Nanos>) -> String {
+    nanos.map_or_else(dash, |nanos| nanos.to_string())
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}

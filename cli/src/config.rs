@@ -1,0 +1,451 @@
+//! The daemons' configuration files (TOML).
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use snapshot::http::TlsFiles;
+use snapshot::nbd::Endpoint;
+use timesync::bound::{Assumptions, AsymmetryBudget};
+use timesync::server;
+use timesync::time::Nanos;
+use timesync::wire::EVENT_PORT;
+
+use crate::units::{deserialize_duration, deserialize_some_duration};
+
+/// Where `coeval server` listens, and where its clients look for it, unless told otherwise.
+const SERVER_PORT: u16 = 7420;
+/// Where `coeval host` listens for the coordinator, unless told otherwise.
+const HOST_PORT: u16 = 7421;
+/// NBD's own port.
+const NBD_PORT: u16 = 10809;
+
+/// `coeval server`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    /// Where the API listens. Default 127.0.0.1:7420.
+    pub listen: SocketAddr,
+    /// The directory of the catalogue. Default /var/lib/coeval/server.
+    pub state: PathBuf,
+    /// Plain HTTP beyond loopback: anybody on the network can then read and order everything. Default false.
+    pub insecure: bool,
+    /// How time is exchanged with all hosts.
+    pub time: TimeConfig,
+    /// How cuts are planned.
+    pub cut: CutConfig,
+    /// HTTPS, for the API and towards the hosts.
+    pub tls: Option<TlsFiles>,
+    /// The hosts.
+    #[serde(rename = "host")]
+    pub hosts: Vec<HostEntry>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        ServerConfig {
+            listen: loopback(SERVER_PORT),
+            state: PathBuf::from("/var/lib/coeval/server"),
+            insecure: false,
+            time: TimeConfig::default(),
+            cut: CutConfig::default(),
+            tls: None,
+            hosts: Vec::new(),
+        }
+    }
+}
+
+/// `[time]`: how time is exchanged with all hosts.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TimeConfig {
+    /// The UDP port that event messages come from. Default 319; stock PTP responders answer to no other. At any other
+    /// port, one socket serves event and general messages. 0: the system chooses.
+    pub port: u16,
+    /// PTP domain, 0 ..= 255. Default 0.
+    pub domain: u8,
+    /// Pairs of exchanges a second with each host, 1 ..= 1000. Default 8.
+    pub pairs_per_second: u32,
+    /// Exchanges that a bound is computed from, 8 ..= 65536. Default 512.
+    pub window: usize,
+    /// Exchanges in a burst, before planning and after a cut, 1 ..= 256. Default 32.
+    pub burst: u32,
+}
+
+impl Default for TimeConfig {
+    fn default() -> Self {
+        TimeConfig { port: EVENT_PORT, domain: 0, pairs_per_second: 8, window: 512, burst: 32 }
+    }
+}
+
+/// `[cut]`: how cuts are planned.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CutConfig {
+    /// How far ahead T is set. Default 50ms.
+    #[serde(deserialize_with = "deserialize_duration")]
+    pub lead: Nanos,
+    /// Timed attempts before giving up, or before a barrier in `auto` mode; 1 ..= 20. Default 3.
+    pub attempts: u32,
+}
+
+impl Default for CutConfig {
+    fn default() -> Self {
+        CutConfig { lead: Nanos::from_millis(50), attempts: 3 }
+    }
+}
+
+/// `[[host]]`: one host, as the server sees it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostEntry {
+    /// Its name, in all reports and orders.
+    pub name: String,
+    /// Where it answers time exchanges: `ADDRESS:PORT`.
+    pub time: SocketAddr,
+    /// The URL of its `coeval host`. A host without one only appears in skew reports.
+    pub control: Option<String>,
+    /// A plain PTP responder, without `coeval host`. Default false.
+    #[serde(default)]
+    pub agentless: bool,
+    /// A known minimum of the delay from server to host; a named assumption of the hard bound. Default 0.
+    #[serde(default, deserialize_with = "deserialize_duration")]
+    pub min_forward: Nanos,
+    /// A known minimum of the delay from host to server; a named assumption of the hard bound. Default 0.
+    #[serde(default, deserialize_with = "deserialize_duration")]
+    pub min_backward: Nanos,
+    /// The largest difference between the two directions' usual delays. Default: the smallest round trip.
+    #[serde(default, deserialize_with = "deserialize_some_duration")]
+    pub asymmetry: Option<Nanos>,
+    /// The largest rate of its clock relative to the server's, in ppm, 1 ..= 10000. Default 200.
+    #[serde(default = "default_rate_ppm")]
+    pub rate_ppm: u32,
+}
+
+fn default_rate_ppm() -> u32 {
+    200
+}
+
+/// `coeval host`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostConfig {
+    /// Its name. Default: the machine's host name.
+    pub name: String,
+    /// Where the coordinator reaches it. Default 127.0.0.1:7421.
+    pub listen: SocketAddr,
+    /// Where it answers time exchanges. Default 0.0.0.0:319.
+    pub time: SocketAddr,
+    /// PTP domain, 0 ..= 255. Default 0.
+    pub domain: u8,
+    /// Where its NBD server listens: `tcp://ADDRESS:PORT` or `unix:///PATH`. Default `tcp://127.0.0.1:10809`.
+    #[serde(deserialize_with = "endpoints")]
+    pub nbd: Vec<Endpoint>,
+    /// The directory that holds a directory for each volume. Default /var/lib/coeval/volumes.
+    pub volumes: PathBuf,
+    /// No cut holds a reply back for longer, whatever the server orders; 1us ..= 10s. Default 100ms.
+    #[serde(deserialize_with = "deserialize_duration")]
+    pub max_stretch: Nanos,
+    /// Plain HTTP beyond loopback: anybody on the network can then give orders. Default false.
+    pub insecure: bool,
+    /// HTTPS towards the server.
+    pub tls: Option<TlsFiles>,
+}
+
+impl Default for HostConfig {
+    fn default() -> Self {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
+        HostConfig {
+            name: name.unwrap_or_else(|_| "localhost".to_owned()),
+            listen: loopback(HOST_PORT),
+            time: SocketAddr::from((Ipv4Addr::UNSPECIFIED, EVENT_PORT)),
+            domain: 0,
+            nbd: vec![Endpoint::Tcp(loopback(NBD_PORT))],
+            volumes: PathBuf::from("/var/lib/coeval/volumes"),
+            max_stretch: Nanos::from_millis(100),
+            insecure: false,
+            tls: None,
+        }
+    }
+}
+
+fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Endpoint>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
+}
+
+/// Why a configuration is refused. Each is one sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {error}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// A key that does not exist, or a value that does not fit.
+    #[error("{}:{line}: {what}", .path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong there.
+        what: String,
+    },
+    /// Values that do not go together.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// [`ConfigError`], with the line and the nearest valid key.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+    parse(&text, path)
+}
+
+fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+        ConfigError::Line { path: path.to_owned(), line, what: explain(error.message()) }
+    })
+}
+
+/// Says what an unknown key was probably meant to be; other messages pass unchanged.
+fn explain(message: &str) -> String {
+    // serde: unknown field `lisen`, expected one of `listen`, `state`
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let unknown = message.starts_with("unknown field").then(|| quoted.next()).flatten();
+    let Some(unknown) = unknown else { return message.replace('\n', " ") };
+    match quoted.min_by_key(|valid| edit_distance(unknown, valid)) {
+        Some(nearest) => format!("there is no key `{unknown}` here; did you mean `{nearest}`?"),
+        None => format!("there is no key `{unknown}` here"),
+    }
+}
+
+/// Levenshtein's distance: insertions, deletions and replacements that lead from `a` to `b`.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.chars().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[row.len() - 1]
+}
+
+impl ServerConfig {
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in one sentence.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        check_tls("server", self.listen, self.insecure, self.tls.as_ref())?;
+        in_range("time.burst", self.time.burst, 1, 256)?;
+        in_range("cut.attempts", self.cut.attempts, 1, 20)?;
+        in_range("cut.lead (in ns)", self.cut.lead.get(), 1_000_000, 10_000_000_000)?;
+        let time = self.time_server(false).check();
+        time.map_err(|error| ConfigError::Invalid(error.to_string()))?;
+        for host in &self.hosts {
+            in_range("host.rate_ppm", host.rate_ppm, 1, 10_000)?;
+            match &host.control {
+                None if !host.agentless => {
+                    let what = format!(
+                        "host {} has no `control`; give the URL of its `coeval host`, or set agentless = true",
+                        host.name
+                    );
+                    return Err(ConfigError::Invalid(what));
+                }
+                Some(url) if !(url.starts_with("https://") || url.starts_with("http://")) => {
+                    let what =
+                        format!("host {}: control = \"{url}\" is no http:// or https:// URL", host.name);
+                    return Err(ConfigError::Invalid(what));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ServerConfig {
+    /// What the time-sync server is told.
+    pub fn time_server(&self, simulation: bool) -> server::ServerConfig {
+        let host = |host: &HostEntry| server::HostConfig {
+            name: host.name.clone(),
+            address: host.time,
+            assumptions: Assumptions {
+                rate_ppb: host.rate_ppm.saturating_mul(1_000),
+                min_forward: host.min_forward,
+                min_backward: host.min_backward,
+                ..Assumptions::default()
+            },
+            asymmetry: host.asymmetry.map_or(AsymmetryBudget::SmallestRoundTrip, AsymmetryBudget::Configured),
+        };
+        server::ServerConfig {
+            hosts: self.hosts.iter().map(host).collect(),
+            event_port: self.time.port,
+            domain: self.time.domain,
+            pairs_per_second: self.time.pairs_per_second,
+            window: self.time.window,
+            burst: self.time.burst,
+            allow_simulated: simulation,
+            ..server::ServerConfig::default()
+        }
+    }
+}
+
+impl HostConfig {
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in one sentence.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        check_tls("host", self.listen, self.insecure, self.tls.as_ref())?;
+        in_range("max_stretch (in ns)", self.max_stretch.get(), 1_000, 10_000_000_000)?;
+        Ok(())
+    }
+}
+
+fn check_tls(
+    who: &str,
+    listen: SocketAddr,
+    insecure: bool,
+    tls: Option<&TlsFiles>,
+) -> Result<(), ConfigError> {
+    if tls.is_some() || insecure || listen.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(ConfigError::Invalid(format!(
+        "the {who} listens on {listen}, beyond loopback, and has no [tls]; \
+         give cert, key and ca there, or set insecure = true"
+    )))
+}
+
+fn in_range<T: PartialOrd + std::fmt::Display>(
+    key: &str,
+    value: T,
+    min: T,
+    max: T,
+) -> Result<(), ConfigError> {
+    if value < min || value > max {
+        return Err(ConfigError::Invalid(format!("{key} = {value} is not between {min} and {max}")));
+    }
+    Ok(())
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(text: &str) -> Result<ServerConfig, String> {
+        let config: ServerConfig = parse(text, Path::new("s.toml")).map_err(|error| error.to_string())?;
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        assert_eq!(server("").unwrap(), ServerConfig::default());
+    }
+
+    #[test]
+    fn a_whole_server_file() {
+        let config = server(
+            r#"
+            listen = "0.0.0.0:7420"
+            state = "/tmp/s"
+            [time]
+            port = 319
+            pairs_per_second = 4
+            [cut]
+            lead = "20ms"
+            [tls]
+            cert = "c.pem"
+            key = "k.pem"
+            ca = "ca.pem"
+            [[host]]
+            name = "a"
+            time = "10.0.0.1:319"
+            control = "https://10.0.0.1:7421"
+            min_forward = "1.5us"
+            asymmetry = "300ns"
+            [[host]]
+            name = "clock"
+            time = "10.0.0.9:319"
+            agentless = true
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.cut.lead, Nanos::from_millis(20));
+        assert_eq!(config.hosts[0].min_forward, Nanos::new(1_500));
+        assert_eq!(config.hosts[0].asymmetry, Some(Nanos::new(300)));
+        assert_eq!(config.hosts[1].asymmetry, None);
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_line_and_the_nearest_valid_key() {
+        for (text, sentence) in [
+            ("lisen = \"127.0.0.1:1\"", "s.toml:1: there is no key `lisen` here; did you mean `listen`?"),
+            (
+                "\n[time]\npairs_a_second = 3",
+                "s.toml:3: there is no key `pairs_a_second` here; did you mean `pairs_per_second`?",
+            ),
+            ("[[hosts]]\nname = \"a\"", "s.toml:1: there is no key `hosts` here; did you mean `host`?"),
+        ] {
+            assert_eq!(server(text).unwrap_err(), sentence);
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_line() {
+        for (text, line) in [
+            ("[cut]\nlead = \"50\"", "s.toml:2: `50` is not a duration"),
+            ("\n\nlisten = 5", "s.toml:3: "),
+            ("[cut", "s.toml:1: "),
+        ] {
+            let error = server(text).unwrap_err();
+            assert!(error.starts_with(line) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn plain_http_beyond_loopback_must_be_asked_for() {
+        assert!(server("listen = \"0.0.0.0:1\"").unwrap_err().contains("insecure = true"));
+        assert!(server("listen = \"0.0.0.0:1\"\ninsecure = true").is_ok());
+        assert!(server("listen = \"[::1]:1\"").is_ok());
+    }
+
+    #[test]
+    fn hosts_need_distinct_names_and_a_way_to_be_reached() {
+        let entry = "[[host]]\nname = \"a\"\ntime = \"1.1.1.1:319\"\nagentless = true\n";
+        assert!(server(entry).is_ok());
+        assert!(server(&format!("{entry}{entry}")).is_err());
+        assert!(server("[[host]]\nname = \"a\"\ntime = \"1.1.1.1:319\"").unwrap_err().contains("control"));
+    }
+
+    #[test]
+    fn host_files() {
+        let config: HostConfig = parse("max_stretch = \"20ms\"", Path::new("h")).unwrap();
+        assert_eq!(config.max_stretch, Nanos::from_millis(20));
+        assert!(config.check().is_ok());
+        let error = parse::<HostConfig>("nbd = [\"udp://x\"]", Path::new("h.toml")).unwrap_err().to_string();
+        assert!(error.starts_with("h.toml:1: ") && error.contains("udp://x"), "{error}");
+    }
+}

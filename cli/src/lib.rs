@@ -1,0 +1,14 @@
+//! The command line of Coeval, and the parts of its demonstration that tests and benchmarks use too.
+
+pub mod args;
+pub mod causal;
+pub mod cluster;
+pub mod commands;
+pub mod config;
+pub mod daemon;
+pub mod demo;
+pub mod picture;
+pub mod relay;
+pub mod table;
+pub mod units;
+pub mod workload;
