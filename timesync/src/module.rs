@@ -92,19 +92,25 @@ impl Module {
         clock: HostClock,
         incarnation: Incarnation,
     ) -> Result<Self, StartError> {
-        let endpoints: Vec<_> = config
-            .listen
-            .iter()
-            .map(|&ip| {
-                Ok(Listening { endpoint: Endpoint::bind(ip, config.event_port)?, awaiting: HashMap::new() })
-            })
-            .collect::<Result<_, SocketError>>()?;
+        let bind = |&ip| Endpoint::bind(ip, config.event_port);
+        let endpoints = config.listen.iter().map(bind).collect::<Result<_, _>>()?;
+        Self::serve(endpoints, config.domain, clock, incarnation)
+    }
+
+    fn serve(
+        endpoints: Vec<Endpoint>,
+        domain: u8,
+        clock: HostClock,
+        incarnation: Incarnation,
+    ) -> Result<Self, StartError> {
+        let endpoints: Vec<_> =
+            endpoints.into_iter().map(|endpoint| Listening { endpoint, awaiting: HashMap::new() }).collect();
         let addresses = endpoints.iter().map(|listening| listening.endpoint.event.local_address()).collect();
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(io::Error::from)?);
         let counters = Arc::new(Counters::default());
         let mut clocks = Clocks::new()?;
         let responder = Responder {
-            domain: config.domain,
+            domain,
             identity: own_identity(incarnation),
             incarnation,
             clock,
@@ -366,4 +372,38 @@ fn wait(endpoints: &[Listening], stop: &EventFd, timeout: PollTimeout) -> Option
     }
     let failed = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLERR));
     Some(fds[1..events].iter().map(failed).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::StampClass;
+    use crate::server::{HostConfig, ServerConfig, TimeServer};
+    use crate::socket::StampedSocket;
+    use crate::source::SkewSource;
+    use crate::time::Offset;
+
+    #[test]
+    fn without_the_kernels_stamps_exchanges_go_on_with_wider_bounds() {
+        let event = StampedSocket::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let address = event.local_address();
+        let incarnation = Incarnation::of_this_process().unwrap();
+        let endpoint = Endpoint { event, general: None };
+        let module = Module::serve(vec![endpoint], 0, HostClock::real(), incarnation).unwrap();
+        let hosts = vec![HostConfig::new("a", address)];
+        let config = ServerConfig { hosts, event_port: 0, ..ServerConfig::default() };
+        let server = TimeServer::start(&config, incarnation).unwrap();
+        let names = ["a".to_owned()];
+        let observation = (0..100)
+            .find_map(|_| {
+                server.burst(&names);
+                server.observe("a").ok()
+            })
+            .unwrap();
+        assert_eq!(observation.timestamps, StampClass::Userspace);
+        assert!(observation.window.hard(server.now()).unwrap().contains(Offset::new(0)));
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        assert!(count(&module.counters().unstamped_requests) >= 8);
+        assert!(count(&module.counters().unstamped_answers) >= 8);
+    }
 }

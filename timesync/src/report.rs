@@ -105,14 +105,9 @@ struct Bounds {
 const SLEW_PPB: i64 = 1_000_000;
 
 /// The report on `records` at the server's instant `now`, with statistical bounds at `confidence`.
-pub(crate) fn of<'a>(
-    records: impl Iterator<Item = &'a Record>,
-    now: Time<Server>,
-    confidence: f64,
-    allow_simulated: bool,
-) -> Report {
+pub(crate) fn of(records: &[Record], now: Time<Server>, confidence: f64, allow_simulated: bool) -> Report {
     let rows: Vec<(HostRow, Option<i64>)> =
-        records.map(|record| row(record, now, confidence, allow_simulated)).collect();
+        records.iter().map(|record| row(record, now, confidence, allow_simulated)).collect();
     let mut pairs = Vec::new();
     for (i, (a, a_half)) in rows.iter().enumerate() {
         for (b, b_half) in &rows[i + 1..] {

@@ -28,7 +28,7 @@ enum Reset {
 }
 
 /// One host as the server knows it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Record {
     /// As configured.
     pub config: HostConfig,
