@@ -133,8 +133,8 @@ impl Window {
         Ok(self.solve(at)?.interval)
     }
 
-    /// The statistical bound at the server's instant `at`, at `confidence` (0 < confidence < 1) or what less the
-    /// samples carry. It never leaves the hard bound.
+    /// The statistical bound at the server's instant `at`, at `confidence` (0.5 ≤ confidence < 1) or what less
+    /// the samples carry. It never leaves the hard bound.
     ///
     /// # Errors
     /// [`WindowError`], as for the hard bound.
