@@ -176,7 +176,7 @@ struct Awaiting {
 /// A stamp that is not back by then will not come: the follow-up goes out with the reading before the send.
 const STAMP_PATIENCE: Nanos = Nanos::from_millis(10);
 /// The readings before the next packet must not be too old, and the clock source is looked up so often.
-const IDLE_MS: u16 = 1_000;
+const IDLE_MS: u16 = 500;
 /// Requests that are answered in one go.
 const BATCH: usize = 32;
 

@@ -63,7 +63,8 @@ pub struct Latest {
     pub class: StampClass,
     /// An upper limit of the request's delay.
     pub delay: Nanos,
-    steps: u32,
+    /// How often the host's wall clock was set while its module ran.
+    pub steps: u32,
 }
 
 /// What a report says about a host.
