@@ -1,4 +1,7 @@
 //! The probing thread: when to send which request, and whose answer it is that arrived.
+//!
+//! Both clocks are read before a request is sent and after its answers were received; every stamp in between is translated
+//! by these two readings, of which one is always near.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -47,7 +50,7 @@ pub struct Prober {
     shared: Arc<Shared>,
     inbox: Receiver<Command>,
     endpoints: Vec<Endpoint>,
-    hosts: Vec<Host>,
+    hosts: Vec<Schedule>,
     /// Where answers come from.
     by_address: HashMap<SocketAddr, usize>,
     domain: u8,
@@ -62,7 +65,7 @@ pub struct Prober {
 }
 
 /// One host's schedule.
-struct Host {
+struct Schedule {
     address: SocketAddr,
     endpoint: usize,
     sequence: u16,
@@ -109,7 +112,7 @@ impl Prober {
             }
             let count = i64::try_from(config.hosts.len()).unwrap_or(i64::MAX);
             let [a, b, ..] = *Uuid::new_v4().as_bytes();
-            hosts.push(Host {
+            hosts.push(Schedule {
                 address: host.address,
                 endpoint: used.iter().position(|ip| ip.is_ipv4() == host.address.is_ipv4()).unwrap_or(0),
                 sequence: u16::from_be_bytes([a, b]),
