@@ -174,7 +174,7 @@ struct Awaiting {
 }
 
 /// A stamp that is not back by then will not come: the follow-up goes out with the reading before the send.
-const STAMP_PATIENCE: Nanos = Nanos::from_millis(10);
+const STAMP_PATIENCE_MS: u16 = 10;
 /// The readings before the next packet must not be too old, and the clock source is looked up so often.
 const IDLE_MS: u16 = 500;
 /// Requests that are answered in one go.
@@ -200,7 +200,7 @@ impl Responder {
         let mut source_checked = clock::raw_now();
         loop {
             let waiting = endpoints.iter().any(|listening| !listening.awaiting.is_empty());
-            let timeout = if waiting { PollTimeout::from(10_u16) } else { PollTimeout::from(IDLE_MS) };
+            let timeout = PollTimeout::from(if waiting { STAMP_PATIENCE_MS } else { IDLE_MS });
             let Some(events) = wait(&endpoints, stop, timeout) else { return };
             for (listening, failed) in endpoints.iter_mut().zip(events) {
                 let stamps = self.follow_up(listening);
@@ -296,7 +296,8 @@ impl Responder {
             return;
         }
         let after = self.clocks.read();
-        let overdue = |sent: &Awaiting| after.raw.earliest - sent.before.raw.latest > STAMP_PATIENCE;
+        let patience = Nanos::from_millis(i64::from(STAMP_PATIENCE_MS));
+        let overdue = |sent: &Awaiting| after.raw.earliest - sent.before.raw.latest > patience;
         for (_, awaiting) in listening.awaiting.extract_if(|_, sent| overdue(sent)) {
             self.send_follow_up(&mut listening.endpoint, &awaiting, None, &after);
         }
