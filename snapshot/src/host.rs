@@ -19,7 +19,7 @@ use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, Exports};
 use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription,
-    ReleaseOrder, Sealed, Struck, VolumeDescription,
+    PrepareOrder, ReleaseOrder, Sealed, Struck, VolumeDescription,
 };
 use crate::volume::{Volume, VolumeError};
 use attempt::Attempt;
@@ -163,16 +163,14 @@ impl HostService {
         }
     }
 
-    /// Arms the volumes for a cut. Blocks for the layers' file work.
+    /// Makes the volumes' next layers for a cut. Blocks for their file work, which has no deadline: T is chosen after it.
     ///
     /// # Errors
-    /// When the order is for another run of the daemon, arrives too late for its T, names a T too far ahead or a V not
-    /// below `max_stretch`, or a volume is unknown or busy. Nothing is left armed then.
-    pub fn arm(self: &Arc<Self>, id: AttemptId, order: ArmOrder) -> Result<Armed, HostError> {
+    /// When the order is for another run of the daemon, or a volume is unknown or busy. Nothing is left of it then.
+    pub fn prepare(self: &Arc<Self>, id: AttemptId, order: &PrepareOrder) -> Result<(), HostError> {
         if order.host != self.incarnation {
             return Err(HostError::Restarted);
         }
-        let timing = self.check_timing(order.timing)?;
         let names: BTreeSet<&String> = order.volumes.iter().collect();
         if names.is_empty() || names.len() != order.volumes.len() {
             return Err(HostError::Refused("a cut needs at least one volume, each named once".to_owned()));
@@ -182,19 +180,30 @@ impl HostService {
         let what = format!("snapshot attempt {id}");
         let cuts =
             volumes.iter().map(|volume| volume.prepare(&what)).collect::<Result<Vec<_>, VolumeError>>()?;
-        let mode = if matches!(timing, Timing::Barrier) { Mode::Barrier } else { Mode::Timed };
-        let cut = Arc::new(Cut::new(timing, self.options.max_stretch));
-        let attempt = Attempt::new(id, mode, order.server, cut, cuts, self.clock.clone());
-        let attempt = Arc::new(attempt);
+        let attempt = Arc::new(Attempt::new(id, order.server, cuts, self.clock.clone()));
         self.enlist(id, &attempt)?;
-        self.spawn_keeper(id, &attempt)?;
-        match attempt.publish() {
-            Ok(armed_at) => Ok(Armed { host: self.incarnation, armed_at }),
-            Err(why) => {
-                attempt.call_off();
-                Err(why)
-            }
+        self.spawn_keeper(id, &attempt)
+    }
+
+    /// Arms the prepared volumes.
+    ///
+    /// # Errors
+    /// [`HostError::Gone`] for an attempt that was not prepared, or not by this server, or is armed already: nothing
+    /// changes then. Or when the order arrives too late for its T, names a T too far ahead, or a V not below
+    /// `max_stretch`: the attempt is over then, and nothing is left armed.
+    pub fn arm(&self, id: AttemptId, order: ArmOrder) -> Result<Armed, HostError> {
+        if order.host != self.incarnation {
+            return Err(HostError::Restarted);
         }
+        let attempt = self.current(id)?;
+        if attempt.server() != order.server {
+            return Err(HostError::Gone);
+        }
+        let cut = self.check_timing(order.timing).map(|timing| {
+            let mode = if matches!(timing, Timing::Barrier) { Mode::Barrier } else { Mode::Timed };
+            (mode, Arc::new(Cut::new(timing, self.options.max_stretch)))
+        });
+        Ok(Armed { host: self.incarnation, armed_at: attempt.arm(cut)? })
     }
 
     /// Barrier mode: cuts now, on all the attempt's volumes at one reading, and holds later completions.
@@ -257,20 +266,16 @@ impl HostService {
     /// taken this way on several hosts are torn.
     ///
     /// # Errors
-    /// As [`HostService::arm`] and [`HostService::commit`].
+    /// As [`HostService::prepare`], [`HostService::arm`] and [`HostService::commit`].
     pub fn uncoordinated(
         self: &Arc<Self>,
         id: AttemptId,
         volumes: &[String],
         name: &str,
     ) -> Result<(), HostError> {
-        let order = ArmOrder {
-            host: self.incarnation,
-            server: self.incarnation,
-            volumes: volumes.to_vec(),
-            timing: ArmTiming::Barrier,
-        };
-        self.arm(id, order)?;
+        let (host, server) = (self.incarnation, self.incarnation);
+        self.prepare(id, &PrepareOrder { host, server, volumes: volumes.to_vec() })?;
+        self.arm(id, ArmOrder { host, server, timing: ArmTiming::Barrier })?;
         let nonce = self.strike(id)?.nonce;
         self.release(id, &ReleaseOrder { nonces: vec![nonce] })?;
         self.seal(id)?;
