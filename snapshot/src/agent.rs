@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::host::{HostError, HostService};
 use crate::http::{JsonBody, Refusal, Segments};
 use crate::orders::{
-    ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, ReleaseOrder,
-    Sealed, Struck, VolumeDescription,
+    ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
+    ReleaseOrder, Sealed, Struck, VolumeDescription,
 };
 
 /// A release order for a thousand hosts takes 40 kB.
@@ -41,6 +41,7 @@ pub fn router(host: Arc<HostService>, simulation: bool) -> Router {
     let mut router = Router::new()
         .route("/v1/host", get(describe))
         .route("/v1/ping", get(ping))
+        .route("/v1/cuts/{attempt}/prepare", post(prepare))
         .route("/v1/cuts/{attempt}/arm", post(arm))
         .route("/v1/cuts/{attempt}/strike", post(strike))
         .route("/v1/cuts/{attempt}/release", post(release))
@@ -73,6 +74,14 @@ async fn ping() -> Json<()> {
 
 async fn describe(State(host): Host) -> Answer<HostDescription> {
     blocking(host, |host| Ok(host.describe())).await
+}
+
+async fn prepare(
+    State(host): Host,
+    Segments(attempt): Segments<AttemptId>,
+    JsonBody(order): JsonBody<PrepareOrder>,
+) -> Answer<()> {
+    blocking(host, move |host| host.prepare(attempt, &order)).await
 }
 
 async fn arm(

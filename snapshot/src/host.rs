@@ -20,7 +20,7 @@ use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, Exports};
 use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription,
-    ReleaseOrder, Sealed, Struck, VolumeDescription,
+    PrepareOrder, ReleaseOrder, Sealed, Struck, VolumeDescription,
 };
 use crate::volume::{Volume, VolumeError};
 use attempt::Attempt;
@@ -57,8 +57,8 @@ pub struct HostService {
 #[derive(Default)]
 struct Attempts {
     current: HashMap<AttemptId, Arc<Attempt>>,
-    /// Attempts that are over, oldest first; without the attempt where it was called off before its order came.
-    ended: VecDeque<(AttemptId, Option<Arc<Attempt>>)>,
+    /// Attempts that are over or were called off before their order came, oldest first.
+    ended: VecDeque<AttemptId>,
 }
 
 /// Why a host did not do as it was told.
@@ -102,8 +102,8 @@ impl HostError {
     pub fn status(&self) -> u16 {
         match self {
             HostError::NoVolume { .. } => 404,
-            HostError::Restarted | HostError::Volume(_) => 409,
-            HostError::Gone => 410,
+            HostError::Volume(_) => 409,
+            HostError::Restarted | HostError::Gone => 410,
             HostError::Refused(_) => 422,
             HostError::Unusable { .. } | HostError::Failed(_) => 500,
         }
@@ -146,6 +146,11 @@ impl HostService {
         }))
     }
 
+    /// What it was told at start.
+    pub fn options(&self) -> &HostOptions {
+        &self.options
+    }
+
     /// Says where the NBD server listens, once it does.
     pub fn set_nbd_endpoints(&self, endpoints: Vec<String>) {
         // A second call would mean a second NBD server for the same volumes; the first one's addresses stay.
@@ -164,16 +169,14 @@ impl HostService {
         }
     }
 
-    /// Arms the volumes for a cut. Blocks for the layers' file work.
+    /// Makes the volumes' next layers for a cut. Blocks for their file work, which has no deadline: T is chosen after it.
     ///
     /// # Errors
-    /// When the order is for another run of the daemon, arrives too late for its T, names a T too far ahead or a V not
-    /// below `max_stretch`, or a volume is unknown or busy. Nothing is left armed then.
-    pub fn arm(self: &Arc<Self>, id: AttemptId, order: ArmOrder) -> Result<Armed, HostError> {
+    /// When the order is for another run of the daemon, or a volume is unknown or busy. Nothing is left of it then.
+    pub fn prepare(self: &Arc<Self>, id: AttemptId, order: &PrepareOrder) -> Result<(), HostError> {
         if order.host != self.incarnation {
             return Err(HostError::Restarted);
         }
-        let timing = self.check_timing(order.timing)?;
         let names: BTreeSet<&String> = order.volumes.iter().collect();
         if names.is_empty() || names.len() != order.volumes.len() {
             return Err(HostError::Refused("a cut needs at least one volume, each named once".to_owned()));
@@ -183,20 +186,30 @@ impl HostService {
         let what = format!("snapshot attempt {id}");
         let cuts =
             volumes.iter().map(|volume| volume.prepare(&what)).collect::<Result<Vec<_>, VolumeError>>()?;
-        let mode = if matches!(timing, Timing::Barrier) { Mode::Barrier } else { Mode::Timed };
-        let cut = Arc::new(Cut::new(timing, self.options.max_stretch));
-        let attempt =
-            Attempt::new(id, mode, order.server, cut, cuts, order.volumes.clone(), self.clock.clone());
-        let attempt = Arc::new(attempt);
+        let attempt = Arc::new(Attempt::new(id, order.server, cuts, self.clock.clone()));
         self.enlist(id, &attempt)?;
-        self.spawn_keeper(id, &attempt)?;
-        match attempt.publish() {
-            Ok(armed_at) => Ok(Armed { host: self.incarnation, armed_at }),
-            Err(why) => {
-                attempt.call_off();
-                Err(why)
-            }
+        self.spawn_keeper(id, &attempt)
+    }
+
+    /// Arms the prepared volumes.
+    ///
+    /// # Errors
+    /// [`HostError::Gone`] for an attempt that was not prepared, or not by this server, or is armed already: nothing
+    /// changes then. Or when the order arrives too late for its T, names a T too far ahead, or a V not below
+    /// `max_stretch`: the attempt is over then, and nothing is left armed.
+    pub fn arm(&self, id: AttemptId, order: ArmOrder) -> Result<Armed, HostError> {
+        if order.host != self.incarnation {
+            return Err(HostError::Restarted);
         }
+        let attempt = self.current(id)?;
+        if attempt.server() != order.server {
+            return Err(HostError::Gone);
+        }
+        let cut = self.check_timing(order.timing).map(|timing| {
+            let mode = if matches!(timing, Timing::Barrier) { Mode::Barrier } else { Mode::Timed };
+            (mode, Arc::new(Cut::new(timing, self.options.max_stretch)))
+        });
+        Ok(Armed { host: self.incarnation, armed_at: attempt.arm(cut)? })
     }
 
     /// Barrier mode: cuts now, on all the attempt's volumes at one reading, and holds later completions.
@@ -231,10 +244,10 @@ impl HostService {
     pub fn commit(&self, id: AttemptId, order: &CommitOrder) -> Result<(), HostError> {
         let attempt = self.current(id)?;
         let outcome = attempt.commit(&order.name);
-        self.end(id, Some(&attempt));
+        self.end(id);
         if outcome.is_err() {
             // Some volumes may have taken the name before one could not.
-            if let Err(left) = self.drop_names(&attempt) {
+            if let Err(left) = self.drop_names(id) {
                 tracing::error!(%id, "the name {} stays on a volume: {left}", order.name);
             }
         }
@@ -247,36 +260,28 @@ impl HostService {
     /// # Errors
     /// When a volume cannot drop the name.
     pub fn abort(&self, id: AttemptId) -> Result<(), HostError> {
-        let known = {
-            let attempts = self.attempts();
-            let ended = || attempts.ended.iter().find(|(ended, _)| *ended == id)?.1.clone();
-            attempts.current.get(&id).cloned().or_else(ended)
-        };
-        if let Some(attempt) = &known {
+        let current = self.attempts().current.get(&id).cloned();
+        if let Some(attempt) = current {
             attempt.call_off();
         }
-        self.end(id, known.as_ref());
-        known.map_or(Ok(()), |attempt| self.drop_names(&attempt))
+        self.end(id);
+        self.drop_names(id)
     }
 
     /// Cuts the volumes here and now, held back by nothing and coordinated with nobody. The demo's control: snapshots
     /// taken this way on several hosts are torn.
     ///
     /// # Errors
-    /// As [`HostService::arm`] and [`HostService::commit`].
+    /// As [`HostService::prepare`], [`HostService::arm`] and [`HostService::commit`].
     pub fn uncoordinated(
         self: &Arc<Self>,
         id: AttemptId,
         volumes: &[String],
         name: &str,
     ) -> Result<(), HostError> {
-        let order = ArmOrder {
-            host: self.incarnation,
-            server: self.incarnation,
-            volumes: volumes.to_vec(),
-            timing: ArmTiming::Barrier,
-        };
-        self.arm(id, order)?;
+        let (host, server) = (self.incarnation, self.incarnation);
+        self.prepare(id, &PrepareOrder { host, server, volumes: volumes.to_vec() })?;
+        self.arm(id, ArmOrder { host, server, timing: ArmTiming::Barrier })?;
         let nonce = self.strike(id)?.nonce;
         self.release(id, &ReleaseOrder { nonces: vec![nonce] })?;
         self.seal(id)?;
@@ -339,7 +344,7 @@ impl HostService {
         let keeper = std::thread::Builder::new().name("keeper".to_owned()).spawn(move || {
             kept.keep();
             if let Some(service) = service.upgrade() {
-                service.end(id, Some(&kept));
+                service.end(id);
             }
         });
         match keeper {
@@ -349,7 +354,7 @@ impl HostService {
             }
             Err(error) => {
                 attempt.call_off();
-                self.end(id, None);
+                self.end(id);
                 Err(HostError::Failed(format!("cannot start a thread for the cut: {error}")))
             }
         }
@@ -357,7 +362,7 @@ impl HostService {
 
     fn enlist(&self, id: AttemptId, attempt: &Arc<Attempt>) -> Result<(), HostError> {
         let mut attempts = self.attempts();
-        if attempts.current.contains_key(&id) || attempts.ended.iter().any(|(ended, _)| *ended == id) {
+        if attempts.current.contains_key(&id) || attempts.ended.contains(&id) {
             return Err(HostError::Gone);
         }
         attempts.current.insert(id, Arc::clone(attempt));
@@ -365,21 +370,25 @@ impl HostService {
     }
 
     /// Moves an attempt to the ended ones. Also one never seen: an order for it may still be on its way.
-    fn end(&self, id: AttemptId, attempt: Option<&Arc<Attempt>>) {
+    fn end(&self, id: AttemptId) {
         let mut attempts = self.attempts();
         attempts.current.remove(&id);
-        if !attempts.ended.iter().any(|(ended, _)| *ended == id) {
-            attempts.ended.push_back((id, attempt.cloned()));
+        if !attempts.ended.contains(&id) {
+            attempts.ended.push_back(id);
         }
         if attempts.ended.len() > REMEMBERED {
             attempts.ended.pop_front();
         }
     }
 
-    /// Drops the name that a commit gave, if one did.
-    fn drop_names(&self, attempt: &Attempt) -> Result<(), HostError> {
-        let Some(name) = attempt.committed_as() else { return Ok(()) };
-        attempt.volume_names().iter().try_for_each(|volume| self.delete_snapshot(volume, name))
+    /// Drops the names that an attempt gave, in this run of the daemon or an earlier one.
+    fn drop_names(&self, id: AttemptId) -> Result<(), HostError> {
+        for volume in self.usable() {
+            if let Some(name) = volume.named_by(id) {
+                volume.delete_snapshot(&name)?;
+            }
+        }
+        Ok(())
     }
 
     fn current(&self, id: AttemptId) -> Result<Arc<Attempt>, HostError> {

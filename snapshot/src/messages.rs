@@ -90,6 +90,8 @@ pub struct CreateRequest {
 pub enum Step {
     /// Ask the hosts who they are and what they have.
     Describe,
+    /// Make the volumes' next layers.
+    Prepare,
     /// Exchange timestamps.
     Measure,
     /// Choose T and V.

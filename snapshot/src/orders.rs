@@ -13,16 +13,26 @@ use crate::cut::Readings;
 /// One attempt at one snapshot (UUID v7, so that ids sort by time). A retry is a new attempt with a new id.
 pub type AttemptId = Uuid;
 
-/// Cut at T and stretch V, or get ready for a barrier. `POST /v1/cuts/{attempt}/arm`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Make the next layers: all that waits for a disk, before T is chosen. `POST /v1/cuts/{attempt}/prepare`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ArmOrder {
+pub struct PrepareOrder {
     /// Whom the order is for; a daemon that restarted refuses it.
     pub host: Incarnation,
     /// Who gives it.
     pub server: Incarnation,
     /// The volumes that take part.
     pub volumes: Vec<String>,
+}
+
+/// Cut at T and stretch V, or get ready for a barrier. `POST /v1/cuts/{attempt}/arm`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArmOrder {
+    /// Whom the order is for; a daemon that restarted refuses it.
+    pub host: Incarnation,
+    /// Who gives it, the same as prepared it.
+    pub server: Incarnation,
     /// When to cut.
     pub timing: ArmTiming,
 }

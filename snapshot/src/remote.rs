@@ -8,8 +8,8 @@ use reqwest::Url;
 use crate::agent::UncoordinatedOrder;
 use crate::http::{Connector, ControlClient, ControlError, HttpError};
 use crate::orders::{
-    ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, Sealed, Struck,
-    VolumeDescription,
+    ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
+    Sealed, Struck, VolumeDescription,
 };
 
 /// Where a host's control plane is.
@@ -76,6 +76,11 @@ impl RemoteHost {
     /// Nothing but the round trip.
     pub async fn ping(&self) -> Result<(), ControlError> {
         self.client.get(self.client.page(&["v1", "ping"]), self.limits.step).await
+    }
+
+    /// Makes the next layers.
+    pub async fn prepare(&self, attempt: AttemptId, order: &PrepareOrder) -> Result<(), ControlError> {
+        self.client.post(self.cut(attempt, "prepare"), order, self.limits.seal).await
     }
 
     /// Gets ready to cut.

@@ -17,6 +17,7 @@ use crate::simulated::incarnation;
 struct Rig {
     _directory: TempDir,
     incarnation: Incarnation,
+    server: Incarnation,
     remote: RemoteHost,
 }
 
@@ -36,11 +37,15 @@ impl Rig {
         let connector = Connector::new(None, false).unwrap();
         let remote = RemoteHost::new(&connector, &endpoint, Limits::default()).unwrap();
         remote.create_volume(&CreateVolume { name: "data".to_owned(), size: 1 << 20 }).await.unwrap();
-        Rig { _directory: directory, incarnation, remote }
+        Rig { _directory: directory, incarnation, server: crate::simulated::incarnation(), remote }
     }
 
-    fn order(&self, timing: ArmTiming) -> ArmOrder {
-        ArmOrder { host: self.incarnation, server: incarnation(), volumes: vec!["data".to_owned()], timing }
+    /// Prepares and arms.
+    async fn arm(&self, attempt: AttemptId, timing: ArmTiming) -> Result<Armed, ControlError> {
+        let (host, server) = (self.incarnation, self.server);
+        let volumes = vec!["data".to_owned()];
+        self.remote.prepare(attempt, &PrepareOrder { host, server, volumes }).await?;
+        self.remote.arm(attempt, &ArmOrder { host, server, timing }).await
     }
 
     async fn snapshots(&self) -> Vec<String> {
@@ -60,11 +65,10 @@ fn status<T: std::fmt::Debug>(answer: Result<T, ControlError>) -> Option<u16> {
 async fn a_timed_cut_goes_through_every_step() {
     let rig = Rig::new(false).await;
     let (attempt, at, stretch) = (Uuid::now_v7(), in_200_ms(), Nanos::from_micros(50));
-    let order = rig.order(ArmTiming::Timed { at, stretch });
-    let armed = rig.remote.arm(attempt, &order).await.unwrap();
+    let armed = rig.arm(attempt, ArmTiming::Timed { at, stretch }).await.unwrap();
     assert!(armed.host == rig.incarnation && armed.armed_at < at);
     let sealed = rig.remote.seal(attempt, std::time::Duration::ZERO).await.unwrap();
-    assert_eq!((sealed.host, sealed.server, sealed.mode), (rig.incarnation, order.server, Mode::Timed));
+    assert_eq!((sealed.host, sealed.server, sealed.mode), (rig.incarnation, rig.server, Mode::Timed));
     assert_eq!(sealed.readings.released_by, Cause::Time);
     assert!(sealed.readings.p < at && sealed.readings.q >= at + stretch);
     assert!(rig.snapshots().await.is_empty(), "not named yet");
@@ -83,7 +87,7 @@ async fn a_timed_cut_goes_through_every_step() {
 async fn a_barrier_cut_is_released_by_a_message_that_carries_its_nonce() {
     let rig = Rig::new(false).await;
     let attempt = Uuid::now_v7();
-    rig.remote.arm(attempt, &rig.order(ArmTiming::Barrier)).await.unwrap();
+    rig.arm(attempt, ArmTiming::Barrier).await.unwrap();
     let struck = rig.remote.strike(attempt, std::time::Duration::from_secs(5)).await.unwrap();
     let release = |nonces| serde_json::to_vec(&ReleaseOrder { nonces }).unwrap();
     assert_eq!(status(rig.remote.release(attempt, release(vec![Uuid::new_v4()]).into()).await), Some(422));
@@ -96,8 +100,7 @@ async fn a_barrier_cut_is_released_by_a_message_that_carries_its_nonce() {
 async fn an_abort_undoes_a_commit_and_refuses_what_comes_later() {
     let rig = Rig::new(false).await;
     let attempt = Uuid::now_v7();
-    let order = rig.order(ArmTiming::Timed { at: in_200_ms(), stretch: Nanos::ZERO });
-    rig.remote.arm(attempt, &order).await.unwrap();
+    rig.arm(attempt, ArmTiming::Timed { at: in_200_ms(), stretch: Nanos::ZERO }).await.unwrap();
     rig.remote.seal(attempt, std::time::Duration::ZERO).await.unwrap();
     rig.remote.commit(attempt, &CommitOrder { name: "s1".to_owned() }).await.unwrap();
     for _ in 0..2 {
@@ -108,19 +111,22 @@ async fn an_abort_undoes_a_commit_and_refuses_what_comes_later() {
     // An abort may overtake its own attempt's order on another connection.
     let overtaken = Uuid::now_v7();
     rig.remote.abort(overtaken).await.unwrap();
-    assert_eq!(status(rig.remote.arm(overtaken, &rig.order(ArmTiming::Barrier)).await), Some(410));
+    assert_eq!(status(rig.arm(overtaken, ArmTiming::Barrier).await), Some(410));
 }
 
 #[tokio::test]
 async fn orders_that_cannot_be_followed_are_refused_with_a_sentence() {
     let rig = Rig::new(false).await;
-    let late = rig.order(ArmTiming::Timed { at: Time::from_nanos(1), stretch: Nanos::ZERO });
-    assert_eq!(status(rig.remote.arm(Uuid::now_v7(), &late).await), Some(422));
-    let elsewhere = ArmOrder { volumes: vec!["none".to_owned()], ..rig.order(ArmTiming::Barrier) };
-    assert_eq!(status(rig.remote.arm(Uuid::now_v7(), &elsewhere).await), Some(404));
+    let late = ArmTiming::Timed { at: Time::from_nanos(1), stretch: Nanos::ZERO };
+    assert_eq!(status(rig.arm(Uuid::now_v7(), late).await), Some(422));
+    let (host, server) = (rig.incarnation, rig.server);
+    let elsewhere = PrepareOrder { host, server, volumes: vec!["none".to_owned()] };
+    assert_eq!(status(rig.remote.prepare(Uuid::now_v7(), &elsewhere).await), Some(404));
+    let unprepared = ArmOrder { host, server, timing: ArmTiming::Barrier };
+    assert_eq!(status(rig.remote.arm(Uuid::now_v7(), &unprepared).await), Some(410));
     let first = Uuid::now_v7();
-    rig.remote.arm(first, &rig.order(ArmTiming::Barrier)).await.unwrap();
-    let second = rig.remote.arm(Uuid::now_v7(), &rig.order(ArmTiming::Barrier)).await.unwrap_err();
+    rig.arm(first, ArmTiming::Barrier).await.unwrap();
+    let second = rig.arm(Uuid::now_v7(), ArmTiming::Barrier).await.unwrap_err();
     assert_eq!(second.status(), Some(409), "one structural operation per volume: {second}");
     assert!(second.to_string().contains(&first.to_string()), "{second}");
 }

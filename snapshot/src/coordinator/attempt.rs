@@ -1,4 +1,4 @@
-//! One attempt: plan, arm, seal, judge, and name the result on every host or undo it on every host.
+//! One attempt: prepare, plan, arm, seal, judge, and name the result on every host or undo it on every host.
 //!
 //! A host whose answer is still out may yet carry out what it was asked. So every step waits until each host has
 //! answered or used up its time before anything else, an abort too, is sent.
@@ -22,7 +22,9 @@ use crate::http::ControlError;
 use crate::messages::{
     Control, Manifest, Progress, RequestedPolicy, SnapshotState, Step, StoryEntry, Verdict,
 };
-use crate::orders::{ArmOrder, ArmTiming, AttemptId, CommitOrder, HostDescription, ReleaseOrder, Sealed};
+use crate::orders::{
+    ArmOrder, ArmTiming, AttemptId, CommitOrder, HostDescription, PrepareOrder, ReleaseOrder, Sealed,
+};
 use crate::remote::RemoteHost;
 
 /// Pings per host before a barrier; the median of an odd number is one of them.
@@ -211,6 +213,8 @@ impl<'a> Attempt<'a> {
     async fn timed(&self) -> Result<Taken, Stop> {
         let source = &self.coordinator.source.0;
         let server_before = source.incarnation();
+        // A disk may take its time: what waits for one is done before T is chosen.
+        self.prepare(server_before).await?;
         self.report(Step::Measure, "exchanging timestamps".to_owned());
         let planned = self.measure().await.map_err(|why| match why {
             Unmeasured::Restarted(why) => Stop::Refused(why),
@@ -289,6 +293,7 @@ impl<'a> Attempt<'a> {
     /// Cuts on every host by message.
     async fn barrier(&self) -> Result<Taken, Stop> {
         let server_before = self.coordinator.source.0.incarnation();
+        self.prepare(server_before).await?;
         self.report(Step::Measure, "measuring the control round trip".to_owned());
         let round_trip = self.round_trip().await?;
         self.arm(server_before, vec![ArmTiming::Barrier; self.participants.len()]).await?;
@@ -346,13 +351,23 @@ impl<'a> Attempt<'a> {
         Ok(manifest)
     }
 
+    async fn prepare(&self, server: Incarnation) -> Result<(), Stop> {
+        self.report(Step::Prepare, "making the next layers".to_owned());
+        let id = self.id;
+        let order = |index: usize, host: Arc<RemoteHost>| {
+            let Participant { incarnation, volumes, .. } = &self.participants[index];
+            let order = PrepareOrder { host: *incarnation, server, volumes: volumes.clone() };
+            async move { host.prepare(id, &order).await }
+        };
+        self.everywhere(Step::Prepare, order).await.map(|_| ())
+    }
+
     async fn arm(&self, server: Incarnation, timings: Vec<ArmTiming>) -> Result<(), Stop> {
         self.report(Step::Arm, format!("arming {} hosts", self.participants.len()));
         let id = self.id;
         let order = |index: usize, host: Arc<RemoteHost>| {
-            let Participant { incarnation, volumes, .. } = &self.participants[index];
-            let order =
-                ArmOrder { host: *incarnation, server, volumes: volumes.clone(), timing: timings[index] };
+            let host_run = self.participants[index].incarnation;
+            let order = ArmOrder { host: host_run, server, timing: timings[index] };
             async move { host.arm(id, &order).await }
         };
         self.everywhere(Step::Arm, order).await.map(|_| ())

@@ -43,7 +43,8 @@ async fn a_timed_snapshot_is_certified_and_named_on_every_host() {
                 assert!(a.q_earliest_ns > b.p_latest_ns && b.q_earliest_ns > a.p_latest_ns);
             }
         }
-        let order = [Step::Describe, Step::Measure, Step::Plan, Step::Arm, Step::Seal, Step::Measure];
+        let order =
+            [Step::Describe, Step::Prepare, Step::Measure, Step::Plan, Step::Arm, Step::Seal, Step::Measure];
         assert_eq!(*steps.lock().unwrap(), [&order[..], &[Step::Certify, Step::Commit]].concat());
         assert!(fleet.hosts.iter().all(|host| host.names() == ["s1"]));
         assert_eq!(fleet.asked("abort"), [0, 0, 0]);
@@ -80,9 +81,11 @@ async fn verify_computes_verdict_and_digests_again() {
 #[tokio::test]
 async fn whatever_step_fails_on_one_host_is_undone_on_all() {
     for (mode, step) in [
+        (RequestedMode::Timed, "prepare"),
         (RequestedMode::Timed, "arm"),
         (RequestedMode::Timed, "seal"),
         (RequestedMode::Timed, "commit"),
+        (RequestedMode::Barrier, "prepare"),
         (RequestedMode::Barrier, "arm"),
         (RequestedMode::Barrier, "strike"),
         (RequestedMode::Barrier, "release"),

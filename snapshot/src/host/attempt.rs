@@ -1,4 +1,4 @@
-//! One attempt on one host, from arming to its end.
+//! One attempt on one host, from its preparation to its end.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
@@ -14,8 +14,8 @@ use crate::cut::{Cause, Cut};
 use crate::orders::{AttemptId, Sealed};
 use crate::volume::VolumeCut;
 
-/// An armed barrier that nobody strikes is dropped after this long.
-const STRIKE_PATIENCE: Nanos = Nanos::from_millis(10_000);
+/// A prepared attempt that nobody arms, or an armed barrier that nobody strikes, is dropped after this long.
+const ORDER_PATIENCE: Nanos = Nanos::from_millis(10_000);
 
 /// How long a sealed attempt waits to be committed before it is dropped.
 const COMMIT_PATIENCE: Nanos = Nanos::from_millis(60_000);
@@ -29,7 +29,7 @@ const SPIN: Nanos = Nanos::from_micros(100);
 
 /// How far an attempt is.
 enum Phase {
-    /// From the order to the end of the stretch and the sealing.
+    /// From its preparation to the end of the stretch and the sealing.
     Cutting,
     /// Its layers are durable, unless it is void.
     Sealed,
@@ -41,45 +41,39 @@ enum Phase {
 
 pub(super) struct Attempt {
     id: AttemptId,
-    mode: Mode,
     server: Incarnation,
-    cut: Arc<Cut>,
     clock: HostClock,
-    names: Vec<String>,
+    /// Set once, by the order to arm.
+    armed: OnceLock<(Mode, Arc<Cut>)>,
     /// Locked for file work and for arming; never on the way to a release.
     volumes: Mutex<Vec<VolumeCut>>,
     phase: Mutex<Phase>,
     changed: Condvar,
     nonce: OnceLock<Uuid>,
     keeper: OnceLock<Thread>,
-    /// Set, with `volumes` locked, before the first volume takes the name.
-    committed_as: OnceLock<String>,
 }
 
 impl Attempt {
-    pub(super) fn new(
-        id: AttemptId,
-        mode: Mode,
-        server: Incarnation,
-        cut: Arc<Cut>,
-        volumes: Vec<VolumeCut>,
-        names: Vec<String>,
-        clock: HostClock,
-    ) -> Self {
+    pub(super) fn new(id: AttemptId, server: Incarnation, volumes: Vec<VolumeCut>, clock: HostClock) -> Self {
         Attempt {
             id,
-            mode,
             server,
-            cut,
             clock,
-            names,
+            armed: OnceLock::new(),
             volumes: Mutex::new(volumes),
             phase: Mutex::new(Phase::Cutting),
             changed: Condvar::new(),
             nonce: OnceLock::new(),
             keeper: OnceLock::new(),
-            committed_as: OnceLock::new(),
         }
+    }
+
+    pub(super) fn server(&self) -> Incarnation {
+        self.server
+    }
+
+    fn cut(&self) -> Option<&Arc<Cut>> {
+        self.armed.get().map(|(_, cut)| cut)
     }
 
     pub(super) fn set_keeper(&self, keeper: Thread) {
@@ -87,29 +81,35 @@ impl Attempt {
         let _ = self.keeper.set(keeper);
     }
 
-    pub(super) fn volume_names(&self) -> &[String] {
-        &self.names
-    }
-
-    pub(super) fn committed_as(&self) -> Option<&str> {
-        self.committed_as.get().map(String::as_str)
-    }
-
-    /// Arms every volume and returns the reading at which that was complete.
-    pub(super) fn publish(&self) -> Result<Time<Host>, HostError> {
+    /// Arms every volume and returns the reading at which that was complete. Where that fails, or there is no cut to be
+    /// armed, the attempt is called off; an order that comes twice changes nothing.
+    pub(super) fn arm(&self, cut: Result<(Mode, Arc<Cut>), HostError>) -> Result<Time<Host>, HostError> {
         let volumes = self.volumes();
-        let patience_ends = self.clock.now() + STRIKE_PATIENCE;
-        let mut late = || {
-            let now = self.clock.now();
-            self.cut.is_released() || now >= self.cut.at().unwrap_or(patience_ends)
-        };
-        for volume in volumes.iter() {
-            volume.arm(&self.cut, &mut late)?;
+        // Without volumes it was called off; with a cut it is armed already.
+        if volumes.is_empty() || self.armed.get().is_some() {
+            return Err(HostError::Gone);
+        }
+        let armed = cut.and_then(|(mode, cut)| self.publish(&volumes, mode, cut));
+        drop(volumes);
+        if armed.is_err() {
+            self.call_off();
+        }
+        armed
+    }
+
+    fn publish(&self, volumes: &[VolumeCut], mode: Mode, cut: Arc<Cut>) -> Result<Time<Host>, HostError> {
+        let (_, cut) = self.armed.get_or_init(|| (mode, cut));
+        // The keeper knows of the cut before a request does.
+        self.wake_keeper();
+        let patience_ends = self.clock.now() + ORDER_PATIENCE;
+        let mut late = || cut.is_released() || self.clock.now() >= cut.at().unwrap_or(patience_ends);
+        for volume in volumes {
+            volume.arm(cut, &mut late)?;
         }
         // Every gate has been passed: whoever was dispatched by the unarmed state was so before this reading.
         let reading = self.clock.now();
-        self.cut.armed(reading).map_err(|late| HostError::Refused(late.to_string()))?;
-        if self.cut.is_released() {
+        cut.armed(reading).map_err(|late| HostError::Refused(late.to_string()))?;
+        if cut.is_released() {
             return Err(HostError::Gone);
         }
         Ok(reading)
@@ -117,24 +117,23 @@ impl Attempt {
 
     /// Barrier mode: closes all gates, cuts at one reading, and draws the nonce after it.
     pub(super) fn strike(&self) -> Result<Uuid, HostError> {
-        if self.mode != Mode::Barrier {
+        let (mode, cut) = self.armed.get().ok_or(HostError::Gone)?;
+        if *mode != Mode::Barrier {
             return Err(HostError::Refused("a timed cut takes its own time; it cannot be struck".to_owned()));
         }
         {
             let volumes = self.volumes();
             let _gates: Vec<_> = volumes.iter().map(VolumeCut::close_gate).collect();
-            if self.cut.is_released() {
+            if cut.is_released() {
                 return Err(HostError::Gone);
             }
-            if self.cut.at().is_some() {
+            if cut.at().is_some() {
                 return self.nonce.get().copied().ok_or(HostError::Gone);
             }
-            self.cut.strike(self.clock.now());
+            cut.strike(self.clock.now());
         }
         let nonce = *self.nonce.get_or_init(Uuid::new_v4);
-        if let Some(keeper) = self.keeper.get() {
-            keeper.unpark();
-        }
+        self.wake_keeper();
         Ok(nonce)
     }
 
@@ -148,7 +147,13 @@ impl Attempt {
     }
 
     pub(super) fn end_stretch_now(&self, cause: Cause) {
-        self.cut.release(cause, self.clock.now());
+        if let Some(cut) = self.cut() {
+            cut.release(cause, self.clock.now());
+        }
+        self.wake_keeper();
+    }
+
+    fn wake_keeper(&self) {
         if let Some(keeper) = self.keeper.get() {
             keeper.unpark();
         }
@@ -190,24 +195,43 @@ impl Attempt {
         }
     }
 
-    /// Returns once the cut is released, by this host's clock at the latest.
+    /// Returns once the cut is released, by this host's clock at the latest; or the attempt was called off unarmed.
     fn end_stretch_in_time(&self) {
         // Without it the kernel may round a sleep up by 50 µs; the cut is as sound, only slower.
         let _ = nix::sys::prctl::set_timerslack(1);
-        let struck_by = self.clock.now() + STRIKE_PATIENCE;
-        while !self.cut.is_released() {
+        let ordered_by = self.clock.now() + ORDER_PATIENCE;
+        let Some((mode, cut)) = self.wait_armed(ordered_by) else { return };
+        while !cut.is_released() {
             let now = self.clock.now();
-            match self.cut.release_due() {
-                None if now >= struck_by => self.cut.release(Cause::Abort, now),
-                None => std::thread::park_timeout((struck_by - now).to_std()),
+            match cut.release_due() {
+                None if now >= ordered_by => cut.release(Cause::Abort, now),
+                None => std::thread::park_timeout((ordered_by - now).to_std()),
                 // The reading was taken before anything is sent: R2.
                 Some(due) if now >= due => {
-                    self.cut.may_release(now);
+                    cut.may_release(now);
                 }
                 Some(due) if due - now > SPIN => std::thread::park_timeout((due - now - SPIN).to_std()),
-                Some(_) if self.mode == Mode::Timed && self.cut.is_holding() => std::thread::yield_now(),
+                Some(_) if *mode == Mode::Timed && cut.is_holding() => std::thread::yield_now(),
                 Some(due) => std::thread::park_timeout((due - now).to_std()),
             }
+        }
+    }
+
+    /// None if nobody armed the attempt in time, or it was called off.
+    fn wait_armed(&self, ordered_by: Time<Host>) -> Option<&(Mode, Arc<Cut>)> {
+        loop {
+            if let Some(armed) = self.armed.get() {
+                return Some(armed);
+            }
+            let now = self.clock.now();
+            if now >= ordered_by {
+                tracing::warn!(attempt = %self.id, "nobody armed this attempt; it is dropped");
+                self.call_off();
+            }
+            if matches!(*self.phase(), Phase::Over) {
+                return None;
+            }
+            std::thread::park_timeout((ordered_by - now).to_std());
         }
     }
 
@@ -234,8 +258,9 @@ impl Attempt {
 
     /// Whether the stretch ended as it should have.
     fn is_valid(&self) -> bool {
-        let cause = self.cut.readings().map(|readings| readings.released_by);
-        matches!((self.mode, cause), (Mode::Timed, Some(Cause::Time)) | (Mode::Barrier, Some(Cause::Barrier)))
+        let Some((mode, cut)) = self.armed.get() else { return false };
+        let cause = cut.readings().map(|readings| readings.released_by);
+        matches!((mode, cause), (Mode::Timed, Some(Cause::Time)) | (Mode::Barrier, Some(Cause::Barrier)))
     }
 
     /// Waits for the keeper to have sealed, and reports.
@@ -247,14 +272,13 @@ impl Attempt {
         match &*phase {
             Phase::Failed(why) => Err(HostError::Failed(why.clone())),
             Phase::Over | Phase::Cutting => Err(HostError::Gone),
-            // The gates were passed once more when the volumes were disarmed, so P is final.
-            Phase::Sealed => Ok(Sealed {
-                host,
-                server: self.server,
-                mode: self.mode,
-                readings: self.cut.readings().ok_or(HostError::Gone)?,
-                nonce: self.nonce.get().copied(),
-            }),
+            Phase::Sealed => {
+                let (mode, cut) = self.armed.get().ok_or(HostError::Gone)?;
+                // The gates were passed once more when the volumes were disarmed, so P is final.
+                let readings = cut.readings().ok_or(HostError::Gone)?;
+                let (server, nonce) = (self.server, self.nonce.get().copied());
+                Ok(Sealed { host, server, mode: *mode, readings, nonce })
+            }
         }
     }
 
@@ -269,12 +293,11 @@ impl Attempt {
             *phase = Phase::Over;
             self.changed.notify_all();
         }
-        // An abort that comes now waits for the volumes' lock, and then finds the name that it has to drop.
-        let _ = self.committed_as.set(name.to_owned());
+        // An abort that comes now waits for the volumes' lock, and then finds the names that it has to drop.
         let mut outcome = Ok(());
         for volume in volumes.drain(..) {
             if outcome.is_ok() {
-                outcome = volume.commit(name);
+                outcome = volume.commit(name, self.id);
             } else {
                 volume.discard();
             }

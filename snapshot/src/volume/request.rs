@@ -12,6 +12,9 @@ use super::{BLOCK, Core, Volume, lock};
 use crate::cut::{Cut, Epoch};
 use crate::device::{Device, DeviceError, Outcome};
 
+/// How often a closing of the gate is tried again before it sleeps.
+const SPINS: u32 = 200;
+
 /// How requests are dispatched at present.
 #[derive(Debug)]
 pub(super) struct Dispatch {
@@ -82,13 +85,17 @@ impl Core {
         &self,
         give_up: &mut dyn FnMut() -> bool,
     ) -> Option<RwLockWriteGuard<'_, Dispatch>> {
+        let mut tries = 0_u32;
         loop {
             match self.gate.try_write() {
                 Ok(dispatch) => return Some(dispatch),
                 Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
                 Err(TryLockError::WouldBlock) if give_up() => return None,
+                // A dispatch takes some hundred nanoseconds, unless its thread has lost the processor.
+                Err(TryLockError::WouldBlock) if tries < SPINS => std::hint::spin_loop(),
                 Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(20)),
             }
+            tries = tries.saturating_add(1);
         }
     }
 

@@ -98,7 +98,7 @@ fn take(volume: &Arc<Volume>, name: &str) {
     let (attempt, cut) = armed(volume);
     strike(volume, &attempt, &cut);
     release_and_seal(volume, &attempt, &cut);
-    attempt.commit(name).unwrap();
+    attempt.commit(name, uuid::Uuid::nil()).unwrap();
 }
 
 /// Puts a layer whose data goes into `file` in the head's place.
@@ -123,7 +123,7 @@ fn requests_before_the_cut_are_in_the_snapshot_and_later_ones_are_held() {
     assert!(held(&device.write_zeroes(12288, 4096, false, false), &cut));
     done(device.flush());
     release_and_seal(&volume, &attempt, &cut);
-    attempt.commit("s").unwrap();
+    attempt.commit("s", uuid::Uuid::nil()).unwrap();
     done(device.write(2, &[5], false));
 
     let taken = snapshot(&volume, "s");
@@ -254,6 +254,24 @@ fn a_snapshot_in_use_is_not_deleted() {
 }
 
 #[test]
+fn no_request_is_the_last_to_let_go_of_a_merged_layer() {
+    let (_root, volume) = create(4);
+    take(&volume, "s");
+    take(&volume, "t");
+    let request = volume.core.chain();
+    volume.delete_snapshot("s").unwrap();
+    settle(&volume);
+    assert_eq!(volume.describe().layers, 2);
+    // This one and the merging thread: freeing the space is left to that.
+    assert!(Arc::strong_count(&request[1]) > 1);
+    let merged = Arc::downgrade(&request[1]);
+    drop(request);
+    while merged.strong_count() > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn a_flush_covers_the_layer_being_sealed() {
     let (root, volume) = create(8);
     take(&volume, "s");
@@ -285,7 +303,7 @@ fn after_a_failed_sync_no_flush_succeeds_until_the_volume_is_opened_anew() {
     strike(&volume, &attempt, &cut);
     assert!(attempt.wait_drained(&mut || false));
     assert!(attempt.seal().is_err(), "nothing is certified on top of what may be lost");
-    assert!(attempt.commit("s").is_err());
+    assert!(attempt.commit("s", uuid::Uuid::nil()).is_err());
     drop((device, volume));
     done(open(&root).unwrap().attach().flush());
 }

@@ -23,8 +23,8 @@ use crate::certificate::Mode;
 use crate::cut::{Cause, Readings, Stretch};
 use crate::http::{Connector, JsonBody, Listener, Refusal, Segments, StopHandle};
 use crate::orders::{
-    ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, HostDescription, ReleaseOrder, Sealed,
-    Struck, VolumeDescription,
+    ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, HostDescription, PrepareOrder,
+    ReleaseOrder, Sealed, Struck, VolumeDescription,
 };
 use crate::remote::HostEndpoint;
 use crate::simulated::{Clock, Path, incarnation};
@@ -134,6 +134,7 @@ impl FakeHost {
         Router::new()
             .route("/v1/host", get(describe))
             .route("/v1/ping", get(async || Json(())))
+            .route("/v1/cuts/{attempt}/prepare", post(prepare))
             .route("/v1/cuts/{attempt}/arm", post(arm))
             .route("/v1/cuts/{attempt}/strike", post(strike))
             .route("/v1/cuts/{attempt}/release", post(release))
@@ -165,6 +166,15 @@ async fn describe(State(host): Host) -> Answer<HostDescription> {
         unserved: BTreeMap::new(),
         nbd: Vec::new(),
     }))
+}
+
+async fn prepare(
+    State(host): Host,
+    Segments(id): Segments<AttemptId>,
+    JsonBody(_order): JsonBody<PrepareOrder>,
+) -> Answer<()> {
+    host.enter("prepare", id).await?;
+    Ok(Json(()))
 }
 
 async fn arm(

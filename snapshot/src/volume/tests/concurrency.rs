@@ -81,7 +81,7 @@ fn take_timed(volume: &Arc<Volume>, name: &str) -> Option<Arc<Cut>> {
     assert!(attempt.wait_drained(&mut || false));
     attempt.seal().unwrap();
     attempt.disarm();
-    attempt.commit(name).unwrap();
+    attempt.commit(name, uuid::Uuid::nil()).unwrap();
     Some(cut)
 }
 

@@ -127,7 +127,7 @@ impl Checked {
                 release_and_seal(self.volume(), &attempt, &cut);
                 if *commit {
                     let name = format!("s{}", self.cuts);
-                    attempt.commit(&name).unwrap();
+                    attempt.commit(&name, uuid::Uuid::nil()).unwrap();
                     self.snapshots.push((name, image));
                     self.cuts += 1;
                 } else {
@@ -178,7 +178,7 @@ impl Checked {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn it_reads_as_plain_images_do(ops in proptest::collection::vec(op(), 1..40)) {
