@@ -119,7 +119,7 @@ fn a_stock_ptp4l_is_probed_and_appears_in_the_skew_report() {
     assert!(sentence.contains("stock"), "{sentence}");
     // While the server has the PTP ports, a probe from there says so.
     let sentence = refusal_of(&mut probe(&["1"]));
-    assert!(sentence.contains("319") && sentence.contains("--port"), "{sentence}");
+    assert!(sentence.contains("319") && sentence.contains("choose another port"), "{sentence}");
 
     drop(ptp4l);
     let row = eventually("its silence is noticed", || {
