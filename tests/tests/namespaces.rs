@@ -1,4 +1,5 @@
 //! Three hosts and a server, each in a network namespace, with the real binary, real UDP and the real clock.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::process::Output;
 use std::time::Duration;
@@ -43,7 +44,7 @@ fn exports(fleet: &Fleet, name: &str) -> Vec<Export> {
 
 #[test]
 fn certified_snapshots_under_load_are_consistent_cuts() {
-    let fleet = Fleet::start(&NAMES, &[]).unwrap();
+    let fleet = Fleet::start(&NAMES, &[], &[]).unwrap();
     for name in NAMES {
         run(&fleet, &["volume", "create", &format!("{name}/data"), "16MiB"]);
     }
@@ -81,20 +82,7 @@ fn certified_snapshots_under_load_are_consistent_cuts() {
 
 #[test]
 fn a_simulated_clock_is_refused_by_a_server_that_was_not_told_of_it() {
-    let network = harness::namespaces::Network::new(2).unwrap();
-    let place = |index: usize, flags: &[&str]| coeval_cli::cluster::Place {
-        address: network.hosts[index].address,
-        launcher: network.hosts[index].launcher(),
-        flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
-    };
-    let cluster = coeval_cli::cluster::Cluster::start(
-        harness::coeval(),
-        &[("a", place(1, &["--simulate-clock", "offset=5ms"]))],
-        &place(0, &[]),
-        |_, address| Ok(address),
-    )
-    .unwrap();
-    let fleet = Fleet { cluster, network };
+    let fleet = Fleet::start(&["a"], &["--simulate-clock", "offset=5ms"], &[]).unwrap();
     run(&fleet, &["volume", "create", "a/data", "16MiB"]);
     let refused = output(&fleet, &["snapshot", "create", "--mode", "timed"]);
     assert!(!refused.status.success());

@@ -1,7 +1,5 @@
 //! `coeval snapshot`
 
-use std::io::{IsTerminal, Write, stderr};
-
 use snapshot::messages::{
     CreateRequest, HostResult, Manifest, Progress, RequestedPolicy, SnapshotDetails, Verdict,
 };
@@ -11,6 +9,7 @@ use timesync::time::{Nanos, Server, Time};
 use super::{Failure, Finding, connect, print, print_json, word};
 use crate::args::{CreateArgs, NamedArgs, Remote};
 use crate::picture::{self, Bar};
+use crate::progress::ProgressLine;
 use crate::table::Table;
 use crate::units::format_unsigned;
 
@@ -32,8 +31,12 @@ pub async fn create(args: CreateArgs) -> Result<(), Failure> {
         control: None,
     };
     let line = ProgressLine::new();
-    let created = connect(&args.remote)?.create(&order, |step| line.show(step)).await;
-    line.clear();
+    let progress = |now: &Progress| {
+        let Progress { attempt, mode, step, detail } = now;
+        line.show(&format!("attempt {attempt}, {}: {}: {detail}", word(mode), word(step)));
+    };
+    let created = connect(&args.remote)?.create(&order, progress).await;
+    drop(line);
     let manifest = created?;
     if args.remote.json {
         return print_json(&manifest);
@@ -186,34 +189,6 @@ pub fn draw(manifest: &Manifest) -> Option<String> {
         })
     };
     Some(picture::draw(&manifest.hosts.iter().map(bar).collect::<Option<Vec<_>>>()?, stretch))
-}
-
-/// One line on stderr that is written over again and again; nothing where stderr is no terminal.
-struct ProgressLine {
-    visible: bool,
-}
-
-impl ProgressLine {
-    fn new() -> Self {
-        ProgressLine { visible: stderr().is_terminal() }
-    }
-
-    fn show(&self, progress: &Progress) {
-        let Progress { attempt, mode, step, detail } = progress;
-        self.write(&format!("attempt {attempt}, {}: {}: {detail}", word(mode), word(step)));
-    }
-
-    fn clear(&self) {
-        self.write("");
-    }
-
-    fn write(&self, text: &str) {
-        if self.visible {
-            let text: String = text.chars().take(99).collect();
-            // A terminal that is gone needs no progress.
-            let _ = write!(stderr(), "\r\x1b[K{text}");
-        }
-    }
 }
 
 fn or_dash(nanos: Option<Nanos>) -> String {
