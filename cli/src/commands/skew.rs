@@ -64,11 +64,12 @@ fn describe(report: &Report) -> String {
         }
         text += &format!("\nHosts against each other\n{table}");
     }
+    text += "\nThe hard bound holds whatever the network does.";
     let row = report.hosts.iter().find_map(|row| Some((row.confidence?, row.asymmetry?)));
     if let Some((confidence, asymmetry)) = row {
         text += &format!(
-            "\nThe hard bound holds whatever the network does. The statistical one holds at a confidence of {confidence},\n\
-             if the delays of the two directions differ by no more than the asymmetry budget ({}: {}).\n",
+            " The statistical one holds at a confidence of {confidence},\n\
+             if the delays of the two directions differ by no more than the asymmetry budget ({}: {}).",
             word(&asymmetry.source),
             Nanos::new(asymmetry.ns),
         );

@@ -91,7 +91,7 @@ pub async fn show(args: &NamedArgs) -> Result<(), Failure> {
         for entry in story {
             let who = entry.host.as_deref().unwrap_or("all");
             let after = (entry.at_ns - began).to_string();
-            text += &format!("  {after:>10}  {:<9} {who}: {}\n", word(&entry.step), entry.detail);
+            text += &format!("  {after:>10}  {:<9} {who}{}\n", word(&entry.step), retell(&entry.detail));
         }
     }
     print(&text)
@@ -166,7 +166,8 @@ fn describe(manifest: &Manifest) -> String {
     for host in &manifest.hosts {
         let HostResult { stretch_ns, .. } = host;
         let mut row = vec![host.host.clone(), or_dash(host.error_ns), host.held.to_string()];
-        row.extend([stretch_ns.p50, stretch_ns.p99, stretch_ns.max].map(format_unsigned));
+        let stretch = [stretch_ns.p50, stretch_ns.p99, stretch_ns.max];
+        row.extend(stretch.map(|nanos| if host.held == 0 { dash() } else { format_unsigned(nanos) }));
         row.push(host.released_by.map_or_else(dash, |cause| word(&cause)));
         row.push(host.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(" "));
         table.row(row);
@@ -176,6 +177,18 @@ fn describe(manifest: &Manifest) -> String {
         text += &format!("\n{picture}");
     }
     text
+}
+
+/// What a host or the server did, from the story's detail: a sentence, or an answer in JSON, of which only what is not
+/// in the manifest's table is of interest.
+fn retell(detail: &str) -> String {
+    match serde_json::from_str::<serde_json::Value>(detail) {
+        Err(_) => format!(": {detail}"),
+        Ok(answer) => answer["readings"]["q"].as_i64().map_or_else(String::new, |q| {
+            let after = q - answer["readings"]["at"].as_i64().unwrap_or(q);
+            format!(": released {} after its T", Nanos::new(after))
+        }),
+    }
 }
 
 /// The picture of a timed cut.
