@@ -138,11 +138,6 @@ impl Cluster {
         self.api = self.server.ready::<ServerReady>()?.api;
         Ok(())
     }
-
-    /// The directory of everything, removed in the end.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
-    }
 }
 
 fn start_host(program: &Path, directory: &Path, name: &str, place: &Place) -> Result<Host, DaemonError> {

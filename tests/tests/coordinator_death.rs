@@ -93,7 +93,8 @@ async fn the_coordinator_may_die_at_any_step() {
     let workload = Workload::start(&exports(&cluster, "data"), TOKENS, Duration::from_micros(500)).unwrap();
     let timed =
         [Step::Describe, Step::Measure, Step::Plan, Step::Arm, Step::Seal, Step::Certify, Step::Commit];
-    let barrier = [Step::Arm, Step::Strike, Step::Release, Step::Seal, Step::Certify, Step::Commit];
+    // The release follows the strike without a word in between: writers wait meanwhile.
+    let barrier = [Step::Arm, Step::Strike, Step::Seal, Step::Certify, Step::Commit];
     for step in timed {
         // Bounded clocks first: unplanned attempts would end before the step.
         take(&cluster, &format!("before-{step:?}")).await;
