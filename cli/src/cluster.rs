@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
@@ -71,6 +72,8 @@ pub struct Cluster {
     pub server: Daemon,
     /// Where the server's API is.
     pub api: String,
+    program: PathBuf,
+    server_place: Place,
     // Last, so that it is removed after the processes are gone.
     directory: TempDir,
 }
@@ -104,14 +107,36 @@ impl Cluster {
                 host.name, host.ready.control
             );
         }
-        let daemon = start_daemon(program, "server", directory.path(), "server", server, &config)?;
+        std::fs::write(directory.path().join("server.toml"), config)?;
+        let daemon = start_daemon(program, "server", directory.path(), "server", server)?;
         let ready: ServerReady = daemon.ready()?;
-        Ok(Cluster { hosts, server: daemon, api: ready.api, directory })
+        Ok(Cluster {
+            hosts,
+            server: daemon,
+            api: ready.api,
+            program: program.to_owned(),
+            server_place: server.clone(),
+            directory,
+        })
     }
 
-    /// The directory of everything, removed in the end.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
+    /// Kills the server as `kill -9` does.
+    pub fn kill_server(&self) {
+        // It fails only if the server has ended already.
+        let _ = self.server.signal(Signal::SIGKILL);
+    }
+
+    /// Starts the server again, with the state that the last one left. Its API is at another port then.
+    ///
+    /// # Errors
+    /// [`DaemonError`].
+    pub fn restart_server(&mut self) -> Result<(), DaemonError> {
+        self.kill_server();
+        self.server.wait()?;
+        self.server =
+            start_daemon(&self.program, "server", self.directory.path(), "server", &self.server_place)?;
+        self.api = self.server.ready::<ServerReady>()?.api;
+        Ok(())
     }
 }
 
@@ -124,23 +149,23 @@ fn start_host(program: &Path, directory: &Path, name: &str, place: &Place) -> Re
         directory.join(name),
         nbd_socket.display(),
     );
-    let daemon = start_daemon(program, "host", directory, name, place, &config)?;
+    std::fs::write(directory.join(format!("{name}.toml")), config)?;
+    let daemon = start_daemon(program, "host", directory, name, place)?;
     let ready = daemon.ready()?;
     Ok(Host { name: name.to_owned(), ready, nbd_socket, daemon })
 }
 
+/// Starts a daemon by the configuration file `name`.toml.
 fn start_daemon(
     program: &Path,
     role: &str,
     directory: &Path,
     name: &str,
     place: &Place,
-    config: &str,
 ) -> Result<Daemon, DaemonError> {
-    let file = directory.join(format!("{name}.toml"));
-    std::fs::write(&file, config)?;
     let mut line = place.launcher.iter().map(Path::new).chain([program]);
     let mut command = Command::new(line.next().unwrap_or(program));
+    let file = directory.join(format!("{name}.toml"));
     command.args(line).arg(role).arg("--config").arg(file).arg("--with-parent").args(&place.flags);
     Daemon::start(&mut command, &directory.join(format!("{name}.log")))
 }

@@ -40,11 +40,11 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts hosts of these names, and a server with these flags.
+    /// Starts hosts of these names, and a server, each with these flags.
     ///
     /// # Errors
     /// When namespaces cannot be made (that needs root) or a daemon does not start.
-    pub fn start(names: &[&str], server_flags: &[&str]) -> Result<Fleet, DaemonError> {
+    pub fn start(names: &[&str], host_flags: &[&str], server_flags: &[&str]) -> Result<Fleet, DaemonError> {
         let members = u8::try_from(names.len() + 1).map_err(io::Error::other)?;
         let network = Network::new(members)?;
         let place = |namespace: &Namespace, flags: &[&str]| Place {
@@ -55,7 +55,7 @@ impl Fleet {
         let hosts: Vec<(&str, Place)> = names
             .iter()
             .zip(&network.hosts[1..])
-            .map(|(name, namespace)| (*name, place(namespace, &[])))
+            .map(|(name, namespace)| (*name, place(namespace, host_flags)))
             .collect();
         let server = place(&network.hosts[0], server_flags);
         let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address))?;
