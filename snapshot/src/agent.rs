@@ -146,3 +146,6 @@ async fn digest(
 ) -> Answer<ContentDigest> {
     blocking(host, move |host| host.digest(&volume, &snapshot)).await
 }
+
+#[cfg(test)]
+mod tests;

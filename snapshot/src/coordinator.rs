@@ -62,6 +62,9 @@ pub enum CoordinatorError {
     /// A host or volume that nobody knows.
     #[error("{0}")]
     Unknown(String),
+    /// Something of the same name is there already.
+    #[error("{0}")]
+    Conflict(String),
     /// A host failed, refused or did not answer.
     #[error(transparent)]
     Host(#[from] ControlError),
@@ -87,7 +90,8 @@ impl CoordinatorError {
         match self {
             CoordinatorError::Request(_) => 422,
             CoordinatorError::Unknown(_) | CoordinatorError::Catalogue(CatalogueError::NoSuch(_)) => 404,
-            CoordinatorError::Catalogue(CatalogueError::NameTaken(_) | CatalogueError::Busy { .. }) => 409,
+            CoordinatorError::Conflict(_)
+            | CoordinatorError::Catalogue(CatalogueError::NameTaken(_) | CatalogueError::Busy { .. }) => 409,
             CoordinatorError::Catalogue(_) | CoordinatorError::Internal(_) => 500,
             CoordinatorError::Host(error) => error.status().unwrap_or(502),
             CoordinatorError::Refused { .. } => 503,
@@ -199,8 +203,8 @@ impl Coordinator {
             }
         };
         let lead = request.lead_ns.unwrap_or(self.options.lead);
-        if !(Nanos::from_millis(1)..=Nanos::from_millis(60_000)).contains(&lead) {
-            return invalid("the lead is between 1 ms and 60 s");
+        if !(Nanos::from_millis(1)..=Nanos::from_millis(10_000)).contains(&lead) {
+            return invalid("the lead is between 1 ms and 10 s");
         }
         let attempts = request.attempts.unwrap_or(self.options.attempts);
         if !(1..=100).contains(&attempts) {

@@ -74,7 +74,7 @@ pub struct CreateRequest {
     pub mode: RequestedMode,
     /// By which bound.
     pub policy: RequestedPolicy,
-    /// How far ahead of the order T lies, 1 ms ..= 60 s; none: the server's default.
+    /// How far ahead of the order T lies, 1 ms ..= 10 s (hosts take no more); none: the server's default.
     pub lead_ns: Option<Nanos>,
     /// Attempts in each mode, 1 ..= 100; none: the server's default.
     pub attempts: Option<u32>,

@@ -17,7 +17,7 @@ use crate::exchange::{Backward, Exchange, Forward, StampClass};
 use crate::report::RoundTrips;
 use crate::socket::{Datagram, Endpoint, SocketError};
 use crate::time::{Host, Nanos, Server, Span, Time, Wall};
-use crate::wire::{Body, Extension, Header, Message, PortIdentity};
+use crate::wire::{Body, Extension, Header, Message, REQUESTER};
 
 /// What to probe, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +86,6 @@ fn assumptions() -> Assumptions {
 pub struct Probe {
     config: ProbeConfig,
     endpoint: Endpoint,
-    identity: PortIdentity,
     sequence: u16,
     due: Nanos,
     plain: bool,
@@ -122,8 +121,7 @@ impl Probe {
     /// [`SocketError`].
     pub fn open(config: ProbeConfig) -> Result<Self, SocketError> {
         let any = if config.target.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0_u16; 8]) };
-        let random = *Uuid::new_v4().as_bytes();
-        let [a, b, c, d, e, f, high, low, ..] = random;
+        let [high, low, ..] = *Uuid::new_v4().as_bytes();
         #[expect(
             clippy::expect_used,
             reason = "the bounds and the precision are constants that the library documents as valid"
@@ -133,8 +131,6 @@ impl Probe {
         Ok(Probe {
             endpoint: Endpoint::bind(any, config.event_port)?,
             config,
-            // Locally administered, and unlike the responder's own.
-            identity: PortIdentity { clock: [a & 0xFC | 0x02, b, c, 0xFF, 0xFE, d, e, f], port: 1 },
             sequence: u16::from_be_bytes([high, low]),
             due: pace_now(),
             plain: false,
@@ -163,7 +159,7 @@ impl Probe {
             two_step: false,
             unicast: true,
             correction: 0,
-            source: self.identity,
+            source: REQUESTER,
             sequence: self.sequence,
         };
         // Answered without our TLV, we ask without: all messages are to be equally long.
@@ -211,14 +207,12 @@ impl Probe {
         };
         match message.body {
             Body::Response { received, requester }
-                if ours && requester == self.identity && response.is_none() =>
+                if ours && requester == REQUESTER && response.is_none() =>
             {
                 self.plain = class.is_none();
                 *response = Some((received, arrived, class));
             }
-            Body::FollowUp { sent, requester }
-                if ours && requester == self.identity && follow_up.is_none() =>
-            {
+            Body::FollowUp { sent, requester } if ours && requester == REQUESTER && follow_up.is_none() => {
                 *follow_up = Some((sent, class));
             }
             _ => {}

@@ -3,7 +3,9 @@
 //! `Pdelay_Req` (§11.4, §13.9), `Pdelay_Resp` (§13.10) and `Pdelay_Resp_Follow_Up` (§13.11) as a stock responder sends
 //! them. A module adds a [`Reading`]: the same timestamp on its own timeline, and what the server must know to trust
 //! it. The request carries the TLV too, empty: so all three messages are equally long and take equally long to
-//! serialise, and the module knows that it is understood.
+//! serialise, and the module knows that it is understood. It stands *behind* the request, not counted by messageLength:
+//! a stock `ptp4l` refuses a `Pdelay_Req` with TLVs, but must pass over octets behind the message, as UDP over IPv6 has
+//! some (§D.1).
 //!
 //! Nothing here does I/O, and nothing here panics whatever arrives.
 
@@ -79,6 +81,10 @@ pub struct PortIdentity {
     /// From 1.
     pub port: u16,
 }
+
+/// All our servers and probes ask in this name, locally administered: a stock daemon complains in its log about every
+/// change of its peer.
+pub const REQUESTER: PortIdentity = PortIdentity { clock: [0x42, 0x63, 0x76, 0xFF, 0xFE, 0, 0, 1], port: 1 };
 
 /// What a message's header says (§13.3). Fields that have one value only in these messages are not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +182,8 @@ impl Message {
         };
         let [major_sdo, minor_sdo] = header.sdo.to_be_bytes();
         out.put(&[major_sdo << 4 | kind, header.minor_version << 4 | 2]);
-        out.put(&[0, u8::try_from(len).unwrap_or(u8::MAX)]);
+        let counted = if self.body == Body::Request { PLAIN_LEN } else { len };
+        out.put(&[0, u8::try_from(counted).unwrap_or(u8::MAX)]);
         out.put(&[header.domain, minor_sdo]);
         out.put(&[u8::from(header.two_step) << 1 | u8::from(header.unicast) << 2, 0]);
         out.put(&header.correction.to_be_bytes());
@@ -198,7 +205,7 @@ impl Message {
         Encoded { octets: out.octets, len }
     }
 
-    /// Reads a datagram. Octets after the length that the header gives are ignored, as §D.1 wants for UDP over IPv6.
+    /// Reads a datagram. Octets after the length that the header gives are ignored, but for our TLV behind a request.
     ///
     /// # Errors
     /// [`WireError`]: what is wrong with it.
@@ -207,7 +214,8 @@ impl Message {
         if datagram[1] & 0xF != 2 {
             return Err(WireError::Version(datagram[1] & 0xF));
         }
-        let message = datagram.get(..said).ok_or(WireError::Length { said, got: datagram.len() })?;
+        let (message, behind) =
+            datagram.split_at_checked(said).ok_or(WireError::Length { said, got: datagram.len() })?;
         let mut from = Reader { rest: message, at: 0 };
         let [kind, version] = from.array()?;
         from = from.skip(2)?;
@@ -236,7 +244,12 @@ impl Message {
             0xA => Body::FollowUp { sent: from.timestamp()?, requester: from.identity()? },
             other => return Err(WireError::Type(other)),
         };
-        Ok(Message { header, body, extension: from.extension()? })
+        let mut extension = from.extension()?;
+        if body == Body::Request && extension.is_none() {
+            // Whatever else stands there is not part of the message, so it cannot make it wrong.
+            extension = Reader { rest: behind, at: said }.extension().ok().flatten();
+        }
+        Ok(Message { header, body, extension })
     }
 }
 

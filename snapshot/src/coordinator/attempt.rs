@@ -129,13 +129,21 @@ impl<'a> Attempt<'a> {
                 .filter(|member| member.host == remote.name())
                 .map(|member| member.volume.clone())
                 .collect();
-            if let Some(missing) =
-                volumes.iter().find(|name| !description.volumes.iter().any(|volume| volume.name == **name))
-            {
-                return Err(CoordinatorError::Unknown(format!(
-                    "host {} has no volume {missing}",
-                    remote.name()
-                )));
+            for name in &volumes {
+                let host = remote.name();
+                match description.volumes.iter().find(|volume| volume.name == *name) {
+                    None => {
+                        return Err(CoordinatorError::Unknown(format!("host {host} has no volume {name}")));
+                    }
+                    Some(volume) if volume.snapshots.contains(&job.name) => {
+                        return Err(CoordinatorError::Conflict(format!(
+                            "volume {name} of host {host} has a snapshot called {} that is not in this server's \
+                             catalogue; choose another name",
+                            job.name
+                        )));
+                    }
+                    Some(_) => {}
+                }
             }
             attempt.participants.push(Participant {
                 remote,

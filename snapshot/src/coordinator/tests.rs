@@ -306,6 +306,17 @@ async fn a_name_is_held_by_one_snapshot() {
 }
 
 #[tokio::test]
+async fn a_name_that_a_host_knows_from_elsewhere_is_refused_and_kept() {
+    let fleet = Fleet::new(near());
+    let coordinator = fleet.coordinator(|_| {});
+    fleet.hosts[1].leave_behind(Uuid::now_v7(), "s1");
+    let error = coordinator.create(timed(), |_| {}).await.unwrap_err();
+    assert_eq!(error.status(), 409);
+    assert!(error.to_string().contains("volume data of host b has a snapshot called s1"), "{error}");
+    assert_eq!((fleet.asked("arm"), fleet.hosts[1].names()), (vec![0, 0, 0], vec!["s1".to_owned()]));
+}
+
+#[tokio::test]
 async fn a_subset_of_the_hosts_can_be_cut() {
     let fleet = Fleet::new(near());
     let coordinator = fleet.coordinator(|_| {});

@@ -17,7 +17,7 @@ use crate::module::{StartError, source_is_trusted};
 use crate::socket::{Datagram, Endpoint};
 use crate::time::{Nanos, Server, Time};
 use crate::translate::ClockReading;
-use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, PortIdentity};
+use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, REQUESTER};
 
 /// What the probing thread is told.
 #[derive(Debug)]
@@ -33,8 +33,6 @@ pub enum Command {
     Stop,
 }
 
-/// All servers ask in one name: a stock daemon complains in its log about every change of its peer. Locally administered.
-const IDENTITY: PortIdentity = PortIdentity { clock: [0x42, 0x63, 0x76, 0xFF, 0xFE, 0, 0, 1], port: 1 };
 /// Datagrams that are taken from each socket in one go.
 const BATCH: usize = 64;
 /// The clock source and suspends are looked up so often.
@@ -204,7 +202,7 @@ impl Prober {
             two_step: false,
             unicast: true,
             correction: 0,
-            source: IDENTITY,
+            source: REQUESTER,
             sequence: host.sequence,
         };
         // A plain responder answers without our TLV; so that all messages are equally long, so is the request.
@@ -252,8 +250,8 @@ impl Prober {
                 return;
             }
         };
-        let fits =
-            message.header.domain == self.domain && request.accept(&message, IDENTITY, datagram.stamp, after);
+        let fits = message.header.domain == self.domain
+            && request.accept(&message, REQUESTER, datagram.stamp, after);
         if fits && request.is_complete() {
             self.finish(index);
         }

@@ -96,7 +96,8 @@ fn our_tlv_is_laid_out_as_documented_and_all_three_messages_are_equally_long() {
 
 #[test]
 fn foreign_tlvs_and_trailing_octets_are_passed_over() {
-    let message = Message { header: header(SERVER), body: Body::Request, extension: Some(Extension::Wanted) };
+    let body = Body::Response { received: Time::from_nanos(5), requester: SERVER };
+    let message = Message { header: header(HOST), body, extension: Some(Extension::Wanted) };
     let encoded = message.encode();
     let mut octets = encoded[..PLAIN_LEN].to_vec();
     octets.extend([0x20, 0x26, 0, 4, 1, 2, 3, 4]); // our type, not our magic
@@ -105,6 +106,17 @@ fn foreign_tlvs_and_trailing_octets_are_passed_over() {
     octets[3] = u8::try_from(octets.len()).unwrap();
     octets.extend([0, 0]); // as over IPv6
     assert_eq!(Message::parse(&octets), Ok(message));
+}
+
+#[test]
+fn a_request_is_54_octets_to_a_stock_daemon_and_carries_our_tlv_behind_them() {
+    let message = Message { header: header(SERVER), body: Body::Request, extension: Some(Extension::Wanted) };
+    let octets = message.encode();
+    assert_eq!((octets[2..4].to_vec(), octets.len()), (vec![0, 54], EXTENDED_LEN));
+    assert_eq!(Message::parse(&octets), Ok(message));
+    let plain = Message { extension: None, ..message };
+    assert_eq!(Message::parse(&octets[..54]), Ok(plain));
+    assert_eq!(Message::parse(&[&octets[..54], &[0xFF; 7]].concat()), Ok(plain));
 }
 
 #[test]
@@ -194,7 +206,7 @@ proptest! {
     #[test]
     fn every_truncation_is_refused(message in message()) {
         let octets = message.encode();
-        for len in 0..octets.len() {
+        for len in 0..usize::from(octets[3]) {
             prop_assert!(Message::parse(&octets[..len]).is_err());
         }
     }

@@ -1,0 +1,136 @@
+use tempfile::TempDir;
+use timesync::clock::HostClock;
+use timesync::identity::Incarnation;
+use timesync::time::{Host as HostTimeline, Nanos, Time};
+use uuid::Uuid;
+
+use super::*;
+use crate::certificate::Mode;
+use crate::cut::Cause;
+use crate::host::HostOptions;
+use crate::http::{Connector, ControlError, Listener, StopHandle};
+use crate::orders::ArmTiming;
+use crate::remote::{HostEndpoint, Limits, RemoteHost};
+use crate::simulated::incarnation;
+
+/// A real host with one volume, and the coordinator's view of it.
+struct Rig {
+    _directory: TempDir,
+    incarnation: Incarnation,
+    remote: RemoteHost,
+}
+
+impl Rig {
+    async fn new(simulation: bool) -> Self {
+        let directory = TempDir::new().unwrap();
+        let incarnation = incarnation();
+        let options = HostOptions {
+            name: "a".to_owned(),
+            volumes: directory.path().to_owned(),
+            max_stretch: Nanos::from_millis(5_000),
+        };
+        let host = HostService::open(options, incarnation, HostClock::real()).unwrap();
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, false).unwrap();
+        let endpoint = HostEndpoint { name: "a".to_owned(), control: listener.url() };
+        tokio::spawn(listener.serve(router(host, simulation), StopHandle::new()));
+        let connector = Connector::new(None, false).unwrap();
+        let remote = RemoteHost::new(&connector, &endpoint, Limits::default()).unwrap();
+        remote.create_volume(&CreateVolume { name: "data".to_owned(), size: 1 << 20 }).await.unwrap();
+        Rig { _directory: directory, incarnation, remote }
+    }
+
+    fn order(&self, timing: ArmTiming) -> ArmOrder {
+        ArmOrder { host: self.incarnation, server: incarnation(), volumes: vec!["data".to_owned()], timing }
+    }
+
+    async fn snapshots(&self) -> Vec<String> {
+        self.remote.describe().await.unwrap().volumes[0].snapshots.clone()
+    }
+}
+
+fn in_200_ms() -> Time<HostTimeline> {
+    HostClock::real().now() + Nanos::from_millis(200)
+}
+
+fn status<T: std::fmt::Debug>(answer: Result<T, ControlError>) -> Option<u16> {
+    answer.unwrap_err().status()
+}
+
+#[tokio::test]
+async fn a_timed_cut_goes_through_every_step() {
+    let rig = Rig::new(false).await;
+    let (attempt, at, stretch) = (Uuid::now_v7(), in_200_ms(), Nanos::from_micros(50));
+    let order = rig.order(ArmTiming::Timed { at, stretch });
+    let armed = rig.remote.arm(attempt, &order).await.unwrap();
+    assert!(armed.host == rig.incarnation && armed.armed_at < at);
+    let sealed = rig.remote.seal(attempt, std::time::Duration::ZERO).await.unwrap();
+    assert_eq!((sealed.host, sealed.server, sealed.mode), (rig.incarnation, order.server, Mode::Timed));
+    assert_eq!(sealed.readings.released_by, Cause::Time);
+    assert!(sealed.readings.p < at && sealed.readings.q >= at + stretch);
+    assert!(rig.snapshots().await.is_empty(), "not named yet");
+    rig.remote.commit(attempt, &CommitOrder { name: "s1".to_owned() }).await.unwrap();
+    assert_eq!(rig.snapshots().await, ["s1"]);
+
+    let digest = rig.remote.digest("data", "s1").await.unwrap();
+    assert_eq!(rig.remote.digest("data", "s1").await.unwrap(), digest);
+    rig.remote.delete_snapshot("data", "s1").await.unwrap();
+    rig.remote.delete_snapshot("data", "s1").await.unwrap();
+    assert!(rig.snapshots().await.is_empty());
+    assert!(rig.remote.digest("data", "s1").await.is_err());
+}
+
+#[tokio::test]
+async fn a_barrier_cut_is_released_by_a_message_that_carries_its_nonce() {
+    let rig = Rig::new(false).await;
+    let attempt = Uuid::now_v7();
+    rig.remote.arm(attempt, &rig.order(ArmTiming::Barrier)).await.unwrap();
+    let struck = rig.remote.strike(attempt, std::time::Duration::from_secs(5)).await.unwrap();
+    let release = |nonces| serde_json::to_vec(&ReleaseOrder { nonces }).unwrap();
+    assert_eq!(status(rig.remote.release(attempt, release(vec![Uuid::new_v4()]).into()).await), Some(422));
+    rig.remote.release(attempt, release(vec![Uuid::new_v4(), struck.nonce]).into()).await.unwrap();
+    let sealed = rig.remote.seal(attempt, std::time::Duration::ZERO).await.unwrap();
+    assert_eq!((sealed.nonce, sealed.readings.released_by), (Some(struck.nonce), Cause::Barrier));
+}
+
+#[tokio::test]
+async fn an_abort_undoes_a_commit_and_refuses_what_comes_later() {
+    let rig = Rig::new(false).await;
+    let attempt = Uuid::now_v7();
+    let order = rig.order(ArmTiming::Timed { at: in_200_ms(), stretch: Nanos::ZERO });
+    rig.remote.arm(attempt, &order).await.unwrap();
+    rig.remote.seal(attempt, std::time::Duration::ZERO).await.unwrap();
+    rig.remote.commit(attempt, &CommitOrder { name: "s1".to_owned() }).await.unwrap();
+    for _ in 0..2 {
+        rig.remote.abort(attempt).await.unwrap();
+        assert!(rig.snapshots().await.is_empty());
+    }
+    assert_eq!(status(rig.remote.seal(attempt, std::time::Duration::ZERO).await), Some(410));
+    // An abort may overtake its own attempt's order on another connection.
+    let overtaken = Uuid::now_v7();
+    rig.remote.abort(overtaken).await.unwrap();
+    assert_eq!(status(rig.remote.arm(overtaken, &rig.order(ArmTiming::Barrier)).await), Some(410));
+}
+
+#[tokio::test]
+async fn orders_that_cannot_be_followed_are_refused_with_a_sentence() {
+    let rig = Rig::new(false).await;
+    let late = rig.order(ArmTiming::Timed { at: Time::from_nanos(1), stretch: Nanos::ZERO });
+    assert_eq!(status(rig.remote.arm(Uuid::now_v7(), &late).await), Some(422));
+    let elsewhere = ArmOrder { volumes: vec!["none".to_owned()], ..rig.order(ArmTiming::Barrier) };
+    assert_eq!(status(rig.remote.arm(Uuid::now_v7(), &elsewhere).await), Some(404));
+    let first = Uuid::now_v7();
+    rig.remote.arm(first, &rig.order(ArmTiming::Barrier)).await.unwrap();
+    let second = rig.remote.arm(Uuid::now_v7(), &rig.order(ArmTiming::Barrier)).await.unwrap_err();
+    assert_eq!(second.status(), Some(409), "one structural operation per volume: {second}");
+    assert!(second.to_string().contains(&first.to_string()), "{second}");
+}
+
+#[tokio::test]
+async fn only_a_host_in_simulation_cuts_without_coordination() {
+    let order = UncoordinatedOrder { volumes: vec!["data".to_owned()], name: "s1".to_owned() };
+    let sober = Rig::new(false).await;
+    assert_eq!(status(sober.remote.uncoordinated(Uuid::now_v7(), &order).await), Some(404));
+    let simulated = Rig::new(true).await;
+    simulated.remote.uncoordinated(Uuid::now_v7(), &order).await.unwrap();
+    assert_eq!(simulated.snapshots().await, ["s1"]);
+}
