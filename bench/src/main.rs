@@ -1,2 +1,24 @@
-//! stub
-fn main() {}
+//! Benchmarks. Each prints medians and ratios against a peer in the same run; `--json` gives the rows.
+
+mod stall;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Benchmarks of Coeval, side by side with what one would use instead")]
+struct Arguments {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Subcommand)]
+enum Benchmark {
+    /// What a snapshot costs its writers: timed against barrier against none.
+    Stall(stall::Arguments),
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    match Arguments::parse().benchmark {
+        Benchmark::Stall(arguments) => stall::run(&arguments),
+    }
+}

@@ -86,7 +86,7 @@ pub struct Cluster {
     /// Where the server's API is.
     pub api: String,
     // Last, so that it is removed after the processes are gone.
-    directory: TempDir,
+    _directory: TempDir,
 }
 
 impl Cluster {
@@ -121,7 +121,7 @@ impl Cluster {
         }
         let daemon = start_daemon(program, "server", directory.path(), "server", server, &config)?;
         let ready: ServerReady = daemon.ready()?;
-        Ok(Cluster { hosts, server: daemon, api: ready.api, directory })
+        Ok(Cluster { hosts, server: daemon, api: ready.api, _directory: directory })
     }
 
     /// Starts the server again on the same state, after killing it if it still runs.
@@ -145,11 +145,6 @@ impl Cluster {
         host.daemon.restart()?;
         host.ready = host.daemon.ready()?;
         Ok(())
-    }
-
-    /// The directory of everything, removed in the end.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
     }
 }
 

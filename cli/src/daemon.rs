@@ -102,11 +102,6 @@ impl Daemon {
         serde_json::from_str(&self.ready)
     }
 
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// What it logged so far.
     ///
     /// # Errors

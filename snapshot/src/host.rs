@@ -54,8 +54,8 @@ pub struct HostService {
 #[derive(Default)]
 struct Attempts {
     current: HashMap<AttemptId, Arc<Attempt>>,
-    /// Attempts that are over, oldest first; without the attempt where it was called off before its order came.
-    ended: VecDeque<(AttemptId, Option<Arc<Attempt>>)>,
+    /// Attempts that are over or were called off before their order came, oldest first.
+    ended: VecDeque<AttemptId>,
 }
 
 /// Why a host did not do as it was told.
@@ -99,8 +99,8 @@ impl HostError {
     pub fn status(&self) -> u16 {
         match self {
             HostError::NoVolume { .. } => 404,
-            HostError::Restarted | HostError::Volume(_) => 409,
-            HostError::Gone => 410,
+            HostError::Volume(_) => 409,
+            HostError::Restarted | HostError::Gone => 410,
             HostError::Refused(_) => 422,
             HostError::Unusable { .. } | HostError::Failed(_) => 500,
         }
@@ -141,6 +141,11 @@ impl HostService {
         }))
     }
 
+    /// What it was told at start.
+    pub fn options(&self) -> &HostOptions {
+        &self.options
+    }
+
     /// Says where the NBD server listens, once it does.
     pub fn set_nbd_endpoints(&self, endpoints: Vec<String>) {
         // A second call would mean a second NBD server for the same volumes; the first one's addresses stay.
@@ -179,8 +184,7 @@ impl HostService {
             volumes.iter().map(|volume| volume.prepare(&what)).collect::<Result<Vec<_>, VolumeError>>()?;
         let mode = if matches!(timing, Timing::Barrier) { Mode::Barrier } else { Mode::Timed };
         let cut = Arc::new(Cut::new(timing, self.options.max_stretch));
-        let attempt =
-            Attempt::new(id, mode, order.server, cut, cuts, order.volumes.clone(), self.clock.clone());
+        let attempt = Attempt::new(id, mode, order.server, cut, cuts, self.clock.clone());
         let attempt = Arc::new(attempt);
         self.enlist(id, &attempt)?;
         self.spawn_keeper(id, &attempt)?;
@@ -225,10 +229,10 @@ impl HostService {
     pub fn commit(&self, id: AttemptId, order: &CommitOrder) -> Result<(), HostError> {
         let attempt = self.current(id)?;
         let outcome = attempt.commit(&order.name);
-        self.end(id, Some(&attempt));
+        self.end(id);
         if outcome.is_err() {
             // Some volumes may have taken the name before one could not.
-            if let Err(left) = self.drop_names(&attempt) {
+            if let Err(left) = self.drop_names(id) {
                 tracing::error!(%id, "the name {} stays on a volume: {left}", order.name);
             }
         }
@@ -241,16 +245,12 @@ impl HostService {
     /// # Errors
     /// When a volume cannot drop the name.
     pub fn abort(&self, id: AttemptId) -> Result<(), HostError> {
-        let known = {
-            let attempts = self.attempts();
-            let ended = || attempts.ended.iter().find(|(ended, _)| *ended == id)?.1.clone();
-            attempts.current.get(&id).cloned().or_else(ended)
-        };
-        if let Some(attempt) = &known {
+        let current = self.attempts().current.get(&id).cloned();
+        if let Some(attempt) = current {
             attempt.call_off();
         }
-        self.end(id, known.as_ref());
-        known.map_or(Ok(()), |attempt| self.drop_names(&attempt))
+        self.end(id);
+        self.drop_names(id)
     }
 
     /// Cuts the volumes here and now, held back by nothing and coordinated with nobody. The demo's control: snapshots
@@ -333,7 +333,7 @@ impl HostService {
         let keeper = std::thread::Builder::new().name("keeper".to_owned()).spawn(move || {
             kept.keep();
             if let Some(service) = service.upgrade() {
-                service.end(id, Some(&kept));
+                service.end(id);
             }
         });
         match keeper {
@@ -343,7 +343,7 @@ impl HostService {
             }
             Err(error) => {
                 attempt.call_off();
-                self.end(id, None);
+                self.end(id);
                 Err(HostError::Failed(format!("cannot start a thread for the cut: {error}")))
             }
         }
@@ -351,7 +351,7 @@ impl HostService {
 
     fn enlist(&self, id: AttemptId, attempt: &Arc<Attempt>) -> Result<(), HostError> {
         let mut attempts = self.attempts();
-        if attempts.current.contains_key(&id) || attempts.ended.iter().any(|(ended, _)| *ended == id) {
+        if attempts.current.contains_key(&id) || attempts.ended.contains(&id) {
             return Err(HostError::Gone);
         }
         attempts.current.insert(id, Arc::clone(attempt));
@@ -359,21 +359,25 @@ impl HostService {
     }
 
     /// Moves an attempt to the ended ones. Also one never seen: an order for it may still be on its way.
-    fn end(&self, id: AttemptId, attempt: Option<&Arc<Attempt>>) {
+    fn end(&self, id: AttemptId) {
         let mut attempts = self.attempts();
         attempts.current.remove(&id);
-        if !attempts.ended.iter().any(|(ended, _)| *ended == id) {
-            attempts.ended.push_back((id, attempt.cloned()));
+        if !attempts.ended.contains(&id) {
+            attempts.ended.push_back(id);
         }
         if attempts.ended.len() > REMEMBERED {
             attempts.ended.pop_front();
         }
     }
 
-    /// Drops the name that a commit gave, if one did.
-    fn drop_names(&self, attempt: &Attempt) -> Result<(), HostError> {
-        let Some(name) = attempt.committed_as() else { return Ok(()) };
-        attempt.volume_names().iter().try_for_each(|volume| self.delete_snapshot(volume, name))
+    /// Drops the names that an attempt gave, in this run of the daemon or an earlier one.
+    fn drop_names(&self, id: AttemptId) -> Result<(), HostError> {
+        for volume in self.usable() {
+            if let Some(name) = volume.named_by(id) {
+                volume.delete_snapshot(&name)?;
+            }
+        }
+        Ok(())
     }
 
     fn current(&self, id: AttemptId) -> Result<Arc<Attempt>, HostError> {

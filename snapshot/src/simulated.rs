@@ -1,10 +1,14 @@
 //! Clocks whose truth is known, and the exchanges that a server would have with them. Only for tests.
 
-use timesync::bound::{Assumptions, Window};
+use proptest::prelude::*;
+use timesync::bound::{Assumptions, Policy, Window};
 use timesync::exchange::{Backward, Exchange, Forward};
 use timesync::identity::{BootId, Incarnation, ProcessId};
 use timesync::time::{Host, Nanos, Server, Span, Time};
 use uuid::Uuid;
+
+use crate::certificate::{Evidence, HostEvidence, Mode, Observed};
+use crate::cut::{Cause, Readings, Stretch};
 
 /// A host's clock: off by `offset` ns at the server's zero, and drifting.
 #[derive(Clone, Copy, Debug)]
@@ -71,4 +75,80 @@ impl Path {
 /// A daemon that nothing else is.
 pub fn incarnation() -> Incarnation {
     Incarnation { boot: BootId(Uuid::new_v4()), process: ProcessId(Uuid::new_v4()) }
+}
+
+/// Any clock within its assumptions, and any path.
+pub fn any_host() -> impl Strategy<Value = (Clock, Path)> {
+    let clock = (-1_i64 << 50..1 << 50, -150_000_i64..150_000)
+        .prop_map(|(offset, drift_ppb)| Clock { offset, drift_ppb });
+    let path = (1_i64..2_000, 1_i64..2_000).prop_map(|(forward, backward)| Path::micros(forward, backward));
+    (clock, path)
+}
+
+/// Hosts whose clocks and paths are known, and a timed cut that they took as ordered.
+pub struct World {
+    pub clocks: Vec<(Clock, Path)>,
+    pub evidence: Evidence,
+}
+
+impl World {
+    /// Plans at `now`: `order` gives each host's T and the stretch from what was measured. Every host reads as close to
+    /// its T as the rules allow: P = T − 1, Q = T + V.
+    pub fn new(
+        clocks: Vec<(Clock, Path)>,
+        now: Time<Server>,
+        order: impl FnOnce(&[Window]) -> (Vec<Time<Host>>, Nanos),
+    ) -> Self {
+        let planned: Vec<Window> = clocks.iter().map(|(clock, path)| clock.window(now, *path)).collect();
+        let (at, stretch) = order(&planned);
+        let server = incarnation();
+        let hosts = clocks.iter().zip(planned).zip(at).zip(["a", "b", "c", "d"]);
+        let hosts = hosts.map(|((((clock, path), planned), at), name)| {
+            let host = incarnation();
+            let mut remeasured = planned.clone();
+            clock.burst(&mut remeasured, clock.truth(at + stretch) + Nanos::from_millis(50), *path);
+            HostEvidence {
+                host: name.to_owned(),
+                ordered: host,
+                reported: host,
+                readings: Readings {
+                    at,
+                    p: at - Nanos::new(1),
+                    q: at + stretch,
+                    released_by: Cause::Time,
+                    held: 0,
+                    stretch_ns: Stretch::default(),
+                },
+                nonce: None,
+                observed: Some(Observed { planned, remeasured, planned_with: host, remeasured_with: host }),
+            }
+        });
+        let evidence = Evidence {
+            mode: Mode::Timed,
+            policy: Policy::Hard,
+            server_before: server,
+            server_after: server,
+            released_nonces: Vec::new(),
+            hosts: hosts.collect(),
+        };
+        World { clocks, evidence }
+    }
+
+    /// What the margin really was.
+    pub fn true_margin(&self) -> Nanos {
+        let read = |index: usize| self.evidence.hosts[index].readings;
+        let truth = |index: usize, reading| self.clocks[index].0.truth(reading);
+        let pairs = (0..self.clocks.len()).flat_map(|i| (0..self.clocks.len()).map(move |j| (i, j)));
+        pairs.filter(|(i, j)| i != j).map(|(i, j)| truth(i, read(i).q) - truth(j, read(j).p)).min().unwrap()
+    }
+
+    /// The first host's evidence.
+    pub fn first(&mut self) -> &mut HostEvidence {
+        &mut self.evidence.hosts[0]
+    }
+
+    /// The first host's exchanges.
+    pub fn observed(&mut self) -> &mut Observed {
+        self.first().observed.as_mut().unwrap()
+    }
 }

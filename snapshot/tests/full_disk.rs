@@ -45,7 +45,7 @@ fn a_full_disk_fails_the_write_and_nothing_else() {
     assert!(attempt.wait_drained(&mut || false));
     attempt.seal().unwrap();
     attempt.disarm();
-    attempt.commit("s").unwrap();
+    attempt.commit("s", uuid::Uuid::nil()).unwrap();
     assert!(volume.prepare("x").is_err(), "no room for another layer");
     assert_eq!(volume.describe().layers, 2);
     limit(hard);

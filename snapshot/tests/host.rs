@@ -38,6 +38,18 @@ impl Fixture {
         Fixture { service, identity, clock, _directory: directory }
     }
 
+    /// Ends the service and opens its volumes anew.
+    fn restart(&mut self) {
+        let options = self.service.options().clone();
+        let holder = std::mem::replace(&mut self.service, Self::new().service);
+        // The keepers of ended attempts may still be on their way out.
+        while Arc::strong_count(&holder) > 1 {
+            std::thread::yield_now();
+        }
+        drop(holder);
+        self.service = HostService::open(options, self.identity, self.clock.clone()).unwrap();
+    }
+
     fn new() -> Self {
         Self::with_max_stretch(Nanos::from_millis(60_000))
     }
@@ -201,6 +213,20 @@ fn an_abort_after_the_commit_drops_the_name() {
     host.service.commit(attempt, &commit("gone")).unwrap();
     host.service.abort(attempt).unwrap();
     assert_eq!(host.service.list(), ["data", "log"]);
+}
+
+#[test]
+fn an_abort_after_a_restart_drops_the_name_too() {
+    let mut host = Fixture::new();
+    let (kept, undone) = (id(), id());
+    for (attempt, name) in [(kept, "kept"), (undone, "undone")] {
+        host.service.arm(attempt, host.timed(Nanos::from_millis(50), Nanos::from_micros(50))).unwrap();
+        host.service.seal(attempt).unwrap();
+        host.service.commit(attempt, &commit(name)).unwrap();
+    }
+    host.restart();
+    host.service.abort(undone).unwrap();
+    assert_eq!(host.service.list(), ["data", "data@kept", "log"]);
 }
 
 #[test]

@@ -92,19 +92,25 @@ impl Module {
         clock: HostClock,
         incarnation: Incarnation,
     ) -> Result<Self, StartError> {
-        let endpoints: Vec<_> = config
-            .listen
-            .iter()
-            .map(|&ip| {
-                Ok(Listening { endpoint: Endpoint::bind(ip, config.event_port)?, awaiting: HashMap::new() })
-            })
-            .collect::<Result<_, SocketError>>()?;
+        let bind = |&ip| Endpoint::bind(ip, config.event_port);
+        let endpoints = config.listen.iter().map(bind).collect::<Result<_, _>>()?;
+        Self::serve(endpoints, config.domain, clock, incarnation)
+    }
+
+    fn serve(
+        endpoints: Vec<Endpoint>,
+        domain: u8,
+        clock: HostClock,
+        incarnation: Incarnation,
+    ) -> Result<Self, StartError> {
+        let endpoints: Vec<_> =
+            endpoints.into_iter().map(|endpoint| Listening { endpoint, awaiting: HashMap::new() }).collect();
         let addresses = endpoints.iter().map(|listening| listening.endpoint.event.local_address()).collect();
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(io::Error::from)?);
         let counters = Arc::new(Counters::default());
         let mut clocks = Clocks::new()?;
         let responder = Responder {
-            domain: config.domain,
+            domain,
             identity: own_identity(incarnation),
             incarnation,
             clock,
@@ -168,9 +174,9 @@ struct Awaiting {
 }
 
 /// A stamp that is not back by then will not come: the follow-up goes out with the reading before the send.
-const STAMP_PATIENCE: Nanos = Nanos::from_millis(10);
+const STAMP_PATIENCE_MS: u16 = 10;
 /// The readings before the next packet must not be too old, and the clock source is looked up so often.
-const IDLE_MS: u16 = 1_000;
+const IDLE_MS: u16 = 500;
 /// Requests that are answered in one go.
 const BATCH: usize = 32;
 
@@ -194,7 +200,7 @@ impl Responder {
         let mut source_checked = clock::raw_now();
         loop {
             let waiting = endpoints.iter().any(|listening| !listening.awaiting.is_empty());
-            let timeout = if waiting { PollTimeout::from(10_u16) } else { PollTimeout::from(IDLE_MS) };
+            let timeout = PollTimeout::from(if waiting { STAMP_PATIENCE_MS } else { IDLE_MS });
             let Some(events) = wait(&endpoints, stop, timeout) else { return };
             for (listening, failed) in endpoints.iter_mut().zip(events) {
                 let stamps = self.follow_up(listening);
@@ -290,7 +296,8 @@ impl Responder {
             return;
         }
         let after = self.clocks.read();
-        let overdue = |sent: &Awaiting| after.raw.earliest - sent.before.raw.latest > STAMP_PATIENCE;
+        let patience = Nanos::from_millis(i64::from(STAMP_PATIENCE_MS));
+        let overdue = |sent: &Awaiting| after.raw.earliest - sent.before.raw.latest > patience;
         for (_, awaiting) in listening.awaiting.extract_if(|_, sent| overdue(sent)) {
             self.send_follow_up(&mut listening.endpoint, &awaiting, None, &after);
         }
@@ -366,4 +373,38 @@ fn wait(endpoints: &[Listening], stop: &EventFd, timeout: PollTimeout) -> Option
     }
     let failed = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLERR));
     Some(fds[1..events].iter().map(failed).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::StampClass;
+    use crate::server::{HostConfig, ServerConfig, TimeServer};
+    use crate::socket::StampedSocket;
+    use crate::source::SkewSource;
+    use crate::time::Offset;
+
+    #[test]
+    fn without_the_kernels_stamps_exchanges_go_on_with_wider_bounds() {
+        let event = StampedSocket::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let address = event.local_address();
+        let incarnation = Incarnation::of_this_process().unwrap();
+        let endpoint = Endpoint { event, general: None };
+        let module = Module::serve(vec![endpoint], 0, HostClock::real(), incarnation).unwrap();
+        let hosts = vec![HostConfig::new("a", address)];
+        let config = ServerConfig { hosts, event_port: 0, ..ServerConfig::default() };
+        let server = TimeServer::start(&config, incarnation).unwrap();
+        let names = ["a".to_owned()];
+        let observation = (0..100)
+            .find_map(|_| {
+                server.burst(&names);
+                server.observe("a").ok()
+            })
+            .unwrap();
+        assert_eq!(observation.timestamps, StampClass::Userspace);
+        assert!(observation.window.hard(server.now()).unwrap().contains(Offset::new(0)));
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        assert!(count(&module.counters().unstamped_requests) >= 8);
+        assert!(count(&module.counters().unstamped_answers) >= 8);
+    }
 }

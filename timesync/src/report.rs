@@ -107,14 +107,9 @@ struct Bounds {
 const SLEW_PPB: i64 = 1_000_000;
 
 /// The report on `records` at the server's instant `now`, with statistical bounds at `confidence`.
-pub(crate) fn of<'a>(
-    records: impl Iterator<Item = &'a Record>,
-    now: Time<Server>,
-    confidence: f64,
-    allow_simulated: bool,
-) -> Report {
+pub(crate) fn of(records: &[Record], now: Time<Server>, confidence: f64, allow_simulated: bool) -> Report {
     let rows: Vec<(HostRow, Option<i64>)> =
-        records.map(|record| row(record, now, confidence, allow_simulated)).collect();
+        records.iter().map(|record| row(record, now, confidence, allow_simulated)).collect();
     let mut pairs = Vec::new();
     for (i, (a, a_half)) in rows.iter().enumerate() {
         for (b, b_half) in &rows[i + 1..] {
@@ -194,4 +189,48 @@ fn wall_offset(theta: Interval, latest: &Latest) -> (i64, i64) {
     let lo = sum(theta.lo.get(), over_host(host.at.latest), over_server(server.at.earliest));
     let hi = sum(theta.hi.get(), over_host(host.at.earliest), over_server(server.at.latest));
     ((lo - Nanos::new(slewed)).get(), (hi + Nanos::new(slewed)).get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::WallReading;
+    use crate::server::HostConfig;
+    use crate::time::{Offset, Span};
+
+    fn exact<T>(wall: i64, at: i64) -> WallReading<T> {
+        WallReading { wall: Time::from_nanos(wall), at: Span::exact(Time::from_nanos(at)) }
+    }
+
+    /// The server booted 1 000 s before its wall clock's zero, so to speak, the host 5 s later; their wall clocks are
+    /// 700 ns apart.
+    #[test]
+    fn the_wall_clocks_offset_is_the_timelines_and_what_the_stamps_say() {
+        let (x, second) = (2_000_000_000_i64, 1_000_000_000_i64);
+        let latest = Latest {
+            server_wall: exact(x + 1_000 * second, x),
+            host_wall: exact(x + 1_000 * second + 700 + 400, x - 5 * second + 400),
+            class: StampClass::Software,
+            delay: Nanos::new(1_000_000),
+            steps: 0,
+        };
+        let theta = Interval { lo: Offset::new(-5 * second - 300), hi: Offset::new(-5 * second + 200) };
+        // 2 · 1 000 ppm of the delay, and 3 for the whole nanoseconds.
+        assert_eq!(wall_offset(theta, &latest), (700 - 300 - 2_003, 700 + 200 + 2_003));
+    }
+
+    #[test]
+    fn a_host_that_was_never_heard_of_has_a_row_of_nulls_and_a_state() {
+        let record = Record::new(HostConfig::new("a", "10.0.0.1:319".parse().unwrap()), 64, true);
+        let report = of(&[record], Time::from_nanos(0), 0.99, false);
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({"hosts": [{
+                "host": "a", "offset_ns": null, "hard_ns": null, "statistical_ns": null, "confidence": null,
+                "asymmetry": null, "rtt_ns": null, "drift_ppb": null, "timestamps": null, "exchanges": 0, "lost": 0,
+                "age_ms": null, "state": "silent",
+            }], "pairs": []})
+        );
+    }
 }

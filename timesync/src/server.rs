@@ -154,6 +154,8 @@ pub struct TimeServer {
 /// What the probing thread and everybody else share.
 #[derive(Debug)]
 struct Shared {
+    /// The hosts' names, in the order of their records.
+    names: Vec<String>,
     records: Vec<Mutex<Record>>,
     allow_simulated: bool,
     /// Wakes the probing thread up for a command.
@@ -167,7 +169,7 @@ impl Shared {
     }
 
     fn find(&self, name: &str) -> Option<usize> {
-        (0..self.records.len()).find(|&index| self.record(index).config.name == name)
+        self.names.iter().position(|known| known == name)
     }
 }
 
@@ -180,6 +182,7 @@ impl TimeServer {
         let trusted = source_is_trusted();
         let record = |host: &HostConfig| Mutex::new(Record::new(host.clone(), config.window, trusted));
         let shared = Arc::new(Shared {
+            names: config.hosts.iter().map(|host| host.name.clone()).collect(),
             records: config.hosts.iter().map(record).collect(),
             allow_simulated: config.allow_simulated,
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -194,13 +197,10 @@ impl TimeServer {
 
     /// What `coeval skew` shows, now.
     pub fn report(&self) -> Report {
-        let records: Vec<_> = (0..self.shared.records.len()).map(|index| self.shared.record(index)).collect();
-        report::of(
-            records.iter().map(|record| &**record),
-            ServerClock.now(),
-            self.confidence,
-            self.shared.allow_simulated,
-        )
+        // Of copies: the prober must not wait while bounds are worked out.
+        let copies: Vec<_> =
+            (0..self.shared.records.len()).map(|index| self.shared.record(index).clone()).collect();
+        report::of(&copies, ServerClock.now(), self.confidence, self.shared.allow_simulated)
     }
 
     fn command(&self, command: Command) {

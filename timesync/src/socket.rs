@@ -402,4 +402,21 @@ mod tests {
         let error = StampedSocket::bind("192.0.2.1:0".parse().unwrap(), true).unwrap_err();
         assert!(matches!(error, SocketError::NoSuchAddress(_)));
     }
+
+    #[test]
+    fn an_error_of_the_network_does_not_keep_poll_awake() {
+        let socket = StampedSocket::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        // A connected socket hears that nobody listens there.
+        let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        socket.socket.connect(&nobody.into()).unwrap();
+        socket.socket.send(b"?").unwrap();
+        let polled = |timeout: u16| {
+            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+            poll(&mut fds, PollTimeout::from(timeout)).unwrap();
+            fds[0].revents().unwrap()
+        };
+        assert_eq!(polled(5_000), PollFlags::POLLERR);
+        socket.clear_error();
+        assert_eq!(polled(0), PollFlags::empty());
+    }
 }

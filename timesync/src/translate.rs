@@ -32,11 +32,12 @@ const TRUNCATION: i64 = 1;
 /// When, on the raw clock, `CLOCK_REALTIME` read `stamp`. None where the clock was set in between, or where the
 /// readings contradict each other: then nothing is known.
 ///
-/// Assumes that the slew limit did not rise and fall again between the readings: they are a fraction of a second apart,
-/// and time daemons change it for longer.
+/// Assumes that the slew limit did not rise and fall again between the readings. They are half a second apart at most;
+/// chronyd, which changes the limit most, slews for a second at least.
 pub fn translate(stamp: Time<Wall>, before: &ClockReading, after: &ClockReading) -> Option<Span<Raw>> {
-    // The kernel announces a step just after it has made it. In between, a reading would not know; but then the
-    // distance to CLOCK_MONOTONIC has changed already. Together they leave no gap.
+    // The kernel announces a step some microseconds after it has made it. In between, a reading would not know; but then
+    // the distance to CLOCK_MONOTONIC has changed already. What could slip through is a step in those microseconds that
+    // is smaller than the distances are known to, a fraction of a microsecond.
     let (low, high) = (before.ahead_of_monotonic, after.ahead_of_monotonic);
     let stepped = before.steps_before != after.steps_after || low.0 > high.1 || high.0 > low.1;
     if stepped {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::exchange::StampClass;
 use crate::identity::{BootId, Incarnation, ProcessId};
-use crate::time::{Nanos, Time, Wall};
+use crate::time::{Time, Wall};
 
 /// A message without TLVs: header (34), timestamp (10) and 10 more octets, in all three types.
 pub const PLAIN_LEN: usize = 54;
@@ -33,7 +33,7 @@ const TLV_VERSION: u8 = 1;
 /// What a stamp class octet says in a request, which carries no reading.
 const NO_READING: u8 = 0xFF;
 
-/// Every instant from the network lies within ± this (2^61 ns, 73 years): see [`Nanos`].
+/// Every instant from the network lies within ± this (2^61 ns, 73 years): see [`crate::time::Nanos`].
 const LIMIT: i64 = 1 << 61;
 
 /// Why a datagram is no message of ours. Each is a sentence for people.
@@ -404,11 +404,6 @@ impl<'a> Reader<'a> {
 
 fn in_range(nanos: i64) -> Result<i64, WireError> {
     if (-LIMIT..=LIMIT).contains(&nanos) { Ok(nanos) } else { Err(WireError::Range) }
-}
-
-/// A correctionField in whole nanoseconds, towards zero (§13.3.2.9: the field counts 2^-16 ns).
-pub fn correction_nanos(correction: i64) -> Nanos {
-    Nanos::new(correction / 65_536)
 }
 
 #[cfg(test)]

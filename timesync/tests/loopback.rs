@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use timesync::clock::HostClock;
+use timesync::clock::{HostClock, wall_now};
 use timesync::identity::Incarnation;
 use timesync::module::{Module, ModuleConfig};
 use timesync::probe::{Probe, ProbeConfig};
 use timesync::server::{HostConfig, ServerConfig, State, TimeServer};
 use timesync::source::{SkewSource, Unobserved};
 use timesync::time::{Nanos, Offset, Time};
-use timesync::wire::Message;
+use timesync::wire::{Body, Header, Message, PLAIN_LEN, PortIdentity};
 
 fn incarnation() -> Incarnation {
     Incarnation::of_this_process().unwrap()
@@ -208,6 +208,51 @@ fn forged_replayed_and_damaged_answers_change_nothing() {
     assert!(bound.contains(Offset::new(0)) && bound.half_width() < Nanos::from_millis(100), "{bound:?}");
     stop.store(true, Ordering::Relaxed);
     thread.join().unwrap();
+}
+
+/// Answers like a daemon that knows nothing of our TLV. Returns how long the requests were.
+fn plain_responder(stop: Arc<AtomicBool>) -> (SocketAddr, std::thread::JoinHandle<Vec<usize>>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let address = socket.local_addr().unwrap();
+    let thread = std::thread::spawn(move || {
+        let (mut buffer, mut lengths) = ([0; 256], Vec::new());
+        while !stop.load(Ordering::Relaxed) {
+            let Ok((len, server)) = socket.recv_from(&mut buffer) else { continue };
+            let received = wall_now();
+            let request = Message::parse(&buffer[..len]).unwrap().header;
+            let source = PortIdentity { clock: [6; 8], port: 1 };
+            let header = Header { source, two_step: true, ..request };
+            let requester = request.source;
+            for body in
+                [Body::Response { received, requester }, Body::FollowUp { sent: wall_now(), requester }]
+            {
+                // A follow-up says when the response was sent; a reading before that is early, as stamps may be.
+                let octets = Message { header, body, extension: None }.encode();
+                socket.send_to(&octets, server).unwrap();
+            }
+            lengths.push(len);
+        }
+        lengths
+    });
+    (address, thread)
+}
+
+#[test]
+fn a_plain_responder_is_reported_and_asked_in_messages_as_long_as_its_own() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (address, thread) = plain_responder(Arc::clone(&stop));
+    let server = server(&[("a", address)], false);
+    let hosts = ["a".to_owned()];
+    burst_until(&server, &hosts, || server.report().hosts[0].state == State::Agentless);
+    assert_eq!(server.observe("a").unwrap_err(), Unobserved::Agentless("a".into()));
+    let row = server.report().hosts[0].clone();
+    assert!(row.offset_ns.unwrap().abs() <= row.hard_ns.unwrap(), "{row:?}");
+    stop.store(true, Ordering::Relaxed);
+    let lengths = thread.join().unwrap();
+    let plain = lengths.iter().filter(|len| **len == PLAIN_LEN).count();
+    // Now and then it is asked whether a module has come.
+    assert!(lengths[0] > PLAIN_LEN && plain > lengths.len() / 2 && plain < lengths.len(), "{lengths:?}");
 }
 
 #[test]

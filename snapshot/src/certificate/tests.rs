@@ -3,17 +3,10 @@ use timesync::bound::Assumptions;
 use timesync::identity::BootId;
 
 use super::*;
-use crate::cut::Stretch;
-use crate::simulated::{Clock, Path, incarnation};
+use crate::simulated::{Clock, Path, World, any_host, incarnation};
 
 const NOW: Time<Server> = Time::from_nanos(10_000_000_000);
 const LEAD: Nanos = Nanos::from_millis(50);
-
-/// Hosts whose clocks and paths are known, and a cut that they took as ordered.
-struct World {
-    clocks: Vec<(Clock, Path)>,
-    evidence: Evidence,
-}
 
 /// How a stretch follows from the half-widths at T, largest first.
 type Sizing = fn(&[Nanos]) -> Nanos;
@@ -26,64 +19,16 @@ fn larger_alone(errors: &[Nanos]) -> Nanos {
     errors[0] + Nanos::new(1_000)
 }
 
-impl World {
-    /// Every host reads as close to its T as the rules allow: P = T − 1, Q = T + V.
-    fn new(clocks: Vec<(Clock, Path)>, sizing: Sizing) -> Self {
-        let t = NOW + LEAD;
-        let planned: Vec<Window> = clocks.iter().map(|(clock, path)| clock.window(NOW, *path)).collect();
-        let bounds: Vec<Interval> =
-            planned.iter().map(|window| window.bound(t, &Policy::Hard).unwrap()).collect();
-        let mut errors: Vec<Nanos> = bounds.iter().map(|bound| bound.half_width()).collect();
+/// A world that was ordered to cut at the middles of the bounds at T, with a stretch as `sizing` says.
+fn world(clocks: Vec<(Clock, Path)>, sizing: Sizing) -> World {
+    let t = NOW + LEAD;
+    World::new(clocks, NOW, |planned| {
+        let bounds = planned.iter().map(|window| window.bound(t, &Policy::Hard).unwrap());
+        let (at, mut errors): (Vec<_>, Vec<_>) =
+            bounds.map(|bound| (t + bound.middle(), bound.half_width())).unzip();
         errors.sort_unstable_by_key(|error| -error.get());
-        let stretch = sizing(&errors);
-        let server = incarnation();
-        let hosts = clocks.iter().zip(planned).zip(&bounds).enumerate();
-        let hosts = hosts.map(|(index, (((clock, path), planned), bound))| {
-            let host = incarnation();
-            let mut remeasured = planned.clone();
-            clock.burst(&mut remeasured, t + stretch + Nanos::from_millis(50), *path);
-            HostEvidence {
-                host: ["a", "b", "c", "d"][index].to_owned(),
-                ordered: host,
-                reported: host,
-                readings: Readings {
-                    at: t + bound.middle(),
-                    p: t + bound.middle() - Nanos::new(1),
-                    q: t + bound.middle() + stretch,
-                    released_by: Cause::Time,
-                    held: 0,
-                    stretch_ns: Stretch::default(),
-                },
-                nonce: None,
-                observed: Some(Observed { planned, remeasured, planned_with: host, remeasured_with: host }),
-            }
-        });
-        let evidence = Evidence {
-            mode: Mode::Timed,
-            policy: Policy::Hard,
-            server_before: server,
-            server_after: server,
-            released_nonces: Vec::new(),
-            hosts: hosts.collect(),
-        };
-        World { clocks, evidence }
-    }
-
-    /// What the margin really was.
-    fn true_margin(&self) -> Nanos {
-        let read = |index: usize| self.evidence.hosts[index].readings;
-        let truth = |index: usize, reading| self.clocks[index].0.truth(reading);
-        let pairs = (0..self.clocks.len()).flat_map(|i| (0..self.clocks.len()).map(move |j| (i, j)));
-        pairs.filter(|(i, j)| i != j).map(|(i, j)| truth(i, read(i).q) - truth(j, read(j).p)).min().unwrap()
-    }
-
-    fn a(&mut self) -> &mut HostEvidence {
-        &mut self.evidence.hosts[0]
-    }
-
-    fn observed(&mut self) -> &mut Observed {
-        self.a().observed.as_mut().unwrap()
-    }
+        (at, sizing(&errors))
+    })
 }
 
 /// Two hosts whose delays lie entirely in opposite directions: each true offset is at the far end of its bound.
@@ -95,7 +40,7 @@ fn lopsided() -> Vec<(Clock, Path)> {
 }
 
 fn barrier() -> Evidence {
-    let mut evidence = World::new(lopsided(), sum_of_two).evidence;
+    let mut evidence = world(lopsided(), sum_of_two).evidence;
     evidence.mode = Mode::Barrier;
     for host in &mut evidence.hosts {
         host.readings.released_by = Cause::Barrier;
@@ -108,7 +53,7 @@ fn barrier() -> Evidence {
 
 #[test]
 fn the_sum_of_two_half_widths_is_enough_on_a_lopsided_network() {
-    let world = World::new(lopsided(), sum_of_two);
+    let world = world(lopsided(), sum_of_two);
     let certificate = certify(&world.evidence).unwrap();
     let margin = certificate.margin.unwrap();
     assert!(margin > Nanos::ZERO && margin <= world.true_margin(), "{margin} of {}", world.true_margin());
@@ -116,21 +61,21 @@ fn the_sum_of_two_half_widths_is_enough_on_a_lopsided_network() {
 
 #[test]
 fn the_larger_half_width_alone_tears_the_cut_and_is_refused() {
-    let world = World::new(lopsided(), larger_alone);
+    let world = world(lopsided(), larger_alone);
     assert!(world.true_margin() < Nanos::ZERO, "the scenario must really tear: {}", world.true_margin());
     assert!(matches!(certify(&world.evidence), Err(Refusal::Margin { .. })));
 }
 
 #[test]
 fn no_stretch_tears_the_cut_and_is_refused() {
-    let world = World::new(lopsided(), |_| Nanos::ZERO);
+    let world = world(lopsided(), |_| Nanos::ZERO);
     assert!(world.true_margin() < Nanos::ZERO);
     assert!(matches!(certify(&world.evidence), Err(Refusal::Margin { .. })));
 }
 
 #[test]
 fn an_untranslated_t_is_refused() {
-    let mut world = World::new(lopsided(), sum_of_two);
+    let mut world = world(lopsided(), sum_of_two);
     let stretch = world.evidence.hosts[0].readings.q - world.evidence.hosts[0].readings.at;
     let number: Time<Host> = Time::from_nanos((NOW + LEAD).as_nanos());
     for host in &mut world.evidence.hosts {
@@ -144,7 +89,7 @@ fn an_untranslated_t_is_refused() {
 
 #[test]
 fn one_host_alone_is_ordered_by_its_own_clock() {
-    let mut world = World::new(lopsided(), sum_of_two);
+    let mut world = world(lopsided(), sum_of_two);
     world.evidence.hosts.truncate(1);
     let Readings { p, q, .. } = world.evidence.hosts[0].readings;
     assert_eq!(certify(&world.evidence).unwrap().margin, Some(q - p));
@@ -166,7 +111,7 @@ fn every_refusal_is_reached_by_what_it_names() {
         ),
         (
             "a host restarted before it reported",
-            |world| world.a().reported = incarnation(),
+            |world| world.first().reported = incarnation(),
             |why| matches!(why, Refusal::Restarted { who } if who == "host a"),
         ),
         (
@@ -181,30 +126,30 @@ fn every_refusal_is_reached_by_what_it_names() {
         ),
         (
             "max_stretch ran out",
-            |world| world.a().readings.released_by = Cause::Timeout,
+            |world| world.first().readings.released_by = Cause::Timeout,
             |why| matches!(why, Refusal::ReleasedBy { cause: Cause::Timeout, .. }),
         ),
         (
             "aborted",
-            |world| world.a().readings.released_by = Cause::Abort,
+            |world| world.first().readings.released_by = Cause::Abort,
             |why| matches!(why, Refusal::ReleasedBy { cause: Cause::Abort, .. }),
         ),
         (
             "P and Q swapped",
             |world| {
-                let Readings { p, q, .. } = &mut world.a().readings;
+                let Readings { p, q, .. } = &mut world.first().readings;
                 std::mem::swap(p, q);
             },
             |why| matches!(why, Refusal::Contradiction { .. }),
         ),
         (
             "released before T",
-            |world| world.a().readings.q = world.a().readings.at - Nanos::new(1),
+            |world| world.first().readings.q = world.first().readings.at - Nanos::new(1),
             |why| matches!(why, Refusal::Contradiction { .. }),
         ),
         (
             "no exchanges stored",
-            |world| world.a().observed = None,
+            |world| world.first().observed = None,
             |why| matches!(why, Refusal::NotRemeasured { .. }),
         ),
         (
@@ -240,12 +185,12 @@ fn every_refusal_is_reached_by_what_it_names() {
         ),
         (
             "released too early",
-            |world| world.a().readings.q = world.a().readings.at,
+            |world| world.first().readings.q = world.first().readings.at,
             |why| matches!(why, Refusal::Margin { i, j, .. } if i == "a" && j == "b"),
         ),
     ];
     for (what, spoil, expect) in cases {
-        let mut world = World::new(lopsided(), sum_of_two);
+        let mut world = world(lopsided(), sum_of_two);
         spoil(&mut world);
         let refusal = certify(&world.evidence).expect_err(what);
         assert!(expect(&refusal), "{what}: {refusal:?}");
@@ -274,18 +219,11 @@ fn a_barrier_certifies_only_a_release_that_carried_every_nonce() {
 
 #[test]
 fn stored_evidence_gives_the_same_certificate() {
-    let evidence = World::new(lopsided(), sum_of_two).evidence;
+    let evidence = world(lopsided(), sum_of_two).evidence;
     let stored = serde_json::to_string(&evidence).unwrap();
     let read: Evidence = serde_json::from_str(&stored).unwrap();
     assert_eq!(read, evidence);
     assert_eq!(certify(&read), certify(&evidence));
-}
-
-fn any_host() -> impl Strategy<Value = (Clock, Path)> {
-    let clock = (-1_i64 << 50..1 << 50, -150_000_i64..150_000)
-        .prop_map(|(offset, drift_ppb)| Clock { offset, drift_ppb });
-    let path = (1_i64..2_000, 1_i64..2_000).prop_map(|(forward, backward)| Path::micros(forward, backward));
-    (clock, path)
 }
 
 proptest! {
@@ -299,7 +237,7 @@ proptest! {
         early in 1_i64..1_000_000,
         late in 0_i64..1_000_000,
     ) {
-        let mut world = World::new(clocks, sum_of_two);
+        let mut world = world(clocks, sum_of_two);
         for host in &mut world.evidence.hosts {
             let Readings { at, p, q, .. } = &mut host.readings;
             *p = *at - Nanos::new(early);
@@ -316,7 +254,7 @@ proptest! {
 
     #[test]
     fn a_stretch_of_the_sum_is_always_certified(clocks in prop::collection::vec(any_host(), 2..=4)) {
-        let world = World::new(clocks, sum_of_two);
+        let world = world(clocks, sum_of_two);
         prop_assert!(certify(&world.evidence).is_ok(), "{:?}", certify(&world.evidence));
         prop_assert!(world.true_margin() > Nanos::ZERO);
     }

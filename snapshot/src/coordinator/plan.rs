@@ -137,8 +137,11 @@ pub fn confidence_of_each(group: f64, hosts: usize, attempts: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use timesync::bound::{Policy, Window};
 
     use super::*;
+    use crate::certificate::certify;
+    use crate::simulated::{World, any_host};
 
     const NOW: Time<Server> = Time::from_nanos(1_000_000_000);
     const LEAD: Nanos = Nanos::from_millis(50);
@@ -220,6 +223,28 @@ mod tests {
                     prop_assert!(plan.stretch >= early + late, "host {i} against {j}");
                 }
             }
+        }
+
+        #[test]
+        fn what_is_planned_is_certified_when_the_hosts_do_as_ordered(
+            clocks in prop::collection::vec(any_host(), 1..=4),
+            lead in 1_i64..10_000,
+        ) {
+            let lead = Nanos::from_millis(lead);
+            let world = World::new(clocks, NOW, |windows| {
+                let candidates: Vec<_> = windows
+                    .iter()
+                    .map(|window: &Window| Candidate {
+                        bound: |at| window.bound(at, &Policy::Hard),
+                        rate_ppb: window.assumptions().rate_ppb,
+                        max_stretch: Nanos::from_millis(1_000),
+                    })
+                    .collect();
+                let plan = plan(NOW, lead, &candidates).unwrap();
+                (plan.at, plan.stretch)
+            });
+            let verdict = certify(&world.evidence);
+            prop_assert!(verdict.is_ok(), "{verdict:?}");
         }
     }
 }

@@ -45,15 +45,12 @@ pub(super) struct Attempt {
     server: Incarnation,
     cut: Arc<Cut>,
     clock: HostClock,
-    names: Vec<String>,
     /// Locked for file work and for arming; never on the way to a release.
     volumes: Mutex<Vec<VolumeCut>>,
     phase: Mutex<Phase>,
     changed: Condvar,
     nonce: OnceLock<Uuid>,
     keeper: OnceLock<Thread>,
-    /// Set, with `volumes` locked, before the first volume takes the name.
-    committed_as: OnceLock<String>,
 }
 
 impl Attempt {
@@ -63,7 +60,6 @@ impl Attempt {
         server: Incarnation,
         cut: Arc<Cut>,
         volumes: Vec<VolumeCut>,
-        names: Vec<String>,
         clock: HostClock,
     ) -> Self {
         Attempt {
@@ -72,27 +68,17 @@ impl Attempt {
             server,
             cut,
             clock,
-            names,
             volumes: Mutex::new(volumes),
             phase: Mutex::new(Phase::Cutting),
             changed: Condvar::new(),
             nonce: OnceLock::new(),
             keeper: OnceLock::new(),
-            committed_as: OnceLock::new(),
         }
     }
 
     pub(super) fn set_keeper(&self, keeper: Thread) {
         // Set once, by the one call that spawned it.
         let _ = self.keeper.set(keeper);
-    }
-
-    pub(super) fn volume_names(&self) -> &[String] {
-        &self.names
-    }
-
-    pub(super) fn committed_as(&self) -> Option<&str> {
-        self.committed_as.get().map(String::as_str)
     }
 
     /// Arms every volume and returns the reading at which that was complete.
@@ -269,12 +255,11 @@ impl Attempt {
             *phase = Phase::Over;
             self.changed.notify_all();
         }
-        // An abort that comes now waits for the volumes' lock, and then finds the name that it has to drop.
-        let _ = self.committed_as.set(name.to_owned());
+        // An abort that comes now waits for the volumes' lock, and then finds the names that it has to drop.
         let mut outcome = Ok(());
         for volume in volumes.drain(..) {
             if outcome.is_ok() {
-                outcome = volume.commit(name);
+                outcome = volume.commit(name, self.id);
             } else {
                 volume.discard();
             }

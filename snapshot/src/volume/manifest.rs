@@ -32,8 +32,18 @@ pub(super) struct Manifest {
     pub size: u64,
     /// Bottom to top; ids rise.
     pub layers: Vec<u32>,
-    /// The layer at whose upper boundary each snapshot was taken: its content is that of the layers up to it.
-    pub snapshots: BTreeMap<String, u32>,
+    /// By name.
+    pub snapshots: BTreeMap<String, Boundary>,
+}
+
+/// A snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Boundary {
+    /// The layer at whose upper boundary it was taken: its content is that of the layers up to it.
+    pub layer: u32,
+    /// The attempt that named it. Durable with the name, so that the attempt can be undone after a restart too.
+    pub attempt: Uuid,
 }
 
 impl Manifest {
@@ -68,7 +78,7 @@ impl Manifest {
         let rising = manifest.layers.is_sorted_by(|a, b| a < b) && manifest.layers.first() == Some(&BASE);
         // A snapshot is below the head: what still takes writes has no name.
         let below_head = &manifest.layers[..manifest.layers.len().saturating_sub(1)];
-        let named = manifest.snapshots.values().all(|layer| below_head.contains(layer));
+        let named = manifest.snapshots.values().all(|boundary| below_head.contains(&boundary.layer));
         if !rising || !named || !manifest.size.is_multiple_of(BLOCK) {
             return Err(corrupt("its layers, snapshots or size contradict each other".to_owned()));
         }
@@ -107,14 +117,15 @@ impl Manifest {
 
     /// The snapshots, oldest first.
     pub(super) fn snapshots_by_age(&self) -> Vec<String> {
-        let mut snapshots: Vec<_> = self.snapshots.iter().map(|(name, layer)| (layer, name)).collect();
+        let mut snapshots: Vec<_> =
+            self.snapshots.iter().map(|(name, boundary)| (boundary.layer, name)).collect();
         snapshots.sort();
         snapshots.into_iter().map(|(_, name)| name.clone()).collect()
     }
 
     /// Whether the upper boundary of a layer is a snapshot.
     pub(super) fn is_named(&self, layer: u32) -> bool {
-        self.snapshots.values().any(|&named| named == layer)
+        self.snapshots.values().any(|boundary| boundary.layer == layer)
     }
 }
 

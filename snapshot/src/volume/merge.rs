@@ -74,8 +74,8 @@ impl Core {
         }
         lock(&self.structure).update(&self.directory, |manifest| {
             manifest.layers.retain(|&layer| layer != upper.id);
-            for boundary in manifest.snapshots.values_mut().filter(|boundary| **boundary == upper.id) {
-                *boundary = lower.id;
+            for boundary in manifest.snapshots.values_mut().filter(|boundary| boundary.layer == upper.id) {
+                boundary.layer = lower.id;
             }
         })?;
         let mut dispatch = self.close_gate();

@@ -41,12 +41,12 @@ impl Dispatch {
 }
 
 /// Where a request goes.
-struct Target {
+pub(super) struct Target {
     chain: Chain,
     /// The layer that it changes; it sees those up to this one.
     top: usize,
     /// The cut that its answer waits for.
-    hold: Option<Arc<Cut>>,
+    pub hold: Option<Arc<Cut>>,
     _ticket: Ticket,
 }
 
@@ -105,7 +105,7 @@ impl Core {
     /// Why arming is complete when the gate was closed once: a request that found no cut registered inside the gate,
     /// before that, and is pre whatever the clock says. The reading that completes arming is taken after it and must
     /// be < T (`Cut::armed`).
-    fn dispatch(&self, range: &Range<u64>) -> Target {
+    pub(super) fn dispatch(&self, range: &Range<u64>) -> Target {
         let dispatch = self.dispatcher();
         let chain = Arc::clone(&dispatch.chain);
         let head = chain.len() - 1;

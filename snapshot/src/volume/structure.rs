@@ -9,10 +9,11 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::layer::{Layer, data_path};
-use super::manifest::{Manifest, sync_directory};
+use super::manifest::{Boundary, Manifest, sync_directory};
 use super::request::{Armed, Dispatch};
 use super::{Core, Volume, VolumeError, at_path, check_name, lock};
 use crate::cut::{Cause, Cut};
+use crate::orders::AttemptId;
 
 /// What belongs to the volume, and who changes it.
 #[derive(Debug)]
@@ -52,9 +53,8 @@ impl Structure {
 
     /// The layer that a snapshot's content ends with.
     pub(super) fn boundary(&self, volume: &str, snapshot: &str) -> Result<u32, VolumeError> {
-        self.manifest.snapshots.get(snapshot).copied().ok_or_else(|| VolumeError::NoSnapshot {
-            volume: volume.to_owned(),
-            snapshot: snapshot.to_owned(),
+        self.manifest.snapshots.get(snapshot).map(|boundary| boundary.layer).ok_or_else(|| {
+            VolumeError::NoSnapshot { volume: volume.to_owned(), snapshot: snapshot.to_owned() }
         })
     }
 
@@ -115,6 +115,14 @@ impl Volume {
         structure.under_way = Some(UnderWay { what: what.to_owned(), sealing: sealing.id });
         let stage = AtomicU8::new(Stage::Prepared as u8);
         Ok(VolumeCut { volume: Arc::clone(self), sealing, next, stage })
+    }
+
+    /// The snapshot that an attempt named here, if it did, in this run of the program or an earlier one.
+    pub fn named_by(&self, attempt: AttemptId) -> Option<String> {
+        let structure = lock(&self.core.structure);
+        let mut named =
+            structure.manifest.snapshots.iter().filter(|(_, boundary)| boundary.attempt == attempt);
+        named.next().map(|(name, _)| name.clone())
     }
 
     /// Deletes a snapshot: durable when this returns. Its space comes back as the merging thread gets to it.
@@ -247,11 +255,11 @@ impl VolumeCut {
         core.close_gate().armed = None;
     }
 
-    /// Names what the cut sealed: a snapshot, durable when this returns.
+    /// Names what the cut sealed: a snapshot, durable when this returns, and with it which attempt named it.
     ///
     /// # Errors
     /// If it is not sealed, the name is taken or not allowed, or the file system fails; the attempt is discarded then.
-    pub fn commit(self, name: &str) -> Result<(), VolumeError> {
+    pub fn commit(self, name: &str, attempt: AttemptId) -> Result<(), VolumeError> {
         if !self.reached(Stage::Sealed) {
             return Err(self.out_of_order("named"));
         }
@@ -262,7 +270,7 @@ impl VolumeCut {
             return Err(VolumeError::SnapshotExists { volume: core.name.clone(), snapshot: name.to_owned() });
         }
         structure.update(&core.directory, |manifest| {
-            manifest.snapshots.insert(name.to_owned(), self.sealing.id);
+            manifest.snapshots.insert(name.to_owned(), Boundary { layer: self.sealing.id, attempt });
         })
     }
 

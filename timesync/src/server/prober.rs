@@ -1,4 +1,7 @@
 //! The probing thread: when to send which request, and whose answer it is that arrived.
+//!
+//! Both clocks are read before a request is sent and after its answers were received; every stamp in between is translated
+//! by these two readings, of which one is always near.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -35,7 +38,7 @@ pub enum Command {
 
 /// Datagrams that are taken from each socket in one go.
 const BATCH: usize = 64;
-/// The clock source and suspends are looked up so often.
+/// The clock source is looked up so often.
 const CHECK_EVERY: Nanos = Nanos::from_millis(1_000);
 /// A plain responder is asked for readings every so many exchanges: a module may have been installed.
 const ASK_PLAIN_EVERY: u16 = 16;
@@ -47,7 +50,7 @@ pub struct Prober {
     shared: Arc<Shared>,
     inbox: Receiver<Command>,
     endpoints: Vec<Endpoint>,
-    hosts: Vec<Host>,
+    hosts: Vec<Schedule>,
     /// Where answers come from.
     by_address: HashMap<SocketAddr, usize>,
     domain: u8,
@@ -62,7 +65,7 @@ pub struct Prober {
 }
 
 /// One host's schedule.
-struct Host {
+struct Schedule {
     address: SocketAddr,
     endpoint: usize,
     sequence: u16,
@@ -109,7 +112,7 @@ impl Prober {
             }
             let count = i64::try_from(config.hosts.len()).unwrap_or(i64::MAX);
             let [a, b, ..] = *Uuid::new_v4().as_bytes();
-            hosts.push(Host {
+            hosts.push(Schedule {
                 address: host.address,
                 endpoint: used.iter().position(|ip| ip.is_ipv4() == host.address.is_ipv4()).unwrap_or(0),
                 sequence: u16::from_be_bytes([a, b]),
@@ -148,13 +151,12 @@ impl Prober {
         let mut datagrams = Vec::with_capacity(2 * BATCH);
         loop {
             let now = ServerClock.now();
-            if now >= self.next_check {
-                self.check_own_timeline(now);
-            }
             for index in 0..self.hosts.len() {
                 self.advance(index, now);
             }
             let (commanded, failed) = self.wait();
+            // Before anything that was measured across a suspend is believed: mostly this thread is found waiting.
+            self.check_own_timeline();
             if commanded && !self.take_commands() {
                 return;
             }
@@ -330,9 +332,12 @@ impl Prober {
     }
 
     /// Every bound is on the server's timeline: if that has stood still or changed its source, all start anew.
-    fn check_own_timeline(&mut self, now: Time<Server>) {
-        self.next_check = now + CHECK_EVERY;
-        let (suspends, trusted) = (self.suspends.count(), source_is_trusted());
+    fn check_own_timeline(&mut self) {
+        let (now, suspends) = (ServerClock.now(), self.suspends.count());
+        let mut trusted = self.trusted;
+        if now >= self.next_check {
+            (self.next_check, trusted) = (now + CHECK_EVERY, source_is_trusted());
+        }
         if (suspends, trusted) != (self.known_suspends, self.trusted) {
             tracing::warn!(suspends, trusted, "the server's own timeline changed; all hosts start anew");
             (self.known_suspends, self.trusted) = (suspends, trusted);

@@ -28,7 +28,7 @@ enum Reset {
 }
 
 /// One host as the server knows it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Record {
     /// As configured.
     pub config: HostConfig,
@@ -63,7 +63,8 @@ pub struct Latest {
     pub class: StampClass,
     /// An upper limit of the request's delay.
     pub delay: Nanos,
-    steps: u32,
+    /// How often the host's wall clock was set while its module ran.
+    pub steps: u32,
 }
 
 /// What a report says about a host.

@@ -1,5 +1,6 @@
 //! Many writers while cuts are taken by the clock.
 
+use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
@@ -80,7 +81,7 @@ fn take_timed(volume: &Arc<Volume>, name: &str) -> Option<Arc<Cut>> {
     assert!(attempt.wait_drained(&mut || false));
     attempt.seal().unwrap();
     attempt.disarm();
-    attempt.commit(name).unwrap();
+    attempt.commit(name, uuid::Uuid::nil()).unwrap();
     Some(cut)
 }
 
@@ -146,4 +147,31 @@ fn snapshots_are_the_replay_of_the_writes_before_them_and_no_write_is_lost() {
         }
     }
     assert!(logs.iter().flatten().any(|entry| entry.held_by.is_some()), "no write met a cut");
+}
+
+#[test]
+fn writers_of_parts_of_a_block_lose_nothing() {
+    const BLOCKS: u64 = 64;
+    let (_root, volume) = create(BLOCKS);
+    for round in 1..=20 {
+        // A new layer: each block is copied up by the first one who writes to it, while others do.
+        take(&volume, &format!("s{round}"));
+        let start = Barrier::new(WRITERS as usize);
+        thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let (volume, start) = (&volume, &start);
+                scope.spawn(move || {
+                    let device = volume.attach();
+                    start.wait();
+                    for block in 0..BLOCKS {
+                        done(device.write((block * 8 + writer) * SECTOR, &data(round, 1), false));
+                    }
+                });
+            }
+        });
+        let live = content(&*volume.attach());
+        for sector in (0..BLOCKS * 8).filter(|sector| sector % 8 < WRITERS) {
+            assert_eq!(sequence(&live, sector), round, "sector {sector}");
+        }
+    }
 }

@@ -20,6 +20,7 @@ enum Op {
     Flush,
     Cut { before: Vec<Request>, after: Vec<Request>, commit: bool },
     Delete(usize),
+    Crash,
     Reopen,
 }
 
@@ -49,6 +50,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (requests(), requests(), proptest::bool::weighted(0.7))
             .prop_map(|(before, after, commit)| Op::Cut { before, after, commit }),
         2 => any::<usize>().prop_map(Op::Delete),
+        2 => Just(Op::Crash),
         1 => Just(Op::Reopen),
     ]
 }
@@ -121,21 +123,24 @@ impl Checked {
                     assert!(held(&request.send(&*device), &cut));
                     request.replay(&mut self.live);
                 }
+                self.check_crash();
                 release_and_seal(self.volume(), &attempt, &cut);
                 if *commit {
                     let name = format!("s{}", self.cuts);
-                    attempt.commit(&name).unwrap();
+                    attempt.commit(&name, uuid::Uuid::nil()).unwrap();
                     self.snapshots.push((name, image));
                     self.cuts += 1;
                 } else {
                     attempt.discard();
                 }
+                self.check_crash();
             }
             Op::Delete(which) if !self.snapshots.is_empty() => {
                 let (name, _) = self.snapshots.remove(which % self.snapshots.len());
                 self.volume().delete_snapshot(&name).unwrap();
             }
             Op::Delete(_) => {}
+            Op::Crash => self.check_crash(),
             Op::Reopen => {
                 drop(device);
                 self.volume = None;
@@ -144,9 +149,24 @@ impl Checked {
         }
     }
 
-    fn check(&self) {
-        let volume = self.volume();
+    /// Whatever was not flushed, snapshots are intact; what was flushed is there.
+    fn check_crash(&self) {
+        let root = crash(&self.root, self.volume());
+        self.check_snapshots(&open(&root).unwrap());
+        done(self.volume().attach().flush());
+        let root = crash(&self.root, self.volume());
+        let crashed = open(&root).unwrap();
+        self.check(&crashed);
+        settle(&crashed);
+        self.check(&crashed);
+    }
+
+    fn check(&self, volume: &Arc<Volume>) {
         assert!(content(&*volume.attach()) == self.live, "the live volume is not the replay of its writes");
+        self.check_snapshots(volume);
+    }
+
+    fn check_snapshots(&self, volume: &Arc<Volume>) {
         let names: Vec<_> = self.snapshots.iter().map(|(name, _)| name.clone()).collect();
         assert_eq!(volume.describe().snapshots, names);
         for (name, image) in &self.snapshots {
@@ -165,14 +185,14 @@ proptest! {
         let mut checked = Checked::new();
         for op in &ops {
             checked.apply(op);
-            checked.check();
+            checked.check(checked.volume());
         }
         settle(checked.volume());
-        checked.check();
+        checked.check(checked.volume());
         // The base, one boundary for each snapshot, the head, and one that waits for the head to be sealed.
         assert!(checked.volume().describe().layers <= checked.snapshots.len() + 2);
         checked.apply(&Op::Reopen);
-        checked.check();
+        checked.check(checked.volume());
     }
 }
 
