@@ -5,15 +5,13 @@
 //! window of the same length shortly before, with no snapshot. A percentile over all writes would hide the cost: one
 //! write in thousands is hit. All clocks here are one kernel's, so a host's readings are the server's.
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coeval_cli::cluster::{Cluster, Place};
-use harness::namespaces::Network;
+use coeval_cli::cluster::Cluster;
+use harness::Fleet;
 use serde::Serialize;
 use snapshot::client::ServerClient;
 use snapshot::http::Connector;
@@ -86,12 +84,12 @@ struct Samples {
 
 /// Runs the benchmark and prints its rows.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let program = build()?;
-    let network = Network::new(arguments.hosts + 1)?;
+    let names: Vec<String> = (1..=arguments.hosts).map(|number| format!("host{number}")).collect();
+    let fleet = Fleet::start(&names.iter().map(String::as_str).collect::<Vec<_>>(), &[])?;
     // The API is reached from inside the server's namespace.
-    let rows = network.hosts[0].inside(|| {
+    let rows = fleet.server_namespace().inside(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(measure(arguments, &program, &network))
+        runtime.block_on(measure(arguments, &fleet.cluster))
     })??;
     if arguments.json {
         println!("{}", serde_json::json!({ "rows": rows }));
@@ -101,34 +99,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The daemons are the release binary.
-fn build() -> Result<PathBuf, Failure> {
-    let status = Command::new("cargo").args(["build", "--quiet", "--release", "-p", "coeval"]).status()?;
-    let program = std::env::current_exe()?.with_file_name("coeval");
-    if status.success() && program.exists() {
-        Ok(program)
-    } else {
-        Err("the coeval binary could not be built; run this with `cargo run --release -p bench`".into())
-    }
-}
-
-async fn measure(
-    arguments: &Arguments,
-    program: &std::path::Path,
-    network: &Network,
-) -> Result<Vec<Row>, Failure> {
-    let names: Vec<String> = (1..=arguments.hosts).map(|number| format!("host{number}")).collect();
-    let place = |number: usize| {
-        let namespace = &network.hosts[number];
-        Place { address: namespace.address, launcher: namespace.launcher(), flags: Vec::new() }
-    };
-    let hosts: Vec<(&str, Place)> =
-        names.iter().enumerate().map(|(number, name)| (name.as_str(), place(number + 1))).collect();
-    let cluster = Cluster::start(program, &hosts, &place(0), |_, address| Ok(address))?;
+async fn measure(arguments: &Arguments, cluster: &Cluster) -> Result<Vec<Row>, Failure> {
     let api = ServerClient::new(&Connector::new(None, true)?, &cluster.api)?;
-    for name in &names {
-        api.create_volume(&CreateVolumeOn { host: name.clone(), name: VOLUME.to_owned(), size: VOLUME_SIZE })
-            .await?;
+    for host in &cluster.hosts {
+        let order = CreateVolumeOn { host: host.name.clone(), name: VOLUME.to_owned(), size: VOLUME_SIZE };
+        api.create_volume(&order).await?;
     }
     let writers = cluster
         .hosts
@@ -186,12 +161,26 @@ async fn take(
         tokio::time::sleep(Duration::from_nanos(TAIL.unsigned_abs())).await;
         let writes: Vec<(i64, i64)> = writers.iter().flat_map(Writer::drain).collect();
         samples.add(&manifest, &writes, quiet_from);
+        // Digests read whole volumes in the background; they belong to no window.
+        while !api
+            .show(&manifest.name, false)
+            .await?
+            .snapshot
+            .manifest
+            .is_some_and(|known| is_digested(&known))
+        {
+            tokio::time::sleep(SETTLE).await;
+        }
         names.push(manifest.name);
     }
     for name in &names {
         api.delete(name).await?;
     }
     settle(api).await
+}
+
+fn is_digested(manifest: &Manifest) -> bool {
+    manifest.hosts.iter().flat_map(|host| &host.volumes).all(|volume| volume.digest.is_some())
 }
 
 impl Samples {

@@ -152,7 +152,7 @@ impl Volume {
         let merging = Arc::clone(&core);
         let merger = std::thread::Builder::new()
             .name(format!("merge {name}"))
-            .spawn(move || wake.iter().for_each(|()| merging.collapse()))
+            .spawn(move || merging.merge_when_woken(&wake))
             .map_err(at_path(&core.directory))?;
         Ok(Arc::new(Volume { core, merges: Some(merges), merger: Some(merger) }))
     }

@@ -15,6 +15,7 @@ use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use tracing::warn;
@@ -27,11 +28,32 @@ use super::{BLOCK, Core, VolumeError, at_path, lock};
 const CHUNK: u64 = 1 << 20;
 
 impl Core {
-    /// Merges until there is nothing to merge, or the volume is closed. For the merging thread alone.
-    pub(super) fn collapse(&self) {
+    /// The merging thread: works when it is woken, until the volume is closed.
+    pub(super) fn merge_when_woken(&self, wake: &Receiver<()>) {
+        let mut removed = Vec::new();
+        loop {
+            let woken = if removed.is_empty() {
+                wake.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                wake.recv_timeout(Duration::from_millis(100))
+            };
+            match woken {
+                Ok(()) => self.collapse(&mut removed),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            // Whoever lets go of a removed layer last closes its files, and the file system then frees their space,
+            // which takes seconds. That must not befall a request that still has the old chain, so this thread waits
+            // to be the last.
+            removed.retain(|layer| Arc::strong_count(layer) > 1);
+        }
+    }
+
+    /// Merges until there is nothing to merge, or the volume is closed.
+    fn collapse(&self, removed: &mut Vec<Arc<Layer>>) {
         while let Some((lower, upper)) = self.next_merge() {
             match self.merge(&lower, &upper) {
-                Ok(true) => {}
+                Ok(true) => removed.push(upper),
                 Ok(false) => return,
                 Err(error) => {
                     warn!(volume = %self.name, %error, "layers could not be merged; they stay as they are for now");
@@ -81,7 +103,9 @@ impl Core {
         let mut dispatch = self.close_gate();
         dispatch.chain = dispatch.chain.iter().filter(|layer| layer.id != upper.id).cloned().collect();
         drop(dispatch);
-        self.remove_layer(upper.id)?;
+        if let Err(error) = self.remove_layer(upper.id) {
+            warn!(volume = %self.name, %error, "the files of a merged layer stay until the volume is opened again");
+        }
         Ok(true)
     }
 

@@ -254,6 +254,24 @@ fn a_snapshot_in_use_is_not_deleted() {
 }
 
 #[test]
+fn no_request_is_the_last_to_let_go_of_a_merged_layer() {
+    let (_root, volume) = create(4);
+    take(&volume, "s");
+    take(&volume, "t");
+    let request = volume.core.chain();
+    volume.delete_snapshot("s").unwrap();
+    settle(&volume);
+    assert_eq!(volume.describe().layers, 2);
+    // This one and the merging thread: freeing the space is left to that.
+    assert!(Arc::strong_count(&request[1]) > 1);
+    let merged = Arc::downgrade(&request[1]);
+    drop(request);
+    while merged.strong_count() > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn a_flush_covers_the_layer_being_sealed() {
     let (root, volume) = create(8);
     take(&volume, "s");

@@ -178,7 +178,7 @@ impl Checked {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn it_reads_as_plain_images_do(ops in proptest::collection::vec(op(), 1..40)) {
