@@ -12,7 +12,7 @@ use coeval_cli::workload::{Export, Workload, check_exports};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 use snapshot::client::ServerClient;
-use snapshot::http::{Connector, ControlError, TlsFiles};
+use snapshot::http::{Connector, TlsFiles};
 use snapshot::messages::{CreateVolumeOn, Snapshot};
 use snapshot::nbd::{Client, Endpoint};
 use snapshot::orders::VolumeDescription;
@@ -22,6 +22,9 @@ use crate::coeval;
 use crate::eventually;
 use crate::namespaces::{Namespace, Network};
 use crate::tls::Authority;
+
+/// The hosts of [`Fleet::of_three`].
+pub const HOSTS: [&str; 3] = ["a", "b", "c"];
 
 /// The volume on every host.
 pub const VOLUME: &str = "data";
@@ -53,77 +56,101 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts hosts of these names and a server, creates a volume on each host, and waits until the clocks are bounded.
+    /// Starts hosts of these names and a server, each with these flags.
     ///
     /// # Errors
     /// When namespaces cannot be made (that needs root) or a daemon does not start.
-    pub fn start(names: &[&str]) -> Result<Fleet, DaemonError> {
+    pub fn start(names: &[&str], host_flags: &[&str], server_flags: &[&str]) -> Result<Fleet, DaemonError> {
         // A test that failed has dropped its fleet all the same.
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let network = Network::new(u8::try_from(names.len() + 1).map_err(io::Error::other)?)?;
         let authority = Authority::new();
-        let place = |name: &str, namespace: &Namespace, flags: &[String]| Place {
+        let place = |name: &str, namespace: &Namespace, ports: [String; 2], flags: &[&str]| Place {
             address: namespace.address,
             launcher: namespace.launcher(),
-            flags: flags.to_vec(),
+            flags: ports.into_iter().chain(flags.iter().map(|flag| (*flag).to_owned())).collect(),
             tls: Some(authority.issue(name, namespace.address)),
         };
-        let flag = |name: &str, value: String| format!("--{name}={value}");
         let hosts: Vec<(&str, Place)> = names
             .iter()
             .zip(&network.hosts[1..])
             .map(|(name, namespace)| {
-                let at = |port: u16| format!("{}:{port}", namespace.address);
-                let flags = [flag("listen", at(HOST_PORT)), flag("time", at(TIME_PORT))];
-                (*name, place(name, namespace, &flags))
+                let address = namespace.address;
+                let ports =
+                    [format!("--listen={address}:{HOST_PORT}"), format!("--time={address}:{TIME_PORT}")];
+                (*name, place(name, namespace, ports, host_flags))
             })
             .collect();
         let server = &network.hosts[0];
-        let flags = [
-            flag("listen", format!("{}:{API_PORT}", server.address)),
-            flag("time-port", TIME_PORT.to_string()),
-        ];
-        let server = place("server", server, &flags);
-        let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address))?;
         let client = authority.issue("client", server.address);
-        let fleet = Fleet { cluster, network, client, _authority: authority, _turn: turn };
-        for name in names {
-            let volume =
-                CreateVolumeOn { host: (*name).to_owned(), name: VOLUME.to_owned(), size: VOLUME_SIZE };
-            fleet.api(async |api| api.create_volume(&volume).await).unwrap();
-        }
-        fleet.wait_for_bounds();
-        Ok(fleet)
+        let ports = [format!("--listen={}:{API_PORT}", server.address), format!("--time-port={TIME_PORT}")];
+        let server = place("server", server, ports, server_flags);
+        let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address))?;
+        Ok(Fleet { cluster, network, client, _authority: authority, _turn: turn })
     }
 
-    /// Runs `work` with a client of the server's API, both inside the server's namespace.
+    /// Three hosts with a volume each, whose clocks are bounded.
+    ///
+    /// # Panics
+    /// When they do not start; that needs root.
+    pub fn of_three() -> Fleet {
+        let started = Fleet::start(&HOSTS, &[], &[]);
+        let fleet = started.unwrap_or_else(|why| panic!("no hosts in network namespaces: {why}"));
+        for host in HOSTS {
+            fleet.create_volume(host);
+        }
+        fleet.wait_for_bounds();
+        fleet
+    }
+
+    /// Creates [`VOLUME`] on a host.
+    pub fn create_volume(&self, host: &str) {
+        let order = CreateVolumeOn { host: host.to_owned(), name: VOLUME.to_owned(), size: VOLUME_SIZE };
+        self.api(async |api| api.create_volume(&order).await).unwrap();
+    }
+
+    /// The server's namespace: clients of its API run there.
+    pub fn server_namespace(&self) -> &Namespace {
+        &self.network.hosts[0]
+    }
+
+    /// A client of the server's API, to be used inside the server's namespace.
+    pub fn client(&self) -> ServerClient {
+        let connector = Connector::new(Some(&self.client), false).unwrap();
+        ServerClient::new(&connector, &self.cluster.api).unwrap()
+    }
+
+    /// Runs `work` with a client of the server's API inside the server's namespace.
     pub fn api<T: Send>(&self, work: impl AsyncFnOnce(&ServerClient) -> T + Send) -> T {
         self.inside(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let connector = Connector::new(Some(&self.client), false).unwrap();
-            let api = ServerClient::new(&connector, &self.cluster.api).unwrap();
-            runtime.block_on(work(&api))
+            runtime.block_on(work(&self.client()))
         })
     }
 
-    /// The result of a `coeval` command with `--json` that talks to the server.
+    /// A `coeval` command that talks to the server, to be given its arguments.
+    pub fn command(&self) -> Command {
+        let mut command = self.server_namespace().command(coeval());
+        command.env("COEVAL_SERVER", &self.cluster.api);
+        command.env("COEVAL_CERT", &self.client.cert);
+        command.env("COEVAL_KEY", &self.client.key);
+        command.env("COEVAL_CA", &self.client.ca);
+        command
+    }
+
+    /// The result of a `coeval` command with `--json`.
     ///
     /// # Panics
     /// When it fails; stderr says why.
     pub fn coeval<T: DeserializeOwned>(&self, arguments: &[&str]) -> T {
-        let mut command = self.network.hosts[0].command(coeval());
-        command.args(arguments).arg("--json").envs([("COEVAL_SERVER", &self.cluster.api)]).envs([
-            ("COEVAL_CERT", &self.client.cert),
-            ("COEVAL_KEY", &self.client.key),
-            ("COEVAL_CA", &self.client.ca),
-        ]);
-        json_of(&mut command)
+        json_of(self.command().args(arguments).arg("--json"))
     }
 
     /// Waits until every host's clock is bounded.
     pub fn wait_for_bounds(&self) {
         eventually(|| {
-            let report: Report = serde_json::from_value(self.api(async |api| api.skew().await).unwrap()).unwrap();
+            let report: Report =
+                serde_json::from_value(self.api(async |api| api.skew().await).unwrap()).unwrap();
             let all = report.hosts.iter().all(|host| host.hard_ns.is_some());
             if all { Ok(()) } else { Err(format!("not every clock is bounded: {report:?}")) }
         });
@@ -171,8 +198,11 @@ impl Fleet {
     /// Deletes a snapshot, as soon as nothing reads it any more.
     pub fn delete(&self, snapshot: &str) {
         eventually(|| match self.api(async |api| api.delete(snapshot).await) {
-            Err(error @ ControlError::Refused { .. }) if error.status() == Some(409) => Err(error),
-            result => Ok(result.unwrap()),
+            Err(error) if error.status() == Some(409) => Err(error),
+            result => {
+                result.unwrap();
+                Ok(())
+            }
         });
     }
 
@@ -191,7 +221,7 @@ impl Fleet {
 
     /// Runs `work` in the server's namespace. Threads that it starts stay there.
     fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.network.hosts[0].inside(work).unwrap()
+        self.server_namespace().inside(work).unwrap()
     }
 }
 

@@ -1,5 +1,6 @@
 //! `kill -9` of the coordinator, or of a host, at every step of a snapshot: I/O goes on, nothing is left behind, and
 //! nothing is called consistent that is not.
+#![expect(clippy::expect_used, reason = "a panic is how a test's helpers fail")]
 
 use std::thread;
 
@@ -31,7 +32,7 @@ const BARRIER: [Step; 7] =
 
 #[test]
 fn the_coordinator_dies_at_any_step_of_a_timed_snapshot() {
-    let mut fleet = fleet();
+    let mut fleet = Fleet::of_three();
     let workload = fleet.start_workload(&fleet.cluster.hosts);
     assert_eq!(take(&fleet, RequestedMode::Timed, 3), TIMED);
     for number in 0..TIMED.len() {
@@ -42,7 +43,7 @@ fn the_coordinator_dies_at_any_step_of_a_timed_snapshot() {
 
 #[test]
 fn the_coordinator_dies_at_any_step_of_a_barrier_snapshot() {
-    let mut fleet = fleet();
+    let mut fleet = Fleet::of_three();
     let workload = fleet.start_workload(&fleet.cluster.hosts);
     assert_eq!(take(&fleet, RequestedMode::Barrier, 3), BARRIER);
     // More strikes: each death falls somewhere between them and the releases, or a little later.
@@ -70,7 +71,7 @@ fn kill_coordinator(fleet: &mut Fleet, workload: &Workload, mode: RequestedMode,
 
 #[test]
 fn a_host_dies_at_any_step_of_a_snapshot() {
-    let mut fleet = fleet();
+    let mut fleet = Fleet::of_three();
     let workload = fleet.start_workload(&fleet.cluster.hosts[..2]);
     let steps = (0..TIMED.len()).map(|step| (RequestedMode::Timed, step));
     for (mode, number) in steps.chain([3, 4, 6].map(|step| (RequestedMode::Barrier, step))) {
@@ -98,7 +99,7 @@ fn a_host_dies_at_any_step_of_a_snapshot() {
 
 #[test]
 fn a_host_that_restarts_before_the_abort_drops_the_name_all_the_same() {
-    let mut fleet = fleet();
+    let mut fleet = Fleet::of_three();
     let workload = fleet.start_workload(&fleet.cluster.hosts);
     let named = [VOLUME.to_owned(), format!("{VOLUME}@{NAME}")];
     let (first, last) = (&fleet.cluster.hosts[0], &fleet.cluster.hosts[2]);
@@ -126,10 +127,6 @@ fn a_host_that_restarts_before_the_abort_drops_the_name_all_the_same() {
     fleet.cluster.restart_server().expect("the server starts on the same state");
     assert_eq!(fleet.rows(NAME).pop().expect("a row").state, SnapshotState::Failed);
     fleet.wait_until_nothing_is_left();
-}
-
-fn fleet() -> Fleet {
-    Fleet::start(&["a", "b", "c"]).expect("three hosts in network namespaces (they need root)")
 }
 
 /// Asks for a snapshot; `heard` is told each step and its number in its attempt, from 0.
@@ -210,7 +207,8 @@ fn assert_holds(client: &mut Client, acknowledged: &[u64]) {
     for (block, acknowledged) in acknowledged.iter().enumerate() {
         let mut bytes = vec![0; BLOCK];
         client.read((block * BLOCK) as u64, &mut bytes).expect("it reads");
-        let numbers: Vec<u64> = bytes.as_chunks().0.iter().map(|number| u64::from_le_bytes(*number)).collect();
+        let numbers: Vec<u64> =
+            bytes.as_chunks().0.iter().map(|number| u64::from_le_bytes(*number)).collect();
         assert!(
             numbers.iter().all(|number| *number == numbers[0] && number >= acknowledged),
             "block {block} holds {} where {acknowledged} was acknowledged as durable",

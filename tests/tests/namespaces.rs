@@ -1,19 +1,21 @@
 //! Three hosts and a server in network namespaces, with the real binary: what `coeval snapshot` and `coeval skew` say
 //! is held against a causal workload and against the truth, which is that all hosts share one kernel's clock.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test's helpers fail")]
 
 use harness::eventually;
-use harness::fleet::{Fleet, assert_writes_go_on};
+use harness::fleet::{Fleet, HOSTS, assert_writes_go_on};
 use serde_json::Value;
 use snapshot::certificate::Mode;
 use snapshot::cut::Cause;
 use snapshot::messages::{Manifest, Snapshot, SnapshotDetails, SnapshotState, Verdict, VerifyReport};
 use timesync::exchange::StampClass;
 use timesync::report::Report;
+use timesync::server::State;
 use timesync::time::Nanos;
 
 #[test]
 fn every_snapshot_is_consistent_certified_and_intact() {
-    let fleet = Fleet::start(&["a", "b", "c"]).expect("three hosts in network namespaces (they need root)");
+    let fleet = Fleet::of_three();
     let hosts = &fleet.cluster.hosts;
     let workload = fleet.start_workload(hosts);
     let mut names = Vec::new();
@@ -55,6 +57,18 @@ fn every_snapshot_is_consistent_certified_and_intact() {
     assert_eq!(listed, []);
     workload.stop().expect("no write failed");
     fleet.wait_until_nothing_is_left();
+}
+
+#[test]
+fn a_simulated_clock_is_refused_by_a_server_that_was_not_told_of_it() {
+    let fleet = Fleet::start(&["a"], &["--simulate-clock", "offset=5ms"], &[]).expect("it needs root");
+    fleet.create_volume("a");
+    let refused = fleet.command().args(["snapshot", "create", "--mode", "timed"]).output().unwrap();
+    assert!(!refused.status.success());
+    let sentence = String::from_utf8_lossy(&refused.stderr);
+    assert!(sentence.contains("simulated clock") && sentence.trim().lines().count() == 1, "{sentence}");
+    let report: Report = fleet.coeval(&["skew"]);
+    assert_eq!(report.hosts[0].state, State::Simulated);
 }
 
 /// What the design lists for `snapshot create --json`. Absent and null are two things in JSON.
@@ -128,7 +142,7 @@ fn assert_shown(fleet: &Fleet, name: &str) {
         let all = volumes.all(|volume| volume.digest.is_some());
         if all { Ok(details) } else { Err(format!("digests of {name} are missing")) }
     });
-    for host in ["a", "b", "c"] {
+    for host in HOSTS {
         assert!(details.story.iter().any(|entry| entry.host.as_deref() == Some(host)), "{details:?}");
     }
 }
