@@ -1,15 +1,16 @@
-//! What whole-system tests and benchmarks share: the binary, network namespaces, and a cluster of daemons in them.
+//! What whole-system tests and benchmarks share: the binary, network namespaces, and a fleet of daemons in them.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
+
+pub mod fleet;
 pub mod namespaces;
+pub mod tls;
 
-use std::io;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-
-use coeval_cli::cluster::{Cluster, Place};
-use coeval_cli::daemon::DaemonError;
-use namespaces::{Namespace, Network};
+use std::time::Duration;
 
 /// The release binary, brought up to date by the first call.
 ///
@@ -30,47 +31,22 @@ pub fn coeval() -> &'static Path {
     })
 }
 
-/// A server and hosts, each in a network namespace of its own, with this machine's real clock.
-#[derive(Debug)]
-pub struct Fleet {
-    /// The daemons. Killed before the network goes.
-    pub cluster: Cluster,
-    /// The namespaces: the server's first, then the hosts'.
-    pub network: Network,
-}
+const PAUSE: Duration = Duration::from_millis(20);
+/// A minute: everything awaited takes a second or so, but machines are busy.
+const POLLS: u32 = 3000;
 
-impl Fleet {
-    /// Starts hosts of these names, and a server, each with these flags.
-    ///
-    /// # Errors
-    /// When namespaces cannot be made (that needs root) or a daemon does not start.
-    pub fn start(names: &[&str], host_flags: &[&str], server_flags: &[&str]) -> Result<Fleet, DaemonError> {
-        let members = u8::try_from(names.len() + 1).map_err(io::Error::other)?;
-        let network = Network::new(members)?;
-        let place = |namespace: &Namespace, flags: &[&str]| Place {
-            address: namespace.address,
-            launcher: namespace.launcher(),
-            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
-        };
-        let hosts: Vec<(&str, Place)> = names
-            .iter()
-            .zip(&network.hosts[1..])
-            .map(|(name, namespace)| (*name, place(namespace, host_flags)))
-            .collect();
-        let server = place(&network.hosts[0], server_flags);
-        let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address))?;
-        Ok(Fleet { cluster, network })
+/// Asks again and again until there is an answer.
+///
+/// # Panics
+/// When there is none for a minute, with the last refusal.
+pub fn eventually<T, E: Display>(mut ask: impl FnMut() -> Result<T, E>) -> T {
+    let mut refusal = String::new();
+    for _ in 0..POLLS {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(why) => refusal = why.to_string(),
+        }
+        std::thread::sleep(PAUSE);
     }
-
-    /// The server's namespace: clients of its API run there.
-    pub fn server_namespace(&self) -> &Namespace {
-        &self.network.hosts[0]
-    }
-
-    /// A `coeval` command that talks to the server, to be given its arguments.
-    pub fn command(&self) -> Command {
-        let mut command = self.server_namespace().command(coeval());
-        command.env("COEVAL_SERVER", &self.cluster.api);
-        command
-    }
+    panic!("still so after a minute: {refusal}");
 }

@@ -63,7 +63,7 @@ fn a_stock_ptp4l_is_probed_and_reported() {
     std::fs::write(&config, text).unwrap();
     let mut command = server.command(coeval());
     command.args(["server", "--with-parent", "--config"]).arg(&config);
-    let daemon = Daemon::start(&mut command, &directory.path().join("log")).unwrap();
+    let daemon = Daemon::start(command, &directory.path().join("log")).unwrap();
     let api = daemon.ready::<Value>().unwrap()["api"].as_str().unwrap().to_owned();
     let skew = || lines(server.command(coeval()).args(["skew", "--json", "--server", &api])).remove(0);
     let row = (0..300).find_map(|_| {
