@@ -20,10 +20,17 @@ pub fn coeval() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--release", "--locked", "--package", "coeval"])
-            .current_dir(&workspace)
-            .status();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--release", "--locked", "--package", "coeval"]);
+        cargo.current_dir(&workspace);
+        // What the cargo that runs us says of this package. Build scripts watch these variables: with them, half of the
+        // dependencies would be built anew, and once more by the next build without them.
+        for (name, _) in std::env::vars_os() {
+            if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|ours| name.to_string_lossy().starts_with(ours)) {
+                cargo.env_remove(name);
+            }
+        }
+        let built = cargo.status();
         assert!(built.is_ok_and(|status| status.success()), "the binary `coeval` cannot be built");
         let target =
             std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
