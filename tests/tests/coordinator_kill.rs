@@ -15,8 +15,9 @@ use snapshot::nbd::{Client, ClientError};
 /// Every snapshot has this name, so that what is left of one is in the way of the next.
 const NAME: &str = "again";
 
-const TIMED: [Step; 8] = [
+const TIMED: [Step; 9] = [
     Step::Describe,
+    Step::Prepare,
     Step::Measure,
     Step::Plan,
     Step::Arm,
@@ -27,8 +28,16 @@ const TIMED: [Step; 8] = [
 ];
 
 /// Between the strike and the release nothing is reported, as writers wait there.
-const BARRIER: [Step; 7] =
-    [Step::Describe, Step::Measure, Step::Arm, Step::Strike, Step::Seal, Step::Certify, Step::Commit];
+const BARRIER: [Step; 8] = [
+    Step::Describe,
+    Step::Prepare,
+    Step::Measure,
+    Step::Arm,
+    Step::Strike,
+    Step::Seal,
+    Step::Certify,
+    Step::Commit,
+];
 
 #[test]
 fn the_coordinator_dies_at_any_step_of_a_timed_snapshot() {
@@ -47,7 +56,8 @@ fn the_coordinator_dies_at_any_step_of_a_barrier_snapshot() {
     let workload = fleet.start_workload(&fleet.cluster.hosts);
     assert_eq!(take(&fleet, RequestedMode::Barrier, 3), BARRIER);
     // More strikes: each death falls somewhere between them and the releases, or a little later.
-    for number in (0..BARRIER.len()).chain([3; 4]) {
+    let strikes = BARRIER.iter().position(|step| *step == Step::Strike).into_iter().cycle().take(4);
+    for number in (0..BARRIER.len()).chain(strikes) {
         kill_coordinator(&mut fleet, &workload, RequestedMode::Barrier, number);
     }
     workload.stop().expect("no write failed");
@@ -73,8 +83,9 @@ fn kill_coordinator(fleet: &mut Fleet, workload: &Workload, mode: RequestedMode,
 fn a_host_dies_at_any_step_of_a_snapshot() {
     let mut fleet = Fleet::of_three();
     let workload = fleet.start_workload(&fleet.cluster.hosts[..2]);
-    let steps = (0..TIMED.len()).map(|step| (RequestedMode::Timed, step));
-    for (mode, number) in steps.chain([3, 4, 6].map(|step| (RequestedMode::Barrier, step))) {
+    let timed = (0..TIMED.len()).map(|step| (RequestedMode::Timed, step));
+    let barrier = (0..BARRIER.len()).map(|step| (RequestedMode::Barrier, step));
+    for (mode, number) in timed.chain(barrier) {
         let dying = &fleet.cluster.hosts[2];
         let client = fleet.open(&fleet.exports(&fleet.cluster.hosts, None)[2]);
         let writer = thread::spawn(move || write_durably(client));
