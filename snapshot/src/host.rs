@@ -437,7 +437,8 @@ impl HostService {
 
 /// Two services in one directory would each miss what the other creates.
 fn lock_root(root: &Path) -> Result<File, HostError> {
-    let path = root.join("lock");
+    // No volume can have that name.
+    let path = root.join(".lock");
     let failed =
         |error| HostError::Failed(format!("cannot use the volume directory {}: {error}", root.display()));
     let file = File::options().create(true).truncate(false).write(true).open(path).map_err(failed)?;
