@@ -231,12 +231,10 @@ impl Coordinator {
             let mut all = BTreeSet::new();
             for description in attempt::describe(self.hosts.values().cloned().collect()).await? {
                 let host = description.name;
-                all.extend(
-                    description
-                        .volumes
-                        .into_iter()
-                        .map(|volume| Member { host: host.clone(), volume: volume.name }),
-                );
+                let served = description.volumes.into_iter().map(|volume| volume.name);
+                // One that cannot be served is a member too: the attempt then says so, and does not leave it out.
+                let names = served.chain(description.unserved.into_keys());
+                all.extend(names.map(|volume| Member { host: host.clone(), volume }));
             }
             all
         } else {

@@ -7,7 +7,8 @@
 mod attempt;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::path::PathBuf;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use timesync::clock::HostClock;
@@ -26,6 +27,9 @@ use attempt::Attempt;
 
 /// A T further ahead than this is refused: nothing that long-lived should wait armed.
 const MAX_LEAD: Nanos = Nanos::from_millis(10_000);
+
+/// How long a snapshot that is to be deleted waits for its last reader to be gone.
+const LEAVING_PATIENCE: Nanos = Nanos::from_millis(500);
 
 /// How many ended attempts are remembered, so that a late order for one of them is refused.
 const REMEMBERED: usize = 1024;
@@ -49,6 +53,8 @@ pub struct HostService {
     volumes: RwLock<BTreeMap<String, Result<Arc<Volume>, String>>>,
     attempts: Mutex<Attempts>,
     nbd: OnceLock<Vec<String>>,
+    /// The lock on the volume directory.
+    _lock: File,
 }
 
 #[derive(Default)]
@@ -113,7 +119,7 @@ impl HostService {
     /// A volume that cannot be opened is reported in the log and refused by name; the others are served.
     ///
     /// # Errors
-    /// When the directory cannot be used at all.
+    /// When the directory cannot be used at all, or another service uses it.
     pub fn open(
         options: HostOptions,
         incarnation: Incarnation,
@@ -123,6 +129,7 @@ impl HostService {
         std::fs::create_dir_all(root).map_err(|error| {
             HostError::Failed(format!("cannot create the volume directory {}: {error}", root.display()))
         })?;
+        let lock = lock_root(root)?;
         let mut volumes = BTreeMap::new();
         for name in Volume::names(root)? {
             let volume = Volume::open(root, &name, clock.clone()).map_err(|error| {
@@ -138,6 +145,7 @@ impl HostService {
             volumes: RwLock::new(volumes),
             attempts: Mutex::default(),
             nbd: OnceLock::new(),
+            _lock: lock,
         }))
     }
 
@@ -159,6 +167,7 @@ impl HostService {
             host: self.incarnation,
             max_stretch: self.options.max_stretch,
             volumes: self.usable().iter().map(|volume| volume.describe()).collect(),
+            unserved: self.unserved(),
             nbd: self.nbd.get().cloned().unwrap_or_default(),
         }
     }
@@ -303,7 +312,16 @@ impl HostService {
         if !volume.describe().snapshots.iter().any(|name| name == snapshot) {
             return Ok(());
         }
-        Ok(volume.delete_snapshot(snapshot)?)
+        // A client that has just left is noticed by its connection's thread a moment later.
+        let patience_ends = self.clock.now() + LEAVING_PATIENCE;
+        loop {
+            match volume.delete_snapshot(snapshot) {
+                Err(VolumeError::SnapshotInUse { .. }) if self.clock.now() < patience_ends => {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                result => return Ok(result?),
+            }
+        }
     }
 
     /// The digest of a snapshot's logical content. Reads all of it.
@@ -403,9 +421,34 @@ impl HostService {
         }
     }
 
+    fn unserved(&self) -> BTreeMap<String, String> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        let why_not = |(name, volume): (&String, &Result<_, String>)| {
+            Some((name.clone(), volume.as_ref().err()?.clone()))
+        };
+        volumes.iter().filter_map(why_not).collect()
+    }
+
     fn usable(&self) -> Vec<Arc<Volume>> {
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
         volumes.values().filter_map(|volume| volume.as_ref().ok().cloned()).collect()
+    }
+}
+
+/// Two services in one directory would each miss what the other creates.
+fn lock_root(root: &Path) -> Result<File, HostError> {
+    // No volume can have that name.
+    let path = root.join(".lock");
+    let failed =
+        |error| HostError::Failed(format!("cannot use the volume directory {}: {error}", root.display()));
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(HostError::Failed(format!(
+            "another host daemon uses the volume directory {}; stop it or choose another directory",
+            root.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 

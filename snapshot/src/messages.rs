@@ -1,5 +1,7 @@
 //! What the server's API takes and gives: shared by the server, the command line and the catalogue.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use timesync::bound::{Assumptions, AsymmetryBudget, Policy};
 use timesync::exchange::StampClass;
@@ -353,6 +355,8 @@ pub struct HostVolumes {
     pub host: String,
     /// Its volumes; empty where it does not answer.
     pub volumes: Vec<VolumeDescription>,
+    /// The volumes that it has and cannot serve, each with the reason.
+    pub unserved: BTreeMap<String, String>,
     /// Where its NBD server listens.
     pub nbd: Vec<String>,
     /// Why it does not answer.

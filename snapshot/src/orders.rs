@@ -1,5 +1,7 @@
 //! What the coordinator orders and what a host answers: the JSON between them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use timesync::identity::Incarnation;
 use timesync::time::{Host, Nanos, Time};
@@ -110,6 +112,8 @@ pub struct HostDescription {
     pub max_stretch: Nanos,
     /// Its volumes.
     pub volumes: Vec<VolumeDescription>,
+    /// The volumes that it has and cannot serve, each with the reason.
+    pub unserved: BTreeMap<String, String>,
     /// Where its NBD server listens (`nbd://…` and `nbd+unix:///…` without the export name).
     pub nbd: Vec<String>,
 }

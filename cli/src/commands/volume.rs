@@ -49,6 +49,9 @@ pub async fn list(remote: &Remote) -> Result<(), Failure> {
             Some(problem) => format!("host {}: {problem}\n", host.host),
             None => format!("host {}: NBD at {}\n", host.host, host.nbd.join(", ")),
         };
+        for (volume, why) in &host.unserved {
+            text += &format!("host {}: volume {volume} is not served: {why}\n", host.host);
+        }
     }
     print(&text)
 }

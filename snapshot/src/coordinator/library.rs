@@ -1,5 +1,6 @@
 //! Looking after the snapshots that there are: show, verify, delete, digests, and what a crash left behind.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
@@ -10,7 +11,7 @@ use crate::messages::{
     CreateVolumeOn, DigestCheck, HostVolumes, Manifest, Member, Snapshot, SnapshotDetails, SnapshotState,
     Verdict, VerifyReport,
 };
-use crate::orders::{CreateVolume, VolumeDescription};
+use crate::orders::{CreateVolume, HostDescription, VolumeDescription};
 
 #[expect(clippy::missing_errors_doc, reason = "each fails as CoordinatorError says")]
 impl Coordinator {
@@ -111,10 +112,16 @@ impl Coordinator {
     pub async fn volumes(&self) -> Vec<HostVolumes> {
         let answers = join_all(self.hosts.values().map(|host| host.describe())).await;
         let listed = self.hosts.keys().cloned().zip(answers).map(|(host, answer)| match answer {
-            Ok(found) => HostVolumes { host, volumes: found.volumes, nbd: found.nbd, problem: None },
-            Err(why) => {
-                HostVolumes { host, volumes: Vec::new(), nbd: Vec::new(), problem: Some(why.to_string()) }
+            Ok(HostDescription { volumes, unserved, nbd, .. }) => {
+                HostVolumes { host, volumes, unserved, nbd, problem: None }
             }
+            Err(why) => HostVolumes {
+                host,
+                volumes: Vec::new(),
+                unserved: BTreeMap::new(),
+                nbd: Vec::new(),
+                problem: Some(why.to_string()),
+            },
         });
         listed.collect()
     }

@@ -163,6 +163,7 @@ async fn describe(State(host): Host) -> Answer<HostDescription> {
         host: host.incarnation,
         max_stretch: MAX_STRETCH,
         volumes: vec![volume],
+        unserved: BTreeMap::new(),
         nbd: Vec::new(),
     }))
 }
