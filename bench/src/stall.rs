@@ -11,10 +11,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use coeval_cli::cluster::Cluster;
-use harness::Fleet;
+use harness::fleet::Fleet;
 use serde::Serialize;
 use snapshot::client::ServerClient;
-use snapshot::http::Connector;
 use snapshot::messages::{CreateRequest, CreateVolumeOn, Manifest, RequestedMode};
 use snapshot::nbd::{Client, Endpoint};
 use timesync::clock::ServerClock;
@@ -85,11 +84,11 @@ struct Samples {
 /// Runs the benchmark and prints its rows.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let names: Vec<String> = (1..=arguments.hosts).map(|number| format!("host{number}")).collect();
-    let fleet = Fleet::start(&names.iter().map(String::as_str).collect::<Vec<_>>(), &[])?;
+    let fleet = Fleet::start(&names.iter().map(String::as_str).collect::<Vec<_>>(), &[], &[])?;
     // The API is reached from inside the server's namespace.
     let rows = fleet.server_namespace().inside(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(measure(arguments, &fleet.cluster))
+        runtime.block_on(measure(arguments, &fleet.client(), &fleet.cluster))
     })??;
     if arguments.json {
         println!("{}", serde_json::json!({ "rows": rows }));
@@ -99,8 +98,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn measure(arguments: &Arguments, cluster: &Cluster) -> Result<Vec<Row>, Failure> {
-    let api = ServerClient::new(&Connector::new(None, true)?, &cluster.api)?;
+async fn measure(arguments: &Arguments, api: &ServerClient, cluster: &Cluster) -> Result<Vec<Row>, Failure> {
     for host in &cluster.hosts {
         let order = CreateVolumeOn { host: host.name.clone(), name: VOLUME.to_owned(), size: VOLUME_SIZE };
         api.create_volume(&order).await?;
@@ -111,17 +109,17 @@ async fn measure(arguments: &Arguments, cluster: &Cluster) -> Result<Vec<Row>, F
         .map(|host| Writer::start(&Endpoint::Unix(host.nbd_socket.clone())))
         .collect::<Result<Vec<_>, Failure>>()?;
     // The first snapshots meet cold caches and an empty time window.
-    take(&api, &writers, RequestedMode::Timed, BATCH, &mut Samples::default()).await?;
+    take(api, &writers, RequestedMode::Timed, BATCH, &mut Samples::default()).await?;
     let (mut timed, mut barrier) = (Samples::default(), Samples::default());
     let (mut left_timed, mut left_barrier) = (arguments.timed, arguments.barrier);
     // Alternating, so that both meet the same weather.
     while left_timed + left_barrier > 0 {
         let batch = BATCH.min(left_timed);
-        take(&api, &writers, RequestedMode::Timed, batch, &mut timed).await?;
+        take(api, &writers, RequestedMode::Timed, batch, &mut timed).await?;
         left_timed -= batch;
         let share = (BATCH * arguments.barrier).div_ceil(arguments.timed.max(1)).min(left_barrier);
         let batch = if left_timed == 0 { left_barrier.min(BATCH) } else { share };
-        take(&api, &writers, RequestedMode::Barrier, batch, &mut barrier).await?;
+        take(api, &writers, RequestedMode::Barrier, batch, &mut barrier).await?;
         left_barrier -= batch;
     }
     for writer in writers {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
+use snapshot::http::TlsFiles;
 use tempfile::TempDir;
 
 use crate::daemon::{Daemon, DaemonError};
@@ -36,6 +37,8 @@ pub struct Place {
     pub launcher: Vec<String>,
     /// Flags after its own ones.
     pub flags: Vec<String>,
+    /// Its certificates; none: plain HTTP.
+    pub tls: Option<TlsFiles>,
 }
 
 impl Place {
@@ -45,6 +48,17 @@ impl Place {
             address: Ipv4Addr::LOCALHOST.into(),
             launcher: Vec::new(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            tls: None,
+        }
+    }
+
+    /// The line of a configuration file that says whom it talks to.
+    fn security(&self) -> String {
+        match &self.tls {
+            Some(TlsFiles { cert, key, ca }) => {
+                format!("tls = {{ cert = {cert:?}, key = {key:?}, ca = {ca:?} }}\n")
+            }
+            None => "insecure = true\n".to_owned(),
         }
     }
 }
@@ -72,7 +86,7 @@ pub struct Cluster {
     /// Where the server's API is.
     pub api: String,
     // Last, so that it is removed after the processes are gone.
-    directory: TempDir,
+    _directory: TempDir,
 }
 
 impl Cluster {
@@ -93,9 +107,10 @@ impl Cluster {
             .map(|(name, place)| start_host(program, directory.path(), name, place))
             .collect::<Result<Vec<Host>, DaemonError>>()?;
         let mut config = format!(
-            "listen = \"{0}:0\"\nstate = {1:?}\ninsecure = true\n[time]\nport = 0\n",
+            "listen = \"{0}:0\"\nstate = {1:?}\n{2}[time]\nport = 0\n",
             server.address,
             directory.path().join("server"),
+            server.security(),
         );
         for (number, host) in hosts.iter().enumerate() {
             let time = route(number, host.ready.time)?;
@@ -106,12 +121,30 @@ impl Cluster {
         }
         let daemon = start_daemon(program, "server", directory.path(), "server", server, &config)?;
         let ready: ServerReady = daemon.ready()?;
-        Ok(Cluster { hosts, server: daemon, api: ready.api, directory })
+        Ok(Cluster { hosts, server: daemon, api: ready.api, _directory: directory })
     }
 
-    /// The directory of everything, removed in the end.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
+    /// Starts the server again on the same state, after killing it if it still runs.
+    ///
+    /// # Errors
+    /// [`DaemonError`].
+    pub fn restart_server(&mut self) -> Result<(), DaemonError> {
+        self.server.restart()?;
+        let ready: ServerReady = self.server.ready()?;
+        self.api = ready.api;
+        Ok(())
+    }
+
+    /// Starts a host again on the same volumes, after killing it if it still runs. The server finds it only where
+    /// flags fix its ports.
+    ///
+    /// # Errors
+    /// [`DaemonError`].
+    pub fn restart_host(&mut self, number: usize) -> Result<(), DaemonError> {
+        let host = &mut self.hosts[number];
+        host.daemon.restart()?;
+        host.ready = host.daemon.ready()?;
+        Ok(())
     }
 }
 
@@ -119,10 +152,11 @@ fn start_host(program: &Path, directory: &Path, name: &str, place: &Place) -> Re
     let nbd_socket = directory.join(format!("{name}.nbd"));
     let config = format!(
         "name = {name:?}\nlisten = \"{0}:0\"\ntime = \"{0}:0\"\nvolumes = {1:?}\n\
-         nbd = [\"unix://{2}\", \"tcp://{0}:0\"]\ninsecure = true\n",
+         nbd = [\"unix://{2}\", \"tcp://{0}:0\"]\n{3}",
         place.address,
         directory.join(name),
         nbd_socket.display(),
+        place.security(),
     );
     let daemon = start_daemon(program, "host", directory, name, place, &config)?;
     let ready = daemon.ready()?;
@@ -142,5 +176,5 @@ fn start_daemon(
     let mut line = place.launcher.iter().map(Path::new).chain([program]);
     let mut command = Command::new(line.next().unwrap_or(program));
     command.args(line).arg(role).arg("--config").arg(file).arg("--with-parent").args(&place.flags);
-    Daemon::start(&mut command, &directory.join(format!("{name}.log")))
+    Daemon::start(command, &directory.join(format!("{name}.log")))
 }

@@ -21,6 +21,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// A running daemon; killed when dropped.
 #[derive(Debug)]
 pub struct Daemon {
+    command: Command,
     child: Child,
     ready: String,
     log: PathBuf,
@@ -45,7 +46,7 @@ impl Daemon {
     ///
     /// # Errors
     /// [`DaemonError`].
-    pub fn start(command: &mut Command, log: &Path) -> Result<Daemon, DaemonError> {
+    pub fn start(mut command: Command, log: &Path) -> Result<Daemon, DaemonError> {
         let child = command
             // Not in the terminal's foreground group: Ctrl-C ends the parent, which ends its daemons in good order.
             .process_group(0)
@@ -53,8 +54,23 @@ impl Daemon {
             .stdout(Stdio::piped())
             .stderr(File::options().create(true).append(true).open(log)?)
             .spawn()?;
-        let mut daemon = Daemon { child, ready: String::new(), log: log.to_owned() };
-        let stdout = daemon.child.stdout.take();
+        let mut daemon = Daemon { command, child, ready: String::new(), log: log.to_owned() };
+        daemon.await_ready()?;
+        Ok(daemon)
+    }
+
+    /// Kills it if it still runs, and starts it again as it was started before.
+    ///
+    /// # Errors
+    /// [`DaemonError`].
+    pub fn restart(&mut self) -> Result<(), DaemonError> {
+        self.end();
+        self.child = self.command.spawn()?;
+        self.await_ready()
+    }
+
+    fn await_ready(&mut self) -> Result<(), DaemonError> {
+        let stdout = self.child.stdout.take();
         let (sender, receiver) = mpsc::channel();
         // Reads to the end, so that the daemon never meets a closed pipe.
         std::thread::Builder::new().name("daemon's stdout".to_owned()).spawn(move || {
@@ -66,10 +82,16 @@ impl Daemon {
                 }
             }
         })?;
-        daemon.ready = receiver
+        self.ready = receiver
             .recv_timeout(START_TIMEOUT)
-            .map_err(|_| DaemonError::NotReady(last_line(log).unwrap_or_else(|| "none".to_owned())))?;
-        Ok(daemon)
+            .map_err(|_| DaemonError::NotReady(last_line(&self.log).unwrap_or_else(|| "none".to_owned())))?;
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        // Errors mean that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// Where it listens, as it said when it got ready.
@@ -78,11 +100,6 @@ impl Daemon {
     /// When it said something else than `T`.
     pub fn ready<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
         serde_json::from_str(&self.ready)
-    }
-
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
     }
 
     /// What it logged so far.
@@ -101,6 +118,14 @@ impl Daemon {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal)
     }
 
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// As [`Child::try_wait`].
+    pub fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
     /// Waits until it ends.
     ///
     /// # Errors
@@ -112,9 +137,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Errors mean that it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 

@@ -4,7 +4,6 @@
 pub mod report;
 mod stage;
 
-use std::io::{IsTerminal, Write, stderr};
 use std::time::Duration;
 
 use snapshot::cut::Stretch;
@@ -13,10 +12,10 @@ use timesync::time::Nanos;
 
 use crate::args::DemoArgs;
 use crate::commands::{Failure, Finding, print, print_json, snapshot::draw};
+use crate::progress::ProgressLine;
+use crate::workload::{Latencies, Period, Workload};
 use report::{Control, Lopsided, Phase, Report, WriteLatencies};
 use stage::{Network, Stage};
-
-use crate::workload::{Latencies, Period, Workload};
 
 const TIMED: usize = 50;
 const BARRIER: usize = 20;
@@ -47,7 +46,7 @@ const QUIET: Duration = Duration::from_secs(1);
 /// # Errors
 /// When it could not be carried out.
 pub async fn run(args: &DemoArgs) -> Result<Finding, Failure> {
-    let line = Line { visible: stderr().is_terminal() };
+    let line = ProgressLine::new();
     line.show("starting a server and three hosts");
     let straight = Stage::start(Network::Straight).await?;
     let timed = series(&straight, &line, "timed snapshots", RequestedMode::Timed, TIMED).await?;
@@ -66,7 +65,7 @@ pub async fn run(args: &DemoArgs) -> Result<Finding, Failure> {
     let delayed = series(&lopsided, &line, "timed, lopsided network", RequestedMode::Timed, LOPSIDED).await?;
     controls.push(control(&lopsided, &line, "zero_stretch", Spoiled::ZeroStretch).await?);
     drop(lopsided);
-    line.show("");
+    drop(line);
 
     let report = Report {
         hosts,
@@ -118,7 +117,7 @@ struct Series {
 
 async fn series(
     stage: &Stage,
-    line: &Line,
+    line: &ProgressLine,
     what: &str,
     mode: RequestedMode,
     count: usize,
@@ -151,7 +150,7 @@ async fn series(
 /// Snapshots that are taken wrongly on purpose, under load.
 async fn control(
     stage: &Stage,
-    line: &Line,
+    line: &ProgressLine,
     name: &'static str,
     spoiled: Spoiled,
 ) -> Result<Control, Failure> {
@@ -162,7 +161,7 @@ async fn control(
         let order = CreateRequest {
             mode: RequestedMode::Timed,
             control: Some(spoiled),
-            attempts: Some(1),
+            attempts: Some(ATTEMPTS),
             lead_ns: (spoiled == Spoiled::Untranslated).then_some(LONG_LEAD),
             ..CreateRequest::default()
         };
@@ -211,20 +210,6 @@ impl Series {
 /// The smallest value that is no less than so many percent of the sorted values.
 fn quantile<T: Copy>(sorted: &[T], percent: usize) -> Option<T> {
     sorted.get((sorted.len() * percent).div_ceil(100).saturating_sub(1)).copied()
-}
-
-/// One line on stderr that says what is being done; nothing where stderr is no terminal.
-struct Line {
-    visible: bool,
-}
-
-impl Line {
-    fn show(&self, text: &str) {
-        if self.visible {
-            // A terminal that is gone needs no progress.
-            let _ = write!(stderr(), "\r\x1b[K{text}");
-        }
-    }
 }
 
 #[cfg(test)]

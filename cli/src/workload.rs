@@ -86,7 +86,7 @@ pub struct Workload {
 struct Shared {
     stop: AtomicBool,
     period: AtomicU8,
-    writes: AtomicU64,
+    writes: Vec<AtomicU64>,
 }
 
 impl Workload {
@@ -96,7 +96,9 @@ impl Workload {
     /// # Errors
     /// [`WorkloadError`].
     pub fn start(exports: &[Export], tokens: usize, pause: Duration) -> Result<Workload, WorkloadError> {
-        let mut workload = Workload { shared: Arc::default(), threads: Vec::new() };
+        let writes = exports.iter().map(|_| AtomicU64::new(0)).collect();
+        let shared = Shared { writes, ..Shared::default() };
+        let mut workload = Workload { shared: Arc::new(shared), threads: Vec::new() };
         for token in 0..tokens {
             let mut walk = Token::new(token, exports)?;
             let shared = Arc::clone(&workload.shared);
@@ -108,9 +110,9 @@ impl Workload {
         Ok(workload)
     }
 
-    /// Writes acknowledged so far.
-    pub fn writes(&self) -> u64 {
-        self.shared.writes.load(Ordering::Relaxed)
+    /// Writes that each host has acknowledged so far.
+    pub fn writes(&self) -> Vec<u64> {
+        self.shared.writes.iter().map(|writes| writes.load(Ordering::Relaxed)).collect()
     }
 
     /// Says what goes on, so that writes are counted with their like. It begins with [`Period::Other`].
@@ -212,7 +214,7 @@ impl Token {
             } else if periods == [Period::Quiet as u8; 2] {
                 self.latencies.quiet.saturating_record(took);
             }
-            shared.writes.fetch_add(1, Ordering::Relaxed);
+            shared.writes[host].fetch_add(1, Ordering::Relaxed);
             if !pause.is_zero() {
                 std::thread::sleep(pause);
             }
@@ -328,8 +330,7 @@ mod tests {
     fn write_some(exports: &[Export]) -> u64 {
         let workload = Workload::start(exports, TOKENS, Duration::ZERO).unwrap();
         workload.set_period(Period::Quiet);
-        let enough = workload.writes() + 200;
-        while workload.writes() < enough {
+        while workload.writes().iter().sum::<u64>() < 200 {
             assert!(!workload.has_failed());
             std::thread::yield_now();
         }

@@ -28,6 +28,9 @@ use attempt::Attempt;
 /// A T further ahead than this is refused: nothing that long-lived should wait armed.
 const MAX_LEAD: Nanos = Nanos::from_millis(10_000);
 
+/// How long a snapshot that is to be deleted waits for its last reader to be gone.
+const LEAVING_PATIENCE: Nanos = Nanos::from_millis(500);
+
 /// How many ended attempts are remembered, so that a late order for one of them is refused.
 const REMEMBERED: usize = 1024;
 
@@ -294,6 +297,9 @@ impl HostService {
     /// When the name is taken or not allowed, or the size does not fit.
     pub fn create_volume(&self, order: &CreateVolume) -> Result<VolumeDescription, HostError> {
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
+        if volumes.contains_key(&order.name) {
+            return Err(VolumeError::Exists { name: order.name.clone() }.into());
+        }
         let volume = Volume::create(&self.options.volumes, &order.name, order.size, self.clock.clone())?;
         let description = volume.describe();
         volumes.insert(order.name.clone(), Ok(volume));
@@ -309,7 +315,16 @@ impl HostService {
         if !volume.describe().snapshots.iter().any(|name| name == snapshot) {
             return Ok(());
         }
-        Ok(volume.delete_snapshot(snapshot)?)
+        // A client that has just left is noticed by its connection's thread a moment later.
+        let patience_ends = self.clock.now() + LEAVING_PATIENCE;
+        loop {
+            match volume.delete_snapshot(snapshot) {
+                Err(VolumeError::SnapshotInUse { .. }) if self.clock.now() < patience_ends => {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                result => return Ok(result?),
+            }
+        }
     }
 
     /// The digest of a snapshot's logical content. Reads all of it.

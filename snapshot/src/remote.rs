@@ -125,7 +125,8 @@ impl RemoteHost {
 
     /// Creates a volume.
     pub async fn create_volume(&self, order: &CreateVolume) -> Result<VolumeDescription, ControlError> {
-        self.client.post(self.client.page(&["v1", "volumes"]), order, self.limits.step).await
+        // Several syncs, on a disk that may be busy.
+        self.client.post(self.client.page(&["v1", "volumes"]), order, self.limits.seal).await
     }
 
     /// Deletes a snapshot of a volume; an absent one is deleted already.

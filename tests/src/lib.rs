@@ -1,16 +1,17 @@
-//! What whole-system tests and benchmarks share: the binary, network namespaces, and a cluster of daemons in them.
+//! What whole-system tests and benchmarks share: the binary, network namespaces, and a fleet of daemons in them.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
+
+pub mod fleet;
 pub mod namespaces;
+pub mod tls;
 pub mod tools;
 
-use std::io;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-
-use coeval_cli::cluster::{Cluster, Place};
-use coeval_cli::daemon::DaemonError;
-use namespaces::{Namespace, Network};
+use std::time::Duration;
 
 /// The release binary, brought up to date by the first call.
 ///
@@ -19,21 +20,18 @@ use namespaces::{Namespace, Network};
 pub fn coeval() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-            return p.into();
-        }
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let mut build = Command::new(env!("CARGO"));
-        build
-            .args(["build", "--quiet", "--release", "--locked", "--package", "coeval"])
-            .current_dir(&workspace);
-        // What cargo tells the test about its package; ring's build script would take it for its own and build all anew.
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--release", "--locked", "--package", "coeval"]);
+        cargo.current_dir(&workspace);
+        // What the cargo that runs us says of this package. Build scripts watch these variables: with them, half of the
+        // dependencies would be built anew, and once more by the next build without them.
         for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
-                build.env_remove(name);
+            if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|ours| name.to_string_lossy().starts_with(ours)) {
+                cargo.env_remove(name);
             }
         }
-        let built = build.status();
+        let built = cargo.status();
         assert!(built.is_ok_and(|status| status.success()), "the binary `coeval` cannot be built");
         let target =
             std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
@@ -41,47 +39,22 @@ pub fn coeval() -> &'static Path {
     })
 }
 
-/// A server and hosts, each in a network namespace of its own, with this machine's real clock.
-#[derive(Debug)]
-pub struct Fleet {
-    /// The daemons. Killed before the network goes.
-    pub cluster: Cluster,
-    /// The namespaces: the server's first, then the hosts'.
-    pub network: Network,
-}
+const PAUSE: Duration = Duration::from_millis(20);
+/// A minute: everything awaited takes a second or so, but machines are busy.
+const POLLS: u32 = 3000;
 
-impl Fleet {
-    /// Starts hosts of these names, and a server with these flags.
-    ///
-    /// # Errors
-    /// When namespaces cannot be made (that needs root) or a daemon does not start.
-    pub fn start(names: &[&str], server_flags: &[&str]) -> Result<Fleet, DaemonError> {
-        let members = u8::try_from(names.len() + 1).map_err(io::Error::other)?;
-        let network = Network::new(members)?;
-        let place = |namespace: &Namespace, flags: &[&str]| Place {
-            address: namespace.address,
-            launcher: namespace.launcher(),
-            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
-        };
-        let hosts: Vec<(&str, Place)> = names
-            .iter()
-            .zip(&network.hosts[1..])
-            .map(|(name, namespace)| (*name, place(namespace, &[])))
-            .collect();
-        let server = place(&network.hosts[0], server_flags);
-        let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address))?;
-        Ok(Fleet { cluster, network })
+/// Asks again and again until there is an answer.
+///
+/// # Panics
+/// When there is none for a minute, with the last refusal.
+pub fn eventually<T, E: Display>(mut ask: impl FnMut() -> Result<T, E>) -> T {
+    let mut refusal = String::new();
+    for _ in 0..POLLS {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(why) => refusal = why.to_string(),
+        }
+        std::thread::sleep(PAUSE);
     }
-
-    /// The server's namespace: clients of its API run there.
-    pub fn server_namespace(&self) -> &Namespace {
-        &self.network.hosts[0]
-    }
-
-    /// A `coeval` command that talks to the server, to be given its arguments.
-    pub fn command(&self) -> Command {
-        let mut command = self.server_namespace().command(coeval());
-        command.env("COEVAL_SERVER", &self.cluster.api);
-        command
-    }
+    panic!("still so after a minute: {refusal}");
 }

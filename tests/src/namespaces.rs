@@ -33,6 +33,7 @@ impl Network {
     /// # Errors
     /// When `ip` fails: it needs root, and Debian's package iproute2.
     pub fn new(hosts: u8) -> io::Result<Network> {
+        remove_strays();
         let prefix = format!("coeval{}-{}", std::process::id(), NETWORKS.fetch_add(1, Ordering::Relaxed));
         let switch = format!("{prefix}-switch");
         // Made first, so that whatever fails below, dropping it cleans up.
@@ -93,6 +94,19 @@ impl Namespace {
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+}
+
+/// Removes namespaces of processes that were killed before they could.
+fn remove_strays() {
+    let names =
+        std::fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    for name in names.filter_map(|name| name.into_string().ok()) {
+        let owner = name.strip_prefix("coeval").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            // Somebody else may be removing it too.
+            let _ = ip(&["netns", "delete", &name]);
+        }
     }
 }
 

@@ -2,24 +2,18 @@
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::process::{Command, ExitStatus, Output};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread::{sleep, spawn};
+use std::net::{TcpListener, UdpSocket};
+use std::process::{Command, Output};
 use std::time::Duration;
 
-use coeval_cli::cluster::Cluster;
-use coeval_cli::daemon::{Daemon, DaemonError};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use timesync::clock::pace_now;
-use timesync::time::Nanos;
+use coeval_cli::cluster::{Cluster, Place};
+use coeval_cli::daemon::Daemon;
+use nix::sys::signal::Signal;
 
-use crate::coeval;
+use crate::{coeval, eventually};
 
 /// Far longer than anything takes that works: what is awaited longer never comes.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-
-const POLL: Duration = Duration::from_millis(20);
 
 /// Runs a command to its end, which must be a good one, and returns what it printed.
 ///
@@ -77,21 +71,6 @@ pub fn refusal_of(command: &mut Command) -> String {
     sentence
 }
 
-/// Asks again and again until there is an answer.
-///
-/// # Panics
-/// When there is none within [`DEADLINE`].
-pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let end = pace_now() + Nanos::from_millis(DEADLINE.as_millis() as i64);
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(pace_now() < end, "it never came to this: {what}");
-        sleep(POLL);
-    }
-}
-
 /// A `coeval` command that talks to the cluster's server, to be given its arguments.
 pub fn command(cluster: &Cluster) -> Command {
     let mut command = Command::new(coeval());
@@ -111,20 +90,25 @@ pub fn ask(cluster: &Cluster, arguments: &[&str]) -> serde_json::Value {
     }
 }
 
-/// Starts a host's daemon again, where it was before, once its process has been ended.
+/// A server and one host `a` on loopback. The host has ports of its own, so that one that starts again is found where
+/// it was.
 ///
-/// # Errors
-/// [`DaemonError`].
-pub fn start_again(cluster: &mut Cluster, index: usize) -> Result<(), DaemonError> {
-    let directory = cluster.directory().to_owned();
-    let host = &mut cluster.hosts[index];
-    let listen = host.ready.control.trim_start_matches("http://");
-    let mut command = Command::new(coeval());
-    command.args(["host", "--with-parent", "--listen", listen, "--time", &host.ready.time.to_string()]);
-    command.arg("--config").arg(directory.join(format!("{}.toml", host.name)));
-    host.daemon = Daemon::start(&mut command, &directory.join(format!("{}.log", host.name)))?;
-    host.ready = host.daemon.ready()?;
-    Ok(())
+/// # Panics
+/// When they do not start.
+pub fn one_host(flags: &[&str]) -> Cluster {
+    let [control, time] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let flags = [&["--listen", &control, "--time", &time], flags].concat();
+    let hosts = [("a", Place::loopback(&flags))];
+    Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap()
+}
+
+/// A port that is free for TCP and UDP, and most likely stays so until it is used.
+fn free_port() -> u16 {
+    let bound = (0..100).find_map(|_| {
+        let port = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
+        UdpSocket::bind(("127.0.0.1", port)).ok().map(|_| port)
+    });
+    bound.unwrap()
 }
 
 /// Ends a daemon with SIGTERM, and checks that it ends in good order and never panicked.
@@ -132,19 +116,10 @@ pub fn start_again(cluster: &mut Cluster, index: usize) -> Result<(), DaemonErro
 /// # Panics
 /// When it does not.
 pub fn stop(daemon: &mut Daemon) {
-    let id = Pid::from_raw(daemon.id().cast_signed());
-    let terminated = daemon.signal(Signal::SIGTERM);
-    let (_ended, end) = mpsc::channel::<()>();
-    spawn(move || {
-        if end.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
-            // Then the status below tells of it. That it is gone by now is what was hoped for.
-            let _ = kill(id, Signal::SIGKILL);
-        }
-    });
-    let status = daemon.wait();
-    let log = daemon.log().unwrap_or_default();
-    assert!(terminated.is_ok() && status.as_ref().is_ok_and(ExitStatus::success), "{status:?}: {log}");
-    assert!(!log.contains("panicked"), "{log}");
+    daemon.signal(Signal::SIGTERM).unwrap();
+    let status = eventually(|| daemon.try_wait().unwrap().ok_or("SIGTERM does not end it"));
+    let log = daemon.log().unwrap();
+    assert!(status.success() && !log.contains("panicked"), "{status}: {log}");
 }
 
 /// [`stop`]s all of a cluster's daemons.
@@ -154,13 +129,4 @@ pub fn stop(daemon: &mut Daemon) {
 pub fn stop_all(mut cluster: Cluster) {
     stop(&mut cluster.server);
     cluster.hosts.iter_mut().for_each(|host| stop(&mut host.daemon));
-}
-
-/// Kills a daemon as a crash would, and waits until it is gone.
-///
-/// # Panics
-/// When it was gone already.
-pub fn crash(daemon: &mut Daemon) {
-    let ended = daemon.signal(Signal::SIGKILL).map_err(std::io::Error::from).and_then(|()| daemon.wait());
-    assert!(ended.is_ok(), "{ended:?}");
 }

@@ -6,17 +6,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use coeval_cli::cluster::{Cluster, Host, Place};
-use harness::coeval;
-use harness::tools::{ask, command, finish, refusal_of, run, start_again, stop, stop_all};
+use coeval_cli::cluster::Host;
+use harness::eventually;
+use harness::tools::{ask, command, finish, one_host, refusal_of, run, stop, stop_all};
 use snapshot::nbd::{Client, ClientError, Endpoint, ErrorCode};
 
 const BLOCK: usize = 4096;
-
-fn cluster() -> Cluster {
-    let hosts = [("a", Place::loopback(&[]))];
-    Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap()
-}
 
 fn open(host: &Host, export: &str) -> Result<Client, ClientError> {
     Client::connect(&Endpoint::Unix(host.nbd_socket.clone()), export)
@@ -31,7 +26,7 @@ fn byte(client: &mut Client, block: usize) -> u8 {
 
 #[test]
 fn a_corrupt_map_is_named_and_harms_no_other_volume() {
-    let mut cluster = cluster();
+    let mut cluster = one_host(&[]);
     for volume in ["a/data", "a/other"] {
         ask(&cluster, &["volume", "create", volume, "1MiB"]);
     }
@@ -43,8 +38,14 @@ fn a_corrupt_map_is_named_and_harms_no_other_volume() {
         assert_eq!(ask(&cluster, &["snapshot", "create", snapshot])["verdict"], "consistent");
     }
 
+    eventually(|| {
+        let shown = ask(&cluster, &["snapshot", "show", "second"]);
+        let volumes = shown["manifest"]["hosts"][0]["volumes"].as_array().unwrap();
+        let digests = volumes.iter().all(|volume| volume["digest"].is_string());
+        digests.then_some(()).ok_or("not so yet: the digests are stored")
+    });
     stop(&mut cluster.hosts[0].daemon);
-    let map = cluster.directory().join("a/data/000001.map");
+    let map = cluster.hosts[0].nbd_socket.with_file_name("a").join("data/000001.map");
     let file = File::options().read(true).write(true).open(&map).unwrap();
     for slot in [0, BLOCK as u64] {
         let mut byte = [0];
@@ -52,7 +53,7 @@ fn a_corrupt_map_is_named_and_harms_no_other_volume() {
         file.write_all_at(&[byte[0] ^ 0x55], slot + 100).unwrap();
     }
     let before = std::fs::read(&map).unwrap();
-    start_again(&mut cluster, 0).unwrap();
+    cluster.restart_host(0).unwrap();
 
     let told = format!("{} is corrupt at byte 0", map.display());
     let log = cluster.hosts[0].daemon.log().unwrap();
@@ -91,7 +92,7 @@ fn a_corrupt_map_is_named_and_harms_no_other_volume() {
     for slot in [0, BLOCK as u64] {
         file.write_all_at(&[before[slot as usize + 100] ^ 0x55], slot + 100).unwrap();
     }
-    start_again(&mut cluster, 0).unwrap();
+    cluster.restart_host(0).unwrap();
     let exports = [("data", b's'), ("data@first", b'f'), ("data@second", b's')];
     for (export, expected) in exports {
         assert_eq!(byte(&mut open(&cluster.hosts[0], export).unwrap(), 0), expected, "{export}");
@@ -121,8 +122,7 @@ fn a_full_disk_fails_writes_and_loses_nothing() {
     let small = tempfile::tempdir().unwrap();
     let mounted = Mounted::new(small.path());
     let volumes = small.path().join("volumes");
-    let hosts = [("a", Place::loopback(&["--volumes", volumes.to_str().unwrap()]))];
-    let cluster = Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
+    let cluster = one_host(&["--volumes", volumes.to_str().unwrap()]);
     let host = &cluster.hosts[0];
     ask(&cluster, &["volume", "create", "a/data", "32MiB"]);
     let mut client = open(host, "data").unwrap();

@@ -5,14 +5,8 @@ use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 
-use coeval_cli::cluster::{Cluster, Place};
-use harness::coeval;
-use harness::tools::{ask, command, eventually, finish, refusal, refusal_of, stop_all};
-
-fn cluster(host_flags: &[&str]) -> Cluster {
-    let hosts = [("a", Place::loopback(host_flags))];
-    Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap()
-}
+use harness::tools::{ask, command, finish, one_host, refusal, refusal_of, stop_all};
+use harness::{coeval, eventually};
 
 fn assert_says(sentence: &str, parts: &[&str]) {
     for part in parts {
@@ -75,8 +69,7 @@ fn a_wrong_configuration_is_refused_at_its_line() {
 
 #[test]
 fn a_clock_is_not_simulated_by_a_slip() {
-    for spec in ["", "nonsense", "offset", "offset=", "offset=5", "offset=1ms,drift=fast", "offset=99999999s"]
-    {
+    for spec in ["nonsense", "offset", "offset=", "offset=5", "offset=1ms,drift=fast", "offset=99999999s"] {
         let sentence = refusal(["host", "--check", "--simulate-clock", spec]);
         assert!(sentence.len() < 200, "{sentence}");
     }
@@ -84,7 +77,7 @@ fn a_clock_is_not_simulated_by_a_slip() {
 
 #[test]
 fn what_is_in_use_is_named() {
-    let cluster = cluster(&[]);
+    let cluster = one_host(&[]);
     let living = &cluster.hosts[0];
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
@@ -101,7 +94,11 @@ fn what_is_in_use_is_named() {
     let api = cluster.api.trim_start_matches("http://");
     let second = ["server", "--listen", api, "--time-port", "0", "--state", &state];
     assert_says(&refusal(second), &["port", "in use"]);
+    let config = directory.join("server.toml");
+    let agentless = "[[host]]\nname = \"clock\"\ntime = \"127.0.0.1:9\"\nagentless = true\n";
+    std::fs::write(&config, agentless).unwrap();
     let server = ["server", "--listen", "127.0.0.1:0", "--time-port", &udp_port, "--state", &state];
+    let server = [&server[..], &["--config", config.to_str().unwrap()]].concat();
     assert_says(&refusal(server), &[&udp_port, "in use"]);
 
     let tcp = tcp.to_string();
@@ -117,7 +114,7 @@ fn what_is_in_use_is_named() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
 
     // The volume directory of a living host.
-    let volumes = cluster.directory().join("a").display().to_string();
+    let volumes = living.nbd_socket.with_file_name("a").display().to_string();
     assert_says(&refusal(host_with(directory, "--volumes", &volumes)), &["another host daemon", &volumes]);
     assert!(living.nbd_socket.exists(), "the living host lost nothing");
     ask(&cluster, &["volume", "create", "a/data", "1MiB"]);
@@ -150,7 +147,7 @@ fn a_server_that_cannot_be_reached_is_named() {
 
 #[test]
 fn unknown_names_and_impossible_values_are_refused() {
-    let cluster = cluster(&[]);
+    let cluster = one_host(&[]);
     ask(&cluster, &["volume", "create", "a/data", "1MiB"]);
     let before = ask(&cluster, &["volume", "list"]);
     let long = format!("a/{}", "x".repeat(65));
@@ -190,10 +187,12 @@ fn unknown_names_and_impossible_values_are_refused() {
 
 #[test]
 fn a_simulated_clock_is_never_certified_by_a_server_that_was_not_told() {
-    let cluster = cluster(&["--simulate-clock=offset=37ms,drift=20ppm"]);
+    let cluster = one_host(&["--simulate-clock=offset=37ms,drift=20ppm"]);
     ask(&cluster, &["volume", "create", "a/data", "1MiB"]);
-    eventually("the server sees through it", || {
-        (ask(&cluster, &["skew"])["hosts"][0]["state"] == "simulated").then_some(())
+    eventually(|| {
+        (ask(&cluster, &["skew"])["hosts"][0]["state"] == "simulated")
+            .then_some(())
+            .ok_or("not so yet: the server sees through it")
     });
     assert!(ask(&cluster, &["skew"])["hosts"][0]["offset_ns"].is_null());
     let sentence = refusal_of(command(&cluster).args(["snapshot", "create", "--mode", "timed"]));

@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
-use coeval_cli::cluster::{Cluster, Place};
-use harness::coeval;
-use harness::tools::{ask, command, crash, finish, run, start_again, stop_all};
+use coeval_cli::cluster::Cluster;
+use harness::tools::{ask, command, finish, one_host, run, stop_all};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const SIZE: u64 = 32 << 20;
@@ -19,9 +19,7 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
-        let hosts = [("a", Place::loopback(&[]))];
-        let cluster = Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address));
-        let served = Served { cluster: cluster.unwrap(), files: tempfile::tempdir().unwrap() };
+        let served = Served { cluster: one_host(&[]), files: tempfile::tempdir().unwrap() };
         let created = ask(&served.cluster, &["volume", "create", "a/data", "32MiB"]);
         assert_eq!(created["size"], SIZE);
         served
@@ -270,8 +268,8 @@ fn what_was_flushed_and_every_snapshot_survives_kill_9() {
     );
     let before = served.content(&live);
     for round in 0..2 {
-        crash(&mut served.cluster.hosts[0].daemon);
-        start_again(&mut served.cluster, 0).unwrap();
+        served.cluster.hosts[0].daemon.signal(Signal::SIGKILL).unwrap();
+        served.cluster.restart_host(0).unwrap();
         let mut after = served.content(&live);
         let unflushed = &after[32768..36864];
         assert!(

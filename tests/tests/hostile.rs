@@ -6,17 +6,12 @@ use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use coeval_cli::cluster::{Cluster, Place, ServerReady};
+use coeval_cli::cluster::ServerReady;
 use coeval_cli::daemon::Daemon;
-use harness::coeval;
-use harness::tools::{DEADLINE, ask, eventually, run, stop, stop_all};
+use harness::tools::{DEADLINE, ask, one_host, run, stop, stop_all};
+use harness::{coeval, eventually};
 use serde_json::Value;
 use snapshot::nbd::{Client, Endpoint};
-
-fn cluster() -> Cluster {
-    let hosts = [("a", Place::loopback(&[]))];
-    Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap()
-}
 
 /// Bytes that repeat from run to run (SplitMix64: Steele, Lea and Flood, OOPSLA 2014).
 struct Random(u64);
@@ -71,7 +66,7 @@ fn spoilt(sound: &[u8], random: &mut Random) -> Vec<u8> {
 
 #[test]
 fn hostile_packets_do_not_keep_a_module_from_answering() {
-    let cluster = cluster();
+    let cluster = one_host(&[]);
     let time = cluster.hosts[0].ready.time;
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut random = Random(1);
@@ -88,15 +83,17 @@ fn hostile_packets_do_not_keep_a_module_from_answering() {
         offset.as_i64().unwrap().abs() <= half.as_i64().unwrap(),
         "it is this machine's own clock: {summary}"
     );
-    eventually("the server still measures it", || {
-        (ask(&cluster, &["skew"])["hosts"][0]["state"] == "ok").then_some(())
+    eventually(|| {
+        (ask(&cluster, &["skew"])["hosts"][0]["state"] == "ok")
+            .then_some(())
+            .ok_or("not so yet: the server still measures it")
     });
     stop_all(cluster);
 }
 
 #[test]
 fn hostile_answers_do_not_mislead_the_prober() {
-    let cluster = cluster();
+    let cluster = one_host(&[]);
     let honest = &cluster.hosts[0];
     let liar = UdpSocket::bind("127.0.0.1:0").unwrap();
     liar.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -114,7 +111,7 @@ fn hostile_answers_do_not_mislead_the_prober() {
     std::fs::write(&config, text).unwrap();
     let mut command = Command::new(coeval());
     command.args(["server", "--with-parent", "--config"]).arg(&config);
-    let mut server = Daemon::start(&mut command, &directory.path().join("server.log")).unwrap();
+    let mut server = Daemon::start(command, &directory.path().join("server.log")).unwrap();
     let ready: ServerReady = server.ready().unwrap();
     let (asked, end) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -132,11 +129,11 @@ fn hostile_answers_do_not_mislead_the_prober() {
                 }
             }
         });
-        let report = eventually("the honest host is measured beside it", || {
+        let report = eventually(|| {
             let report = run(Command::new(coeval()).args(["skew", "--json", "--server", &ready.api]));
             let report: Value = serde_json::from_str(&report).unwrap();
             let measured = report["hosts"][0]["state"] == "ok" && asked.load(Ordering::Relaxed) > 500;
-            measured.then_some(report)
+            measured.then_some(report).ok_or("not so yet: the honest host is measured beside it")
         });
         end.store(true, Ordering::Relaxed);
         let (a, liar) = (&report["hosts"][0], &report["hosts"][1]);
@@ -149,7 +146,7 @@ fn hostile_answers_do_not_mislead_the_prober() {
 
 #[test]
 fn hostile_nbd_clients_do_not_disturb_others() {
-    let cluster = cluster();
+    let cluster = one_host(&[]);
     ask(&cluster, &["volume", "create", "a/data", "1MiB"]);
     let tcp = cluster.hosts[0].ready.nbd.iter().find_map(|uri| uri.strip_prefix("nbd://")).unwrap();
     let endpoint: Endpoint = format!("tcp://{tcp}").parse().unwrap();
@@ -229,7 +226,7 @@ fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
 
 #[test]
 fn hostile_http_requests_are_answered_with_a_sentence() {
-    let cluster = cluster();
+    let cluster = one_host(&[]);
     ask(&cluster, &["volume", "create", "a/data", "1MiB"]);
     let server = cluster.api.trim_start_matches("http://");
     let host = cluster.hosts[0].ready.control.trim_start_matches("http://");
@@ -242,7 +239,7 @@ fn hostile_http_requests_are_answered_with_a_sentence() {
         (server, "POST", "/api/v1/volumes", &big, 413),
         (server, "POST", "/api/v1/snapshots", "{", 400),
         (server, "POST", "/api/v1/snapshots", "", 400),
-        (server, "POST", "/api/v1/snapshots", &deep, 400),
+        (server, "POST", "/api/v1/snapshots", &deep, 422),
         (server, "POST", "/api/v1/snapshots", "{\"nmae\": \"x\"}", 422),
         (server, "POST", "/api/v1/volumes", "{\"host\": \"a\", \"name\": \"x\", \"size\": -1}", 422),
         (server, "POST", "/api/v1/nothing", "{}", 404),

@@ -8,9 +8,9 @@ use std::process::{Child, Command};
 
 use coeval_cli::cluster::ServerReady;
 use coeval_cli::daemon::Daemon;
-use harness::coeval;
 use harness::namespaces::{Namespace, Network};
-use harness::tools::{eventually, finish, refusal_of, run, stop};
+use harness::tools::{finish, refusal_of, run, stop};
+use harness::{coeval, eventually};
 use serde_json::Value;
 
 /// Both run on this machine's clock. Far more than a loaded machine adds to a round trip within one kernel, and far
@@ -47,7 +47,7 @@ fn start_server(place: &Namespace, responder: SocketAddr, directory: &Path) -> (
     std::fs::write(&file, config).unwrap();
     let mut command = place.command(coeval());
     command.args(["server", "--with-parent", "--config"]).arg(file);
-    let daemon = Daemon::start(&mut command, &directory.join("server.log")).unwrap();
+    let daemon = Daemon::start(command, &directory.join("server.log")).unwrap();
     let ready: ServerReady = daemon.ready().unwrap();
     (daemon, ready.api)
 }
@@ -83,9 +83,9 @@ fn a_stock_ptp4l_is_probed_and_appears_in_the_skew_report() {
     assert!(String::from_utf8_lossy(&unanswered.stdout).contains("1 exchanges, 1 lost"));
 
     let mut ptp4l = Ptp4l::start(there, directory.path());
-    eventually("ptp4l answers", || {
+    eventually(|| {
         assert!(ptp4l.0.try_wait().unwrap().is_none(), "ptp4l ended");
-        finish(&mut probe(&["1"])).status.success().then_some(())
+        finish(&mut probe(&["1"])).status.success().then_some(()).ok_or("not so yet: ptp4l answers")
     });
     let printed = run(&mut probe(&["5"]));
     assert!(printed.lines().filter(|line| line.contains("offset=")).count() >= 3, "{printed}");
@@ -101,9 +101,11 @@ fn a_stock_ptp4l_is_probed_and_appears_in_the_skew_report() {
 
     let responder = SocketAddr::new(there.address, 319);
     let (mut server, api) = start_server(here, responder, directory.path());
-    let row = eventually("the report shows it", || {
+    let row = eventually(|| {
         let row = skew(here, &api);
-        (row["state"] == "agentless" && row["exchanges"].as_u64() >= Some(20)).then_some(row)
+        (row["state"] == "agentless" && row["exchanges"].as_u64() >= Some(20))
+            .then_some(row)
+            .ok_or("not so yet: the report shows it")
     });
     assert_eq!(row["host"], "stock");
     assert_covers_zero(&row["offset_ns"], &row["hard_ns"]);
@@ -122,16 +124,18 @@ fn a_stock_ptp4l_is_probed_and_appears_in_the_skew_report() {
     assert!(sentence.contains("319") && sentence.contains("choose another port"), "{sentence}");
 
     drop(ptp4l);
-    let row = eventually("its silence is noticed", || {
+    let row = eventually(|| {
         let row = skew(here, &api);
-        (row["state"] == "silent").then_some(row)
+        (row["state"] == "silent").then_some(row).ok_or("not so yet: its silence is noticed")
     });
     assert!(row["offset_ns"].is_null() && row["hard_ns"].is_null(), "what is not known is not shown: {row}");
 
     let _ptp4l = Ptp4l::start(there, directory.path());
-    let row = eventually("its return is noticed", || {
+    let row = eventually(|| {
         let row = skew(here, &api);
-        (row["state"] == "agentless" && row["hard_ns"].is_i64()).then_some(row)
+        (row["state"] == "agentless" && row["hard_ns"].is_i64())
+            .then_some(row)
+            .ok_or("not so yet: its return is noticed")
     });
     assert_covers_zero(&row["offset_ns"], &row["hard_ns"]);
     stop(&mut server);

@@ -36,7 +36,7 @@ fn describe(report: &Report) -> String {
     ];
     let mut table = Table::new(&headings);
     for row in &report.hosts {
-        let HostRow { rtt_ns, drift_ppb, timestamps, exchanges, lost, age_ms, state, .. } = row;
+        let HostRow { rtt_ns, drift_ppb, timestamps, lost, age_ms, state, .. } = row;
         table.row(vec![
             row.host.clone(),
             row.offset_ns.map_or_else(dash, format_offset),
@@ -46,7 +46,7 @@ fn describe(report: &Report) -> String {
             rtt_ns.map_or_else(dash, |trips| format_unsigned(trips.p50)),
             drift_ppb.map_or_else(dash, |ppb| format!("{:+.2} ppm", ppb / 1e3)),
             timestamps.as_ref().map_or_else(dash, word),
-            format!("{lost}/{exchanges}"),
+            lost.to_string(),
             age_ms.map_or_else(dash, |ms| format!("{ms} ms")),
             word(state),
         ]);
@@ -64,11 +64,12 @@ fn describe(report: &Report) -> String {
         }
         text += &format!("\nHosts against each other\n{table}");
     }
+    text += "\nThe hard bound holds whatever the network does.";
     let row = report.hosts.iter().find_map(|row| Some((row.confidence?, row.asymmetry?)));
     if let Some((confidence, asymmetry)) = row {
         text += &format!(
-            "\nThe hard bound holds whatever the network does. The statistical one holds at a confidence of {confidence},\n\
-             if the delays of the two directions differ by no more than the asymmetry budget ({}: {}).\n",
+            " The statistical one holds at a confidence of {confidence},\n\
+             if the delays of the two directions differ by no more than the asymmetry budget ({}: {}).",
             word(&asymmetry.source),
             Nanos::new(asymmetry.ns),
         );

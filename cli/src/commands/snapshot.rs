@@ -1,7 +1,5 @@
 //! `coeval snapshot`
 
-use std::io::{IsTerminal, Write, stderr};
-
 use snapshot::messages::{
     CreateRequest, HostResult, Manifest, Progress, RequestedPolicy, SnapshotDetails, Verdict,
 };
@@ -11,6 +9,7 @@ use timesync::time::{Nanos, Server, Time};
 use super::{Failure, Finding, connect, print, print_json, word};
 use crate::args::{CreateArgs, NamedArgs, Remote};
 use crate::picture::{self, Bar};
+use crate::progress::ProgressLine;
 use crate::table::Table;
 use crate::units::format_unsigned;
 
@@ -32,8 +31,12 @@ pub async fn create(args: CreateArgs) -> Result<(), Failure> {
         control: None,
     };
     let line = ProgressLine::new();
-    let created = connect(&args.remote)?.create(&order, |step| line.show(step)).await;
-    line.clear();
+    let progress = |now: &Progress| {
+        let Progress { attempt, mode, step, detail } = now;
+        line.show(&format!("attempt {attempt}, {}: {}: {detail}", word(mode), word(step)));
+    };
+    let created = connect(&args.remote)?.create(&order, progress).await;
+    drop(line);
     let manifest = created?;
     if args.remote.json {
         return print_json(&manifest);
@@ -88,7 +91,7 @@ pub async fn show(args: &NamedArgs) -> Result<(), Failure> {
         for entry in story {
             let who = entry.host.as_deref().unwrap_or("all");
             let after = (entry.at_ns - began).to_string();
-            text += &format!("  {after:>10}  {:<9} {who}: {}\n", word(&entry.step), entry.detail);
+            text += &format!("  {after:>10}  {:<9} {who}{}\n", word(&entry.step), retell(&entry.detail));
         }
     }
     print(&text)
@@ -163,7 +166,8 @@ fn describe(manifest: &Manifest) -> String {
     for host in &manifest.hosts {
         let HostResult { stretch_ns, .. } = host;
         let mut row = vec![host.host.clone(), or_dash(host.error_ns), host.held.to_string()];
-        row.extend([stretch_ns.p50, stretch_ns.p99, stretch_ns.max].map(format_unsigned));
+        let stretch = [stretch_ns.p50, stretch_ns.p99, stretch_ns.max];
+        row.extend(stretch.map(|nanos| if host.held == 0 { dash() } else { format_unsigned(nanos) }));
         row.push(host.released_by.map_or_else(dash, |cause| word(&cause)));
         row.push(host.volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(" "));
         table.row(row);
@@ -173,6 +177,18 @@ fn describe(manifest: &Manifest) -> String {
         text += &format!("\n{picture}");
     }
     text
+}
+
+/// What a host or the server did, from the story's detail: a sentence, or an answer in JSON, of which only what is not
+/// in the manifest's table is of interest.
+fn retell(detail: &str) -> String {
+    match serde_json::from_str::<serde_json::Value>(detail) {
+        Err(_) => format!(": {detail}"),
+        Ok(answer) => answer["readings"]["q"].as_i64().map_or_else(String::new, |q| {
+            let after = q - answer["readings"]["at"].as_i64().unwrap_or(q);
+            format!(": released {} after its T", Nanos::new(after))
+        }),
+    }
 }
 
 /// The picture of a timed cut.
@@ -186,34 +202,6 @@ pub fn draw(manifest: &Manifest) -> Option<String> {
         })
     };
     Some(picture::draw(&manifest.hosts.iter().map(bar).collect::<Option<Vec<_>>>()?, stretch))
-}
-
-/// One line on stderr that is written over again and again; nothing where stderr is no terminal.
-struct ProgressLine {
-    visible: bool,
-}
-
-impl ProgressLine {
-    fn new() -> Self {
-        ProgressLine { visible: stderr().is_terminal() }
-    }
-
-    fn show(&self, progress: &Progress) {
-        let Progress { attempt, mode, step, detail } = progress;
-        self.write(&format!("attempt {attempt}, {}: {}: {detail}", word(mode), word(step)));
-    }
-
-    fn clear(&self) {
-        self.write("");
-    }
-
-    fn write(&self, text: &str) {
-        if self.visible {
-            let text: String = text.chars().take(99).collect();
-            // A terminal that is gone needs no progress.
-            let _ = write!(stderr(), "\r\x1b[K{text}");
-        }
-    }
 }
 
 fn or_dash(nanos: Option<Nanos>) -> String {

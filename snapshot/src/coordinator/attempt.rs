@@ -30,6 +30,9 @@ use crate::remote::RemoteHost;
 /// Pings per host before a barrier; the median of an odd number is one of them.
 const PINGS: usize = 5;
 
+/// The lead of a repeated attempt does not grow beyond this.
+const LONGEST_LEAD: Nanos = Nanos::from_millis(1_000);
+
 /// Why an attempt ended without a snapshot.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Stop {
@@ -223,12 +226,12 @@ impl<'a> Attempt<'a> {
         })?;
         let policy = self.policy();
         let plan = self.plan(&planned, &policy)?;
-        let words = format!("T in {}, V = {}", self.job.lead, plan.stretch);
+        let words = format!("T in {}, V = {}", self.lead(), plan.stretch);
         self.note(Step::Plan, None, words.clone());
         self.report(Step::Plan, words);
         let timings = plan.at.iter().map(|&at| ArmTiming::Timed { at, stretch: plan.stretch }).collect();
         self.arm(server_before, timings).await?;
-        let sealed = self.seal(server_before, self.job.lead + plan.stretch).await?;
+        let sealed = self.seal(server_before, self.lead() + plan.stretch).await?;
         // Every host has read its Q by now, so these exchanges lie after it, as those of the plan lie before P.
         self.report(Step::Measure, "exchanging timestamps again".to_owned());
         let remeasured = self.measure().await.map_err(|why| Stop::Refused(why.to_string()))?;
@@ -257,6 +260,12 @@ impl<'a> Attempt<'a> {
         Ok(Taken { evidence, timed: Some((plan, remeasured)), round_trip: None })
     }
 
+    /// Twice as far ahead with each further attempt: on a busy machine an order may arrive after its own T.
+    fn lead(&self) -> Nanos {
+        let doublings = self.number.saturating_sub(1).min(16);
+        Nanos::new(self.job.lead.get() << doublings).min(LONGEST_LEAD.max(self.job.lead))
+    }
+
     fn plan(&self, observations: &[Observation], policy: &Policy) -> Result<Plan, Stop> {
         let candidates: Vec<_> = self
             .participants
@@ -269,7 +278,7 @@ impl<'a> Attempt<'a> {
             })
             .collect();
         let name = |index: usize| self.participants[index].remote.name();
-        match plan(self.coordinator.source.0.now(), self.job.lead, &candidates) {
+        match plan(self.coordinator.source.0.now(), self.lead(), &candidates) {
             Ok(plan) => Ok(match self.job.request.control {
                 Some(control) => plan.spoiled(control),
                 None => plan,

@@ -1,0 +1,229 @@
+//! `kill -9` of the coordinator, or of a host, at every step of a snapshot: I/O goes on, nothing is left behind, and
+//! nothing is called consistent that is not.
+#![expect(clippy::expect_used, reason = "a panic is how a test's helpers fail")]
+
+use std::thread;
+
+use coeval_cli::workload::Workload;
+use harness::eventually;
+use harness::fleet::{Fleet, VOLUME, assert_writes_go_on, kill};
+use nix::sys::signal::Signal;
+use snapshot::http::ControlError;
+use snapshot::messages::{CreateRequest, Manifest, Progress, RequestedMode, SnapshotState, Step, Verdict};
+use snapshot::nbd::{Client, ClientError};
+
+/// Every snapshot has this name, so that what is left of one is in the way of the next.
+const NAME: &str = "again";
+
+const TIMED: [Step; 9] = [
+    Step::Describe,
+    Step::Prepare,
+    Step::Measure,
+    Step::Plan,
+    Step::Arm,
+    Step::Seal,
+    Step::Measure,
+    Step::Certify,
+    Step::Commit,
+];
+
+/// Between the strike and the release nothing is reported, as writers wait there.
+const BARRIER: [Step; 8] = [
+    Step::Describe,
+    Step::Prepare,
+    Step::Measure,
+    Step::Arm,
+    Step::Strike,
+    Step::Seal,
+    Step::Certify,
+    Step::Commit,
+];
+
+#[test]
+fn the_coordinator_dies_at_any_step_of_a_timed_snapshot() {
+    let mut fleet = Fleet::of_three();
+    let workload = fleet.start_workload(&fleet.cluster.hosts);
+    assert_eq!(take(&fleet, RequestedMode::Timed, 3), TIMED);
+    for number in 0..TIMED.len() {
+        kill_coordinator(&mut fleet, &workload, RequestedMode::Timed, number);
+    }
+    workload.stop().expect("no write failed");
+}
+
+#[test]
+fn the_coordinator_dies_at_any_step_of_a_barrier_snapshot() {
+    let mut fleet = Fleet::of_three();
+    let workload = fleet.start_workload(&fleet.cluster.hosts);
+    assert_eq!(take(&fleet, RequestedMode::Barrier, 3), BARRIER);
+    // More strikes: each death falls somewhere between them and the releases, or a little later.
+    let strikes = BARRIER.iter().position(|step| *step == Step::Strike).into_iter().cycle().take(4);
+    for number in (0..BARRIER.len()).chain(strikes) {
+        kill_coordinator(&mut fleet, &workload, RequestedMode::Barrier, number);
+    }
+    workload.stop().expect("no write failed");
+}
+
+fn kill_coordinator(fleet: &mut Fleet, workload: &Workload, mode: RequestedMode, number: usize) {
+    // How it ends for the client is the server's last word or a broken connection.
+    let _ = create(fleet, mode, |at, _| {
+        if at == number {
+            kill(&fleet.cluster.server);
+        }
+    });
+    kill(&fleet.cluster.server);
+    assert_writes_go_on(workload);
+    fleet.cluster.restart_server().expect("the server starts on the same state");
+    settle_last(fleet, 3);
+    fleet.wait_for_bounds();
+    take(fleet, mode, 3);
+    assert_writes_go_on(workload);
+}
+
+#[test]
+fn a_host_dies_at_any_step_of_a_snapshot() {
+    let mut fleet = Fleet::of_three();
+    let workload = fleet.start_workload(&fleet.cluster.hosts[..2]);
+    let timed = (0..TIMED.len()).map(|step| (RequestedMode::Timed, step));
+    let barrier = (0..BARRIER.len()).map(|step| (RequestedMode::Barrier, step));
+    for (mode, number) in timed.chain(barrier) {
+        let dying = &fleet.cluster.hosts[2];
+        let client = fleet.open(&fleet.exports(&fleet.cluster.hosts, None)[2]);
+        let writer = thread::spawn(move || write_durably(client));
+        let _ = create(&fleet, mode, |at, _| {
+            if at == number {
+                kill(&dying.daemon);
+            }
+        });
+        kill(&dying.daemon);
+        let acknowledged = writer.join().expect("the writer only stops");
+        assert_writes_go_on(&workload);
+        fleet.cluster.restart_host(2).expect("the host starts on the same volumes");
+
+        let mut client = fleet.open(&fleet.exports(&fleet.cluster.hosts, None)[2]);
+        assert_holds(&mut client, &acknowledged);
+        settle_last(&fleet, 2);
+        fleet.wait_for_bounds();
+        take(&fleet, mode, 2);
+    }
+    workload.stop().expect("no write failed");
+}
+
+#[test]
+fn a_host_that_restarts_before_the_abort_drops_the_name_all_the_same() {
+    let mut fleet = Fleet::of_three();
+    let workload = fleet.start_workload(&fleet.cluster.hosts);
+    let named = [VOLUME.to_owned(), format!("{VOLUME}@{NAME}")];
+    let (first, last) = (&fleet.cluster.hosts[0], &fleet.cluster.hosts[2]);
+    thread::scope(|scope| {
+        // The last host does not hear of the name, so the snapshot cannot be complete when the coordinator dies.
+        let creating = scope.spawn(|| {
+            create(&fleet, RequestedMode::Timed, |_, step| {
+                if step == Step::Certify {
+                    last.daemon.signal(Signal::SIGSTOP).expect("it runs");
+                }
+            })
+        });
+        eventually(|| {
+            let listed = fleet.list_exports(first);
+            if listed == named { Ok(()) } else { Err(format!("the first host has {listed:?}")) }
+        });
+        kill(&fleet.cluster.server);
+        kill(&first.daemon);
+        creating.join().expect("no panic").expect_err("the server died first");
+    });
+    last.daemon.signal(Signal::SIGCONT).expect("it runs");
+    drop(workload);
+    fleet.cluster.restart_host(0).expect("the host starts on the same volumes");
+    assert_eq!(fleet.list_exports(&fleet.cluster.hosts[0]), named, "the name is durable");
+    fleet.cluster.restart_server().expect("the server starts on the same state");
+    assert_eq!(fleet.rows(NAME).pop().expect("a row").state, SnapshotState::Failed);
+    fleet.wait_until_nothing_is_left();
+}
+
+/// Asks for a snapshot; `heard` is told each step and its number in its attempt, from 0.
+fn create(
+    fleet: &Fleet,
+    mode: RequestedMode,
+    mut heard: impl FnMut(usize, Step) + Send,
+) -> Result<Manifest, ControlError> {
+    // On a busy machine an order comes too late now and then.
+    let order =
+        CreateRequest { name: Some(NAME.to_owned()), mode, attempts: Some(10), ..CreateRequest::default() };
+    let mut number = 0;
+    fleet.api(async |api| {
+        let progress = |progress: &Progress| {
+            number = if progress.step == Step::Describe { 0 } else { number + 1 };
+            heard(number, progress.step);
+        };
+        api.create(&order, progress).await
+    })
+}
+
+/// Takes a snapshot, checks that it is a consistent cut on the first so many hosts, which the workload runs on, and
+/// deletes it. Gives the steps of its last attempt.
+fn take(fleet: &Fleet, mode: RequestedMode, hosts: usize) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let manifest = create(fleet, mode, |number, step| {
+        steps.truncate(number);
+        steps.push(step);
+    })
+    .expect("nothing is in the way of a snapshot");
+    assert_eq!(manifest.verdict, Verdict::Consistent);
+    fleet.assert_consistent(&fleet.cluster.hosts[..hosts], NAME);
+    fleet.delete(NAME);
+    fleet.wait_until_nothing_is_left();
+    steps
+}
+
+/// The last snapshot has failed or stands; if it stands it is what it claims to be, and if not, nothing is left of it.
+fn settle_last(fleet: &Fleet, hosts: usize) {
+    let last = fleet.rows(NAME).pop().expect("a snapshot is in the catalogue before anything is done for it");
+    match last.state {
+        SnapshotState::Failed => {}
+        SnapshotState::Complete => {
+            fleet.assert_consistent(&fleet.cluster.hosts[..hosts], NAME);
+            fleet.delete(NAME);
+        }
+        _ => panic!("{last:?} is neither failed nor complete"),
+    }
+    fleet.wait_until_nothing_is_left();
+}
+
+const BLOCK: usize = 4096;
+const BLOCKS: u64 = 64;
+
+/// Writes counting numbers block by block, each durable before the next, until the connection breaks. Gives the last
+/// number that each block was acknowledged to hold.
+fn write_durably(mut client: Client) -> Vec<u64> {
+    let mut acknowledged = vec![0; BLOCKS as usize];
+    for number in 1.. {
+        let block = number % BLOCKS;
+        if write_one(&mut client, block, number).is_err() {
+            break;
+        }
+        acknowledged[block as usize] = number;
+    }
+    acknowledged
+}
+
+fn write_one(client: &mut Client, block: u64, number: u64) -> Result<(), ClientError> {
+    let bytes = number.to_le_bytes().repeat(BLOCK / 8);
+    let fua = number.is_multiple_of(2);
+    client.write(block * BLOCK as u64, &bytes, fua)?;
+    if fua { Ok(()) } else { client.flush() }
+}
+
+/// A block may hold a number that was not acknowledged any more, but no earlier one.
+fn assert_holds(client: &mut Client, acknowledged: &[u64]) {
+    for (block, acknowledged) in acknowledged.iter().enumerate() {
+        let mut bytes = vec![0; BLOCK];
+        client.read((block * BLOCK) as u64, &mut bytes).expect("it reads");
+        let numbers: Vec<u64> =
+            bytes.as_chunks().0.iter().map(|number| u64::from_le_bytes(*number)).collect();
+        assert!(
+            numbers.iter().all(|number| *number == numbers[0] && number >= acknowledged),
+            "block {block} holds {} where {acknowledged} was acknowledged as durable",
+            numbers[0]
+        );
+    }
+}
