@@ -53,6 +53,8 @@ fn a_corrupt_map_is_named_and_harms_no_other_volume() {
         file.write_all_at(&[byte[0] ^ 0x55], slot + 100).unwrap();
     }
     let before = std::fs::read(&map).unwrap();
+    // A plain file among the volumes is nobody's business.
+    std::fs::write(cluster.hosts[0].nbd_socket.with_file_name("a").join("notes"), "mine").unwrap();
     cluster.restart_host(0).unwrap();
 
     let told = format!("{} is corrupt at byte 0", map.display());
@@ -97,6 +99,7 @@ fn a_corrupt_map_is_named_and_harms_no_other_volume() {
     for (export, expected) in exports {
         assert_eq!(byte(&mut open(&cluster.hosts[0], export).unwrap(), 0), expected, "{export}");
     }
+    assert_eq!(ask(&cluster, &["snapshot", "create", "all"])["group"].as_array().unwrap().len(), 2);
     stop_all(cluster);
 }
 
