@@ -118,6 +118,14 @@ impl Daemon {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal)
     }
 
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// As [`Child::try_wait`].
+    pub fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
     /// Waits until it ends.
     ///
     /// # Errors

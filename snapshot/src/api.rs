@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -82,8 +83,10 @@ struct ShowQuery {
 async fn show(
     State(coordinator): Server,
     Segments(key): Segments<String>,
-    Query(query): Query<ShowQuery>,
+    query: Result<Query<ShowQuery>, QueryRejection>,
 ) -> Answer<SnapshotDetails> {
+    let Query(query) =
+        query.map_err(|rejection| Refusal::new(rejection.status().as_u16(), rejection.body_text()))?;
     Ok(Json(coordinator.show(&key, query.evidence != 0).await?))
 }
 

@@ -78,7 +78,7 @@ impl ServerClient {
 
     /// Creates a volume on a host.
     pub async fn create_volume(&self, request: &CreateVolumeOn) -> Result<VolumeDescription, ControlError> {
-        self.client.post(self.client.page(&["api", "v1", "volumes"]), request, SOON).await
+        self.client.post(self.client.page(&["api", "v1", "volumes"]), request, LONG).await
     }
 
     /// The time-sync server's report.

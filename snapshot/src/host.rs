@@ -297,6 +297,9 @@ impl HostService {
     /// When the name is taken or not allowed, or the size does not fit.
     pub fn create_volume(&self, order: &CreateVolume) -> Result<VolumeDescription, HostError> {
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
+        if volumes.contains_key(&order.name) {
+            return Err(VolumeError::Exists { name: order.name.clone() }.into());
+        }
         let volume = Volume::create(&self.options.volumes, &order.name, order.size, self.clock.clone())?;
         let description = volume.describe();
         volumes.insert(order.name.clone(), Ok(volume));

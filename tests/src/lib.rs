@@ -5,6 +5,7 @@
 pub mod fleet;
 pub mod namespaces;
 pub mod tls;
+pub mod tools;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};

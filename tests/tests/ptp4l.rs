@@ -1,77 +1,151 @@
-//! A stock `ptp4l` (Debian's linuxptp) as the peer: it needs no module to be probed, nor to appear in a skew report.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+//! A machine that runs nothing of ours, only Debian's `ptp4l`, is probed and appears in the skew report.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::process::Command;
-use std::time::Duration;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command};
 
+use coeval_cli::cluster::ServerReady;
 use coeval_cli::daemon::Daemon;
-use harness::coeval;
-use harness::namespaces::Network;
+use harness::namespaces::{Namespace, Network};
+use harness::tools::{finish, refusal_of, run, stop};
+use harness::{coeval, eventually};
 use serde_json::Value;
 
-/// Kills what it holds when dropped.
-struct Process(std::process::Child);
+/// Both run on this machine's clock. Far more than a loaded machine adds to a round trip within one kernel, and far
+/// less than an offset that is computed wrongly.
+const SENSIBLE_NS: i64 = 10_000_000;
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+/// Killed when dropped.
+struct Ptp4l(Child);
+
+impl Ptp4l {
+    fn start(place: &Namespace, directory: &Path) -> Self {
+        let log = File::options().create(true).append(true).open(directory.join("ptp4l.log")).unwrap();
+        let mut command = place.command("ptp4l");
+        command.args(["-4", "-S", "-P", "-i", "eth0", "--free_running=1", "--slaveOnly=1", "-m"]);
+        // Its control socket is a file, which network namespaces do not separate.
+        command.arg(format!("--uds_address={}", directory.join("ptp4l").display()));
+        Ptp4l(command.stdout(log).spawn().unwrap())
     }
 }
 
-fn lines(command: &mut Command) -> Vec<Value> {
-    let output = command.output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+impl Drop for Ptp4l {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn start_server(place: &Namespace, responder: SocketAddr, directory: &Path) -> (Daemon, String) {
+    let config = format!(
+        "listen = \"127.0.0.1:0\"\nstate = {:?}\n[[host]]\nname = \"stock\"\ntime = \"{responder}\"\nagentless = true\n",
+        directory.join("server"),
+    );
+    let file = directory.join("server.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut command = place.command(coeval());
+    command.args(["server", "--with-parent", "--config"]).arg(file);
+    let daemon = Daemon::start(command, &directory.join("server.log")).unwrap();
+    let ready: ServerReady = daemon.ready().unwrap();
+    (daemon, ready.api)
+}
+
+fn skew(place: &Namespace, api: &str) -> Value {
+    let report = run(place.command(coeval()).args(["skew", "--json", "--server", api]));
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["hosts"].as_array().unwrap().len(), 1);
+    report["hosts"][0].clone()
+}
+
+/// Zero is the truth, since it is one kernel's clock.
+fn assert_covers_zero(offset: &Value, half: &Value) {
+    let (offset, half) = (offset.as_i64().unwrap(), half.as_i64().unwrap());
+    assert!((0..SENSIBLE_NS).contains(&half), "± {half} ns");
+    assert!(offset.abs() <= half, "{offset} ± {half} ns lacks the truth");
 }
 
 #[test]
-fn a_stock_ptp4l_is_probed_and_reported() {
+fn a_stock_ptp4l_is_probed_and_appears_in_the_skew_report() {
     let network = Network::new(2).unwrap();
-    let [server, responder] = [&network.hosts[0], &network.hosts[1]];
-    let options = ["-4", "-S", "-P", "-i", "eth0", "--free_running=1", "--slaveOnly=1", "-q"];
-    let child = responder.command("ptp4l").args(options).spawn().unwrap();
-    let _ptp4l = Process(child);
-    let address = responder.address.to_string();
-
-    let probe = || {
-        lines(server.command(coeval()).args([
-            "probe",
-            &address,
-            "--count",
-            "4",
-            "--interval",
-            "20ms",
-            "--json",
-        ]))
-    };
-    let summary = (0..50).find_map(|_| {
-        let lines = probe();
-        let summary = lines.last()?["summary"].clone();
-        (summary["lost"] == 0).then_some(summary)
-    });
-    let summary = summary.expect("ptp4l answers");
-    let (offset, hard) = (summary["offset_ns"].as_i64().unwrap(), summary["hard_ns"].as_i64().unwrap());
-    assert!(offset.abs() <= hard, "one kernel's clock is not off from itself: {summary}");
-
+    let [here, there] = &network.hosts[..] else { unreachable!("two were made") };
     let directory = tempfile::tempdir().unwrap();
-    let config = directory.path().join("server.toml");
-    let text = format!(
-        "listen = \"127.0.0.1:0\"\nstate = {:?}\n[[host]]\nname = \"clock\"\ntime = \"{address}:319\"\nagentless = true\n",
-        directory.path().join("state")
-    );
-    std::fs::write(&config, text).unwrap();
-    let mut command = server.command(coeval());
-    command.args(["server", "--with-parent", "--config"]).arg(&config);
-    let daemon = Daemon::start(command, &directory.path().join("log")).unwrap();
-    let api = daemon.ready::<Value>().unwrap()["api"].as_str().unwrap().to_owned();
-    let skew = || lines(server.command(coeval()).args(["skew", "--json", "--server", &api])).remove(0);
-    let row = (0..300).find_map(|_| {
-        std::thread::sleep(Duration::from_millis(100));
-        let row = skew()["hosts"][0].clone();
-        (row["state"] == "agentless").then_some(row)
+    let target = there.address.to_string();
+    let probe = |more: &[&str]| {
+        let mut command = here.command(coeval());
+        command.args(["probe", &target, "--interval", "20ms", "--count"]).args(more);
+        command
+    };
+
+    let unanswered = finish(&mut probe(&["1"]));
+    assert_eq!(unanswered.status.code(), Some(1), "nobody answers yet");
+    assert!(String::from_utf8_lossy(&unanswered.stdout).contains("1 exchanges, 1 lost"));
+
+    let mut ptp4l = Ptp4l::start(there, directory.path());
+    eventually(|| {
+        assert!(ptp4l.0.try_wait().unwrap().is_none(), "ptp4l ended");
+        finish(&mut probe(&["1"])).status.success().then_some(()).ok_or("not so yet: ptp4l answers")
     });
-    let row = row.unwrap_or_else(|| panic!("ptp4l is not reported: {}", daemon.log().unwrap()));
-    let (offset, hard) = (row["offset_ns"].as_i64().unwrap(), row["hard_ns"].as_i64().unwrap());
-    assert!(offset.abs() <= hard, "one kernel's clock is not off from itself: {row}");
+    let printed = run(&mut probe(&["5"]));
+    assert!(printed.lines().filter(|line| line.contains("offset=")).count() >= 3, "{printed}");
+    assert!(printed.contains("(hard bound)"), "{printed}");
+    let printed = run(&mut probe(&["20", "--json"]));
+    let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 21, "one for each exchange, and a summary");
+    assert_eq!(lines[0]["exchange"]["target"], target);
+    let answer = lines[..20].iter().find_map(|line| line["exchange"]["answer"].as_object()).unwrap();
+    assert_eq!(answer["sent"], "software", "the kernel stamps");
+    assert!(answer["responder"].is_null(), "a stock responder does not say how it stamps");
+    assert_covers_zero(&lines[20]["summary"]["offset_ns"], &lines[20]["summary"]["hard_ns"]);
+
+    let responder = SocketAddr::new(there.address, 319);
+    let (mut server, api) = start_server(here, responder, directory.path());
+    let row = eventually(|| {
+        let row = skew(here, &api);
+        (row["state"] == "agentless" && row["exchanges"].as_u64() >= Some(20))
+            .then_some(row)
+            .ok_or("not so yet: the report shows it")
+    });
+    assert_eq!(row["host"], "stock");
+    assert_covers_zero(&row["offset_ns"], &row["hard_ns"]);
+    assert!(row["statistical_ns"].as_i64() <= row["hard_ns"].as_i64(), "{row}");
+    assert!(row["drift_ppb"].as_f64().is_none_or(|ppb| ppb.abs() < 200_000.0), "{row}");
+    assert!(row["rtt_ns"]["min"].as_u64().unwrap() <= row["rtt_ns"]["p50"].as_u64().unwrap());
+    let table = run(here.command(coeval()).args(["skew", "--server", &api]));
+    assert!(table.contains("stock") && table.contains("agentless"), "{table}");
+
+    // It cannot be cut: it has no volumes and no coeval host.
+    let create = ["snapshot", "create", "--volume", "stock/data", "--server", &api];
+    let sentence = refusal_of(here.command(coeval()).args(create));
+    assert!(sentence.contains("stock"), "{sentence}");
+    // While the server has the PTP ports, a probe from there says so.
+    let sentence = refusal_of(&mut probe(&["1"]));
+    assert!(sentence.contains("319") && sentence.contains("choose another port"), "{sentence}");
+
+    drop(ptp4l);
+    let row = eventually(|| {
+        let row = skew(here, &api);
+        (row["state"] == "silent").then_some(row).ok_or("not so yet: its silence is noticed")
+    });
+    assert!(row["offset_ns"].is_null() && row["hard_ns"].is_null(), "what is not known is not shown: {row}");
+
+    let _ptp4l = Ptp4l::start(there, directory.path());
+    let row = eventually(|| {
+        let row = skew(here, &api);
+        (row["state"] == "agentless" && row["hard_ns"].is_i64())
+            .then_some(row)
+            .ok_or("not so yet: its return is noticed")
+    });
+    assert_covers_zero(&row["offset_ns"], &row["hard_ns"]);
+    stop(&mut server);
+}
+
+#[test]
+fn a_probe_of_nobody_says_so() {
+    for (target, told) in [("no such host", "no such host"), ("127.0.0.1:99999", "127.0.0.1:99999")] {
+        let sentence =
+            refusal_of(Command::new(coeval()).args(["probe", "--count", "1", "--port", "0", target]));
+        assert!(sentence.contains(told), "{sentence}");
+    }
 }

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -60,7 +60,8 @@ impl Manifest {
 
     /// Whether a directory holds a volume. If nobody can tell, it does: reading it will say why it cannot be read.
     pub(super) fn exists(directory: &Path) -> bool {
-        directory.join(FILE).try_exists().unwrap_or(true)
+        // A plain file among the volumes is none.
+        directory.join(FILE).try_exists().unwrap_or_else(|error| error.kind() != ErrorKind::NotADirectory)
     }
 
     /// Reads and checks it.

@@ -1,0 +1,132 @@
+//! Running the programs that tests are about: what they print, how they refuse, and how daemons end.
+
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::net::{TcpListener, UdpSocket};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use coeval_cli::cluster::{Cluster, Place};
+use coeval_cli::daemon::Daemon;
+use nix::sys::signal::Signal;
+
+use crate::{coeval, eventually};
+
+/// Far longer than anything takes that works: what is awaited longer never comes.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Runs a command to its end, which must be a good one, and returns what it printed.
+///
+/// # Panics
+/// When the program is missing or fails.
+pub fn run(command: &mut Command) -> String {
+    let output = finish(command);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{command:?}: {}\n{stdout}{stderr}", output.status);
+    stdout
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// When the program is missing.
+pub fn finish(command: &mut Command) -> Output {
+    match command.output() {
+        Ok(output) => output,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            panic!("{} is missing: `tests/run` installs the Debian packages", command.get_program().display())
+        }
+        Err(error) => panic!("{command:?}: {error}"),
+    }
+}
+
+/// Runs `coeval` with arguments that it must refuse, and returns the one sentence with which it does.
+///
+/// # Panics
+/// When it goes on, panics, ends well, or says more or less than one sentence.
+pub fn refusal<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> String {
+    // A daemon that starts after all would never end.
+    let mut command = Command::new("timeout");
+    command.arg(DEADLINE.as_secs().to_string()).arg(coeval()).args(arguments).env("RUST_LOG", "off");
+    refusal_of(&mut command)
+}
+
+/// As [`refusal`], for a command that is already put together.
+///
+/// # Panics
+/// As [`refusal`].
+pub fn refusal_of(command: &mut Command) -> String {
+    let output = finish(command);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    // 1 is its own; 2 is what the parser of the command line ends with.
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{command:?}: {}: {stderr}", output.status);
+    assert!(output.stdout.is_empty(), "{command:?}: results go to stdout, errors do not");
+    let mut lines = stderr.trim().lines();
+    let sentence = lines.next().unwrap_or_default().to_owned();
+    let rest: Vec<&str> = lines.collect();
+    let hint = ["", "For more information, try '--help'."];
+    assert!(rest.is_empty() || rest == hint, "{command:?}: more than a sentence: {stderr}");
+    assert!(sentence.starts_with("coeval: ") || sentence.starts_with("error: "), "{command:?}: {sentence:?}");
+    sentence
+}
+
+/// A `coeval` command that talks to the cluster's server, to be given its arguments.
+pub fn command(cluster: &Cluster) -> Command {
+    let mut command = Command::new(coeval());
+    command.env("COEVAL_SERVER", &cluster.api);
+    command
+}
+
+/// Runs `coeval` against the cluster's server with these arguments and `--json`, and returns the result.
+///
+/// # Panics
+/// When it fails or prints something else than JSON.
+pub fn ask(cluster: &Cluster, arguments: &[&str]) -> serde_json::Value {
+    let printed = run(command(cluster).args(arguments).arg("--json"));
+    match serde_json::from_str(&printed) {
+        Ok(value) => value,
+        Err(error) => panic!("{arguments:?} printed no JSON ({error}): {printed}"),
+    }
+}
+
+/// A server and one host `a` on loopback. The host has ports of its own, so that one that starts again is found where
+/// it was.
+///
+/// # Panics
+/// When they do not start.
+pub fn one_host(flags: &[&str]) -> Cluster {
+    let [control, time] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let flags = [&["--listen", &control, "--time", &time], flags].concat();
+    let hosts = [("a", Place::loopback(&flags))];
+    Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap()
+}
+
+/// A port that is free for TCP and UDP, and most likely stays so until it is used.
+fn free_port() -> u16 {
+    let bound = (0..100).find_map(|_| {
+        let port = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
+        UdpSocket::bind(("127.0.0.1", port)).ok().map(|_| port)
+    });
+    bound.unwrap()
+}
+
+/// Ends a daemon with SIGTERM, and checks that it ends in good order and never panicked.
+///
+/// # Panics
+/// When it does not.
+pub fn stop(daemon: &mut Daemon) {
+    daemon.signal(Signal::SIGTERM).unwrap();
+    let status = eventually(|| daemon.try_wait().unwrap().ok_or("SIGTERM does not end it"));
+    let log = daemon.log().unwrap();
+    assert!(status.success() && !log.contains("panicked"), "{status}: {log}");
+}
+
+/// [`stop`]s all of a cluster's daemons.
+///
+/// # Panics
+/// When one does not end in good order.
+pub fn stop_all(mut cluster: Cluster) {
+    stop(&mut cluster.server);
+    cluster.hosts.iter_mut().for_each(|host| stop(&mut host.daemon));
+}
