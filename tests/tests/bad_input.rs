@@ -156,7 +156,7 @@ fn unknown_names_and_impossible_values_are_refused() {
         (&["volume", "create", "a/data", "1MiB"], &["data", "already"]),
         (&["volume", "create", "a/odd", "1000"], &["1000", "4096"]),
         (&["volume", "create", "a/none", "0"], &["4096"]),
-        (&["volume", "create", "a/huge", "8000000TiB"], &["8000000TiB", "not a size"]),
+        (&["volume", "create", "a/huge", "9000000TiB"], &["9000000TiB", "not a size"]),
         (&["volume", "create", "a/huge", "8000TiB"], &["huge"]),
         (&["volume", "create", "a/x", "much"], &["`much`", "GiB"]),
         (&["volume", "create", "data", "1MiB"], &["`data`", "HOST/VOLUME"]),

@@ -4,7 +4,8 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use coeval_cli::cluster::ServerReady;
 use coeval_cli::daemon::Daemon;
@@ -113,33 +114,33 @@ fn hostile_answers_do_not_mislead_the_prober() {
     command.args(["server", "--with-parent", "--config"]).arg(&config);
     let mut server = Daemon::start(command, &directory.path().join("server.log")).unwrap();
     let ready: ServerReady = server.ready().unwrap();
-    let (asked, end) = (AtomicU64::new(0), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut random, mut buffer) = (Random(2), [0; 2048]);
-            while !end.load(Ordering::Relaxed) {
-                let Ok((length, server)) = liar.recv_from(&mut buffer) else { break };
-                asked.fetch_add(1, Ordering::Relaxed);
-                for _ in 0..20 {
-                    // The request back, spoilt, as a response (3), a follow-up (10) or itself.
-                    let mut answer = buffer[..length].to_vec();
-                    answer[0] = (answer[0] & 0xf0) | [3, 10, 2][random.below(3)];
-                    // It names neither the requester nor one request that is outstanding.
-                    let _ = liar.send_to(&spoilt(&answer, &mut random), server);
-                }
+    let asked = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&asked);
+    // Ends when nothing is asked any more.
+    std::thread::spawn(move || {
+        let (mut random, mut buffer) = (Random(2), [0; 2048]);
+        while let Ok((length, server)) = liar.recv_from(&mut buffer) {
+            count.fetch_add(1, Ordering::Relaxed);
+            for _ in 0..100 {
+                // The request back as a response (3), a follow-up (10) or itself, and spoilt. It names no requester, so
+                // by no accident is it a sound answer.
+                let mut answer = buffer[..length].to_vec();
+                answer[0] = (answer[0] & 0xf0) | [3, 10, 2][random.below(3)];
+                // A full socket buffer drops the rest, as it should.
+                let _ = liar.send_to(&spoilt(&answer, &mut random), server);
             }
-        });
-        let report = eventually(|| {
-            let report = run(Command::new(coeval()).args(["skew", "--json", "--server", &ready.api]));
-            let report: Value = serde_json::from_str(&report).unwrap();
-            let measured = report["hosts"][0]["state"] == "ok" && asked.load(Ordering::Relaxed) > 500;
-            measured.then_some(report).ok_or("not so yet: the honest host is measured beside it")
-        });
-        end.store(true, Ordering::Relaxed);
-        let (a, liar) = (&report["hosts"][0], &report["hosts"][1]);
-        assert!(a["offset_ns"].as_i64().unwrap().abs() <= a["hard_ns"].as_i64().unwrap(), "{a}");
-        assert!(liar["offset_ns"].is_null() && liar["hard_ns"].is_null(), "{liar}");
+        }
     });
+    let report = eventually(|| {
+        let report = run(Command::new(coeval()).args(["skew", "--json", "--server", &ready.api]));
+        let report: Value = serde_json::from_str(&report).unwrap();
+        // One that gives no sound answer is asked seldom.
+        let measured = report["hosts"][0]["state"] == "ok" && asked.load(Ordering::Relaxed) > 30;
+        measured.then_some(report).ok_or("not so yet: the honest host is measured beside it")
+    });
+    let (a, liar) = (&report["hosts"][0], &report["hosts"][1]);
+    assert!(a["offset_ns"].as_i64().unwrap().abs() <= a["hard_ns"].as_i64().unwrap(), "{a}");
+    assert!(liar["offset_ns"].is_null() && liar["hard_ns"].is_null(), "{liar}");
     stop(&mut server);
     stop_all(cluster);
 }
@@ -174,7 +175,8 @@ fn hostile_nbd_clients_do_not_disturb_others() {
         let count = 1 + random.below(400);
         attacks.push(random.bytes(count));
         attacks.push([go.clone(), random.bytes(count)].concat());
-        attacks.push(spoilt(&[go.clone(), request(4, 0, 1 << 20)].concat(), &mut random));
+        // A flush: no single bit makes it a sound request that changes anything.
+        attacks.push(spoilt(&[go.clone(), request(3, 0, 0)].concat(), &mut random));
     }
     for attack in attacks {
         let mut stream = TcpStream::connect(tcp).unwrap();
