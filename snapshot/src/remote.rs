@@ -24,9 +24,9 @@ pub struct HostEndpoint {
 /// How long a host may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// For what costs no more than a sync or two.
+    /// For what waits for no disk.
     pub step: Duration,
-    /// For making a cut durable, beyond T + V.
+    /// For what waits for syncs: a busy disk takes seconds for one. For a seal, beyond T + V.
     pub seal: Duration,
     /// For work that reads or merges whole volumes.
     pub bulk: Duration,
@@ -106,12 +106,12 @@ impl RemoteHost {
 
     /// Drops the attempt and any name it was given. It may be repeated.
     pub async fn abort(&self, attempt: AttemptId) -> Result<(), ControlError> {
-        self.client.post_bytes(self.cut(attempt, "abort"), Bytes::new(), self.limits.step).await
+        self.client.post_bytes(self.cut(attempt, "abort"), Bytes::new(), self.limits.seal).await
     }
 
     /// Names the sealed state.
     pub async fn commit(&self, attempt: AttemptId, order: &CommitOrder) -> Result<(), ControlError> {
-        self.client.post(self.cut(attempt, "commit"), order, self.limits.step).await
+        self.client.post(self.cut(attempt, "commit"), order, self.limits.seal).await
     }
 
     /// Cuts now, by nobody's clock.
@@ -125,7 +125,6 @@ impl RemoteHost {
 
     /// Creates a volume.
     pub async fn create_volume(&self, order: &CreateVolume) -> Result<VolumeDescription, ControlError> {
-        // Several syncs, on a disk that may be busy.
         self.client.post(self.client.page(&["v1", "volumes"]), order, self.limits.seal).await
     }
 
