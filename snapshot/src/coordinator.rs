@@ -191,9 +191,10 @@ impl Coordinator {
         let id = Uuid::now_v7();
         let name = match &request.name {
             Some(name) if !is_name(name) => {
-                return invalid(
-                    "a snapshot's name has up to 64 letters, digits, `-`, `_` or `.`, the first a letter or digit",
-                );
+                return invalid(&format!(
+                    "{name:?} is no name for a snapshot: use letters, digits, '-', '_' and '.', at most 64, \
+                     the first a letter or digit"
+                ));
             }
             Some(name) => name.clone(),
             // The id's first 12 digits are the time, its last 4 are random.

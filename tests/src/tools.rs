@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use coeval_cli::cluster::{Cluster, Place};
@@ -102,13 +103,18 @@ pub fn one_host(flags: &[&str]) -> Cluster {
     Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap()
 }
 
-/// A port that is free for TCP and UDP, and most likely stays so until it is used.
+/// A port that is free for TCP and UDP, below those that the system itself gives away.
 fn free_port() -> u16 {
-    let bound = (0..100).find_map(|_| {
-        let port = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
-        UdpSocket::bind(("127.0.0.1", port)).ok().map(|_| port)
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Processes that run at the same time begin in different places.
+    let ports = std::iter::repeat_with(|| {
+        let number = std::process::id().wrapping_mul(16) + NEXT.fetch_add(1, Ordering::Relaxed);
+        20_000 + (number % 12_000) as u16
     });
-    bound.unwrap()
+    let free = |port: &u16| {
+        TcpListener::bind(("127.0.0.1", *port)).is_ok() && UdpSocket::bind(("127.0.0.1", *port)).is_ok()
+    };
+    ports.take(100).find(free).unwrap()
 }
 
 /// Ends a daemon with SIGTERM, and checks that it ends in good order and never panicked.
