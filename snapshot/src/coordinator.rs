@@ -191,9 +191,10 @@ impl Coordinator {
         let id = Uuid::now_v7();
         let name = match &request.name {
             Some(name) if !is_name(name) => {
-                return invalid(
-                    "a snapshot's name has up to 64 letters, digits, `-`, `_` or `.`, the first a letter or digit",
-                );
+                return invalid(&format!(
+                    "`{name}` cannot be a snapshot's name: it has up to 64 letters, digits, `-`, `_` or `.`, the first \
+                     a letter or digit"
+                ));
             }
             Some(name) => name.clone(),
             // The id's first 12 digits are the time, its last 4 are random.
