@@ -192,8 +192,8 @@ impl Coordinator {
         let name = match &request.name {
             Some(name) if !is_name(name) => {
                 return invalid(&format!(
-                    "{name:?} is no name for a snapshot: use letters, digits, '-', '_' and '.', at most 64, \
-                     the first a letter or digit"
+                    "`{name}` cannot be a snapshot's name: it has up to 64 letters, digits, `-`, `_` or `.`, the first \
+                     a letter or digit"
                 ));
             }
             Some(name) => name.clone(),

@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(
             json,
             serde_json::json!({"hosts": [{
-                "host": "a", "offset_ns": null, "hard_ns": null, "statistical_ns": null, "confidence": null,
+                "host": "a", "at_ns": null, "offset_ns": null, "hard_ns": null, "statistical_ns": null, "confidence": null,
                 "asymmetry": null, "rtt_ns": null, "drift_ppb": null, "timestamps": null, "exchanges": 0, "lost": 0,
                 "age_ms": null, "state": "silent",
             }], "pairs": []})
