@@ -211,11 +211,6 @@ impl Cut {
         Ok(())
     }
 
-    /// Counts a reply that its own thread held back, by spinning instead of by [`Cut::hold`].
-    pub fn count_held(&self, ready_at: Time<Host>, sent_after: Time<Host>) {
-        record(&mut self.lock().stretch, sent_after - ready_at);
-    }
-
     /// Whether replies wait.
     pub fn is_holding(&self) -> bool {
         !self.lock().waiting.is_empty()

@@ -296,12 +296,15 @@ impl HostService {
     /// # Errors
     /// When the name is taken or not allowed, or the size does not fit.
     pub fn create_volume(&self, order: &CreateVolume) -> Result<VolumeDescription, HostError> {
-        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
-        if volumes.contains_key(&order.name) {
+        let known = self.volumes.read().unwrap_or_else(PoisonError::into_inner).contains_key(&order.name);
+        if known {
             return Err(VolumeError::Exists { name: order.name.clone() }.into());
         }
+        // Without the lock: cuts and new clients of other volumes do not wait for its syncs. Of two at once with one
+        // name, the directory's own lock lets one through.
         let volume = Volume::create(&self.options.volumes, &order.name, order.size, self.clock.clone())?;
         let description = volume.describe();
+        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
         volumes.insert(order.name.clone(), Ok(volume));
         Ok(description)
     }
