@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
@@ -12,6 +13,9 @@ use crate::messages::{
     Verdict, VerifyReport,
 };
 use crate::orders::{CreateVolume, HostDescription, VolumeDescription};
+
+/// How long digests wait after a snapshot is complete.
+const AFTER_CUT: Duration = Duration::from_millis(250);
 
 #[expect(clippy::missing_errors_doc, reason = "each fails as CoordinatorError says")]
 impl Coordinator {
@@ -142,6 +146,8 @@ impl Coordinator {
         }
         let coordinator = Arc::clone(self);
         tokio::spawn(async move {
+            // Reading whole volumes right after a cut would be felt by the writers that the cut spared.
+            tokio::time::sleep(AFTER_CUT).await;
             let _one_at_a_time = coordinator.digesting.lock().await;
             for (member, _) in volumes(&manifest).filter(|(_, stored)| stored.is_none()) {
                 let result = async {
