@@ -22,6 +22,7 @@ use crate::certificate::Mode;
 use crate::http::{Connector, ControlError, HttpError};
 use crate::messages::{CreateRequest, Manifest, Member, Progress, RequestedMode, RequestedPolicy};
 use crate::remote::{HostEndpoint, Limits, RemoteHost};
+use crate::volume::is_name;
 use attempt::{Attempt, Stop};
 use undo::Undo;
 
@@ -296,12 +297,6 @@ impl Coordinator {
             ))
         })
     }
-}
-
-fn is_name(name: &str) -> bool {
-    name.len() <= 64
-        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && name.chars().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.'))
 }
 
 #[cfg(test)]

@@ -258,11 +258,14 @@ fn lock_directory(directory: &Path, name: &str) -> Result<File, VolumeError> {
     }
 }
 
-/// Names are part of paths and of export names (`volume@snapshot`).
-fn check_name(name: &str) -> Result<(), VolumeError> {
+/// Whether a volume or a snapshot may be called so: names are part of paths and of export names (`volume@snapshot`).
+pub(crate) fn is_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let good = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(allowed);
-    if good && name.len() <= 64 { Ok(()) } else { Err(VolumeError::Name { name: name.to_owned() }) }
+    name.len() <= 64 && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(allowed)
+}
+
+fn check_name(name: &str) -> Result<(), VolumeError> {
+    if is_name(name) { Ok(()) } else { Err(VolumeError::Name { name: name.to_owned() }) }
 }
 
 /// Says at which path an I/O error happened.
