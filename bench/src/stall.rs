@@ -3,8 +3,11 @@
 //! Three hosts in network namespaces, a writer at queue depth 1 on each. Per snapshot: the worst write that overlaps
 //! [T, T + V + 5 ms] (barrier: from the first cut to 5 ms after the last release), against the same statistic over a
 //! window of the same length shortly before, with no snapshot. A percentile over all writes would hide the cost: one
-//! write in thousands is hit. All clocks here are one kernel's, so a host's readings are the server's.
+//! write in thousands is hit. Beside it, the same over the whole snapshot, from the command to its end: the daemons'
+//! work before and after the cut takes its share of the processors too. All clocks here are one kernel's, so a host's
+//! readings are the server's.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -31,6 +34,8 @@ const TAIL: i64 = 5_000_000;
 const BATCH: usize = 20;
 /// Lets what a snapshot left to do come to its end before the next quiet window.
 const SETTLE: Duration = Duration::from_millis(20);
+/// As long as most snapshots take, so that there is a quiet window of a whole snapshot's length.
+const QUIET: Duration = Duration::from_millis(150);
 
 /// Options of the benchmark.
 #[derive(clap::Args)]
@@ -56,6 +61,8 @@ struct Row {
     mode: &'static str,
     windows: usize,
     worst_write_ns: Quantiles,
+    /// The worst write between the command and its end.
+    whole_ns: Quantiles,
     /// From a host's T to its release.
     hold_ns: Quantiles,
     /// How long held replies were held beyond the moment they were ready: each host's longest per snapshot.
@@ -75,7 +82,9 @@ struct Quantiles {
 #[derive(Default)]
 struct Samples {
     worst: Vec<i64>,
+    whole: Vec<i64>,
     quiet: Vec<i64>,
+    quiet_whole: Vec<i64>,
     hold: Vec<i64>,
     stretch: Vec<i64>,
     v: Vec<i64>,
@@ -126,13 +135,14 @@ async fn measure(arguments: &Arguments, api: &ServerClient, cluster: &Cluster) -
     for writer in writers {
         writer.stop()?;
     }
-    let quiet =
-        Samples { worst: timed.quiet.iter().chain(&barrier.quiet).copied().collect(), ..Samples::default() };
+    let both = |of: fn(&Samples) -> &Vec<i64>| of(&timed).iter().chain(of(&barrier)).copied().collect();
+    let quiet = Samples { worst: both(|s| &s.quiet), whole: both(|s| &s.quiet_whole), ..Samples::default() };
     let row = |mode, samples: &Samples| Row {
         hosts: arguments.hosts,
         mode,
         windows: samples.worst.len(),
         worst_write_ns: quantiles(&samples.worst),
+        whole_ns: quantiles(&samples.whole),
         hold_ns: quantiles(&samples.hold),
         stretch_ns: quantiles(&samples.stretch),
         v_ns: quantiles(&samples.v).p50,
@@ -153,13 +163,15 @@ async fn take(
     for _ in 0..count {
         tokio::time::sleep(SETTLE).await;
         let quiet_from = now();
-        tokio::time::sleep(Duration::from_nanos(TAIL.unsigned_abs())).await;
+        tokio::time::sleep(QUIET).await;
         let request = CreateRequest { mode, ..CreateRequest::default() };
+        let commanded = now();
         let manifest = api.create(&request, |_| {}).await?;
+        let whole = commanded..now();
         // The window's last writes may still be under way.
         tokio::time::sleep(Duration::from_nanos(TAIL.unsigned_abs())).await;
         let writes: Vec<(i64, i64)> = writers.iter().flat_map(Writer::drain).collect();
-        samples.add(&manifest, &writes, quiet_from);
+        samples.add(&manifest, &writes, quiet_from, whole);
         // Digests read whole volumes in the background; they belong to no window.
         while !api
             .show(&manifest.name, false)
@@ -183,7 +195,7 @@ fn is_digested(manifest: &Manifest) -> bool {
 }
 
 impl Samples {
-    fn add(&mut self, manifest: &Manifest, writes: &[(i64, i64)], quiet_from: i64) {
+    fn add(&mut self, manifest: &Manifest, writes: &[(i64, i64)], quiet_from: i64, whole: Range<i64>) {
         let cuts =
             manifest.hosts.iter().filter_map(|host| Some((host.at_ns?.as_nanos(), host.q_ns?.as_nanos())));
         let first = cuts.clone().map(|(at, _)| at).min().unwrap_or(0);
@@ -198,6 +210,8 @@ impl Samples {
         };
         self.worst.push(worst(from, until));
         self.quiet.push(worst(quiet_from, quiet_from + (until - from)));
+        self.whole.push(worst(whole.start, whole.end));
+        self.quiet_whole.push(worst(quiet_from, quiet_from + (whole.end - whole.start)));
         self.hold.extend(cuts.map(|(at, q)| q - at));
         let held = manifest.hosts.iter().filter(|host| host.held > 0);
         self.stretch.extend(held.map(|host| host.stretch_ns.max.cast_signed()));
@@ -272,20 +286,35 @@ fn quantiles(samples: &[i64]) -> Quantiles {
 fn print(rows: &[Row]) {
     println!("worst write per snapshot (µs), writers at queue depth 1");
     println!(
-        "{:<8} {:>5} {:>8} {:>8} {:>8} {:>9} | {:>9} {:>9} | {:>9} {:>9} | {:>8} {:>9}",
-        "mode", "hosts", "windows", "p50", "p99", "max", "hold p50", "p99", "held p50", "p99", "V", "control"
+        "{:<8} {:>5} {:>8} {:>8} {:>8} {:>9} | {:>9} {:>8} | {:>9} {:>8} | {:>9} {:>8} | {:>6} {:>8}",
+        "mode",
+        "hosts",
+        "windows",
+        "p50",
+        "p99",
+        "max",
+        "whole p50",
+        "p99",
+        "hold p50",
+        "p99",
+        "held p50",
+        "p99",
+        "V",
+        "control"
     );
     #[expect(clippy::cast_precision_loss, reason = "one decimal is printed")]
     let micros = |nanos: i64| format!("{:.1}", nanos as f64 / 1e3);
     for row in rows {
         println!(
-            "{:<8} {:>5} {:>8} {:>8} {:>8} {:>9} | {:>9} {:>9} | {:>9} {:>9} | {:>8} {:>9}",
+            "{:<8} {:>5} {:>8} {:>8} {:>8} {:>9} | {:>9} {:>8} | {:>9} {:>8} | {:>9} {:>8} | {:>6} {:>8}",
             row.mode,
             row.hosts,
             row.windows,
             micros(row.worst_write_ns.p50),
             micros(row.worst_write_ns.p99),
             micros(row.worst_write_ns.max),
+            micros(row.whole_ns.p50),
+            micros(row.whole_ns.p99),
             micros(row.hold_ns.p50),
             micros(row.hold_ns.p99),
             micros(row.stretch_ns.p50),

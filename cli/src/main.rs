@@ -20,7 +20,10 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<Finding, Failure> {
     match command {
-        Command::Demo(args) => return wait(commands::until_interrupted(demo::run(&args))),
+        Command::Demo(args) => {
+            // More than one thread: it starts processes and reads volumes in between.
+            return tokio::runtime::Runtime::new()?.block_on(commands::until_interrupted(demo::run(&args)));
+        }
         Command::Server(args) => wait(server::run(args))?,
         Command::Host(args) => wait(host::run(args))?,
         // In one thread and without a runtime, so that it also runs under tools that stand in for libc's sockets.
@@ -37,6 +40,8 @@ fn run(command: Command) -> Result<Finding, Failure> {
     Ok(Finding::Good)
 }
 
+/// On this thread alone: a control message is soon done, and waking a second thread for it takes as long. What may block
+/// has threads of its own.
 fn wait<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }

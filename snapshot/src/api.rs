@@ -44,7 +44,15 @@ pub fn router(coordinator: Arc<Coordinator>, report: Report) -> Router {
         .route("/api/v1/volumes", get(volumes).post(create_volume))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(coordinator)
-        .route("/api/v1/skew", get(async move || Json(report())))
+        .route("/api/v1/skew", get(async move || skew(report).await))
+}
+
+/// Works out every host's bounds: away from the thread that answers.
+async fn skew(report: Report) -> Answer<serde_json::Value> {
+    match tokio::task::spawn_blocking(move || report()).await {
+        Ok(report) => Ok(Json(report)),
+        Err(panic) => Err(Refusal::new(500, format!("the report failed: {panic}"))),
+    }
 }
 
 /// Answers line by line. The snapshot is a task of its own: it goes on to its end if the caller goes away.

@@ -235,6 +235,11 @@ impl Cut {
         }
     }
 
+    /// What ended the stretch; none before it ended.
+    pub fn released_by(&self) -> Option<Cause> {
+        self.lock().released_by
+    }
+
     /// The host's part of the certificate; none before the cut was released.
     pub fn readings(&self) -> Option<Readings> {
         let replies = self.lock();
@@ -266,10 +271,11 @@ fn record(histogram: &mut Histogram<u64>, held_for: Nanos) {
 
 #[expect(
     clippy::expect_used,
-    reason = "the arguments are constants that hdrhistogram accepts: 1 ≤ 10 s, 3 digits"
+    reason = "the arguments are constants that hdrhistogram accepts: 1 ≤ 10 s, 2 digits"
 )]
 fn new_histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("constant bounds")
+    // A third digit makes ten times as many counters, to be cleared and read through in every cut.
+    Histogram::new_with_bounds(1, 10_000_000_000, 2).expect("constant bounds")
 }
 
 /// An order arrived after its T.

@@ -24,6 +24,10 @@ const COMMIT_PATIENCE: Nanos = Nanos::from_millis(60_000);
 /// anybody else.
 const DRAIN_PATIENCE: Nanos = Nanos::from_millis(30_000);
 
+/// How long the replies that were held, and whatever their clients do next, have the machine for themselves before the
+/// cut is sealed and reported. A write that pays for the stretch does not also pay for that.
+const CATCH_UP: Nanos = Nanos::from_millis(10);
+
 /// From here on the keeper spins, if a reply waits: an idle processor wakes tens of microseconds late.
 const SPIN: Nanos = Nanos::from_micros(100);
 
@@ -174,6 +178,7 @@ impl Attempt {
     /// The keeper's life: ends the stretch by the clock, seals, and drops what nobody commits.
     pub(super) fn keep(&self) {
         self.end_stretch_in_time();
+        self.wait_unless_over(CATCH_UP);
         let sealed = self.seal();
         let mut phase = self.phase();
         if matches!(*phase, Phase::Cutting) {
@@ -183,16 +188,20 @@ impl Attempt {
             };
             self.changed.notify_all();
         }
-        let patience = COMMIT_PATIENCE.to_std();
-        let (phase, waited) = self
-            .changed
-            .wait_timeout_while(phase, patience, |phase| !matches!(phase, Phase::Over))
-            .unwrap_or_else(PoisonError::into_inner);
         drop(phase);
-        if waited.timed_out() {
+        if !self.wait_unless_over(COMMIT_PATIENCE) {
             tracing::warn!(attempt = %self.id, "nobody committed this attempt; it is dropped");
             self.call_off();
         }
+    }
+
+    /// Whether the attempt was over before the time was.
+    fn wait_unless_over(&self, patience: Nanos) -> bool {
+        let is_over = self
+            .changed
+            .wait_timeout_while(self.phase(), patience.to_std(), |phase| !matches!(phase, Phase::Over))
+            .unwrap_or_else(PoisonError::into_inner);
+        !is_over.1.timed_out()
     }
 
     /// Returns once the cut is released, by this host's clock at the latest; or the attempt was called off unarmed.
@@ -259,8 +268,10 @@ impl Attempt {
     /// Whether the stretch ended as it should have.
     fn is_valid(&self) -> bool {
         let Some((mode, cut)) = self.armed.get() else { return false };
-        let cause = cut.readings().map(|readings| readings.released_by);
-        matches!((mode, cause), (Mode::Timed, Some(Cause::Time)) | (Mode::Barrier, Some(Cause::Barrier)))
+        matches!(
+            (mode, cut.released_by()),
+            (Mode::Timed, Some(Cause::Time)) | (Mode::Barrier, Some(Cause::Barrier))
+        )
     }
 
     /// Waits for the keeper to have sealed, and reports.
