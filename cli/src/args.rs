@@ -39,6 +39,61 @@ pub enum Command {
     /// Look after volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Make the certificates that daemons and people show each other
+    #[command(subcommand)]
+    Pki(PkiCommand),
+}
+
+/// `coeval pki …`
+#[derive(Debug, Subcommand)]
+pub enum PkiCommand {
+    /// Make the fleet's certificate authority
+    Init(PkiInitArgs),
+    /// Issue a certificate to a server, a host or a person, and print its [tls] section
+    Issue(PkiIssueArgs),
+}
+
+/// `coeval pki init`
+#[derive(Debug, Args)]
+pub struct PkiInitArgs {
+    /// Where the authority keeps its key and what it issues
+    #[arg(long, default_value = "pki", value_name = "DIRECTORY")]
+    pub dir: PathBuf,
+}
+
+/// `coeval pki issue`
+#[derive(Debug, Args)]
+pub struct PkiIssueArgs {
+    /// Where the authority is
+    #[arg(long, default_value = "pki", value_name = "DIRECTORY")]
+    pub dir: PathBuf,
+    /// For whom.
+    #[command(flatten)]
+    pub who: PkiWho,
+    /// An IP address or host name under which the server or host is connected to; may be repeated
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Vec<String>,
+    /// For how many days it is valid
+    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub days: u32,
+}
+
+/// Whom a certificate is for.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct PkiWho {
+    /// The server: gives orders to hosts
+    #[arg(long, value_name = "NAME")]
+    pub server: Option<String>,
+    /// A host: takes orders
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+    /// A person or program that takes and deletes snapshots
+    #[arg(long, value_name = "NAME")]
+    pub operator: Option<String>,
+    /// A person or program that only reads
+    #[arg(long, value_name = "NAME")]
+    pub viewer: Option<String>,
 }
 
 /// How to reach the server.

@@ -2,6 +2,7 @@
 
 mod daemon;
 pub mod host;
+pub mod pki;
 pub mod probe;
 pub mod server;
 pub mod skew;

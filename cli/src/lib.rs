@@ -8,6 +8,7 @@ pub mod config;
 pub mod daemon;
 pub mod demo;
 pub mod picture;
+pub mod pki;
 pub mod progress;
 pub mod relay;
 pub mod table;

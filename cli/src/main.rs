@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use coeval_cli::args::{Cli, Command, SnapshotCommand, VolumeCommand};
-use coeval_cli::commands::{self, Failure, Finding, host, probe, server, skew, snapshot, volume};
+use coeval_cli::commands::{self, Failure, Finding, host, pki, probe, server, skew, snapshot, volume};
 use coeval_cli::demo;
 
 fn main() -> ExitCode {
@@ -36,6 +36,7 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Snapshot(SnapshotCommand::Delete(args)) => wait(snapshot::delete(&args))?,
         Command::Volume(VolumeCommand::Create(args)) => wait(volume::create(&args))?,
         Command::Volume(VolumeCommand::List(remote)) => wait(volume::list(&remote))?,
+        Command::Pki(command) => pki::run(&command)?,
     }
     Ok(Finding::Good)
 }

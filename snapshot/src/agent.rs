@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, State};
+use axum::middleware::from_fn;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
 use crate::host::{HostError, HostService};
-use crate::http::{JsonBody, Refusal, Segments};
+use crate::http::{JsonBody, Refusal, Segments, admit_server};
 use crate::orders::{
     ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
     ReleaseOrder, Sealed, Struck, VolumeDescription,
@@ -54,7 +55,7 @@ pub fn router(host: Arc<HostService>, simulation: bool) -> Router {
     if simulation {
         router = router.route("/v1/cuts/{attempt}/uncoordinated", post(uncoordinated));
     }
-    router.layer(DefaultBodyLimit::max(BODY_LIMIT)).with_state(host)
+    router.layer(DefaultBodyLimit::max(BODY_LIMIT)).with_state(host).layer(from_fn(admit_server))
 }
 
 /// Runs what may wait for storage or for a stretch's end away from the threads that answer.

@@ -1,9 +1,12 @@
 //! What every HTTP end of the control plane shares: where a daemon may listen, how it says no, how it is stopped.
 
 mod client;
+mod peer;
 mod tls;
 
 pub use client::{Connector, ControlClient, ControlError};
+pub use peer::{Identity, NoIdentity, Role};
+pub(crate) use peer::{admit_people, admit_server};
 pub use tls::TlsFiles;
 
 use std::net::{SocketAddr, TcpListener};
@@ -22,6 +25,7 @@ use rustls::ServerConfig;
 use serde::de::DeserializeOwned;
 
 use crate::orders::Problem;
+use peer::Identifying;
 
 /// Stops a server: at once, or gracefully within a time.
 pub type StopHandle = axum_server::Handle<SocketAddr>;
@@ -118,8 +122,8 @@ impl Listener {
         match self.tls {
             None => server.serve(service).await,
             Some(config) => {
-                let tls = RustlsConfig::from_config(config);
-                server.map(|inner| RustlsAcceptor::new(tls).acceptor(inner)).serve(service).await
+                let tls = RustlsAcceptor::new(RustlsConfig::from_config(config));
+                server.map(|inner| Identifying(tls.acceptor(inner))).serve(service).await
             }
         }
     }

@@ -12,7 +12,7 @@ use coeval_cli::workload::{Export, Workload, check_exports};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 use snapshot::client::ServerClient;
-use snapshot::http::{Connector, TlsFiles};
+use snapshot::http::{Connector, Role, TlsFiles};
 use snapshot::messages::{CreateVolumeOn, Snapshot};
 use snapshot::nbd::{Client, Endpoint};
 use snapshot::orders::VolumeDescription;
@@ -65,11 +65,11 @@ impl Fleet {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let network = Network::new(u8::try_from(names.len() + 1).map_err(io::Error::other)?)?;
         let authority = Authority::new();
-        let place = |name: &str, namespace: &Namespace, ports: [String; 2], flags: &[&str]| Place {
+        let place = |role, name: &str, namespace: &Namespace, ports: [String; 2], flags: &[&str]| Place {
             address: namespace.address,
             launcher: namespace.launcher(),
             flags: ports.into_iter().chain(flags.iter().map(|flag| (*flag).to_owned())).collect(),
-            tls: Some(authority.issue(name, namespace.address)),
+            tls: Some(authority.issue(role, name, namespace.address)),
         };
         let hosts: Vec<(&str, Place)> = names
             .iter()
@@ -78,13 +78,13 @@ impl Fleet {
                 let address = namespace.address;
                 let ports =
                     [format!("--listen={address}:{HOST_PORT}"), format!("--time={address}:{TIME_PORT}")];
-                (*name, place(name, namespace, ports, host_flags))
+                (*name, place(Role::Host, name, namespace, ports, host_flags))
             })
             .collect();
         let server = &network.hosts[0];
-        let client = authority.issue("client", server.address);
+        let client = authority.issue(Role::Operator, "client", server.address);
         let ports = [format!("--listen={}:{API_PORT}", server.address), format!("--time-port={TIME_PORT}")];
-        let server = place("server", server, ports, server_flags);
+        let server = place(Role::Server, "server", server, ports, server_flags);
         let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address))?;
         Ok(Fleet { cluster, network, client, _authority: authority, _turn: turn })
     }
