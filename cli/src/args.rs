@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use snapshot::http::TlsFiles;
 use snapshot::messages::{Member, RequestedMode};
 use snapshot::nbd::Endpoint;
+use snapshot::schedule::CronTime;
 use timesync::time::Nanos;
 
 use crate::units;
@@ -39,9 +40,61 @@ pub enum Command {
     /// Look after volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Take snapshots again and again, and keep some of them
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
     /// Make the certificates that daemons and people show each other
     #[command(subcommand)]
     Pki(PkiCommand),
+}
+
+/// `coeval schedule …`
+#[derive(Debug, Subcommand)]
+pub enum ScheduleCommand {
+    /// Begin a schedule
+    Create(ScheduleArgs),
+    /// List schedules: when the next snapshot is due, and how the last one went
+    List(Remote),
+    /// End a schedule; its snapshots stay
+    Delete(ScheduleNameArgs),
+}
+
+/// `coeval schedule create`
+#[derive(Debug, Args)]
+pub struct ScheduleArgs {
+    /// Its name; its snapshots are called NAME-YYYYMMDDTHHMMZ
+    pub name: String,
+    /// When, in UTC: minute, hour, day of the month, month, day of the week, as in a crontab
+    #[arg(long, value_name = "PATTERN")]
+    pub cron: CronTime,
+    /// What to take and how.
+    #[command(flatten)]
+    pub cut: CutArgs,
+    /// Keep the newest so many. Without any --keep option, all are kept
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub keep_last: u32,
+    /// Keep the newest of each of the last so many hours that have one
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub keep_hourly: u32,
+    /// Keep the newest of each of the last so many days that have one
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub keep_daily: u32,
+    /// Keep the newest of each of the last so many weeks that have one
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub keep_weekly: u32,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `coeval schedule delete`
+#[derive(Debug, Args)]
+pub struct ScheduleNameArgs {
+    /// The schedule's name
+    pub schedule: String,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
 }
 
 /// `coeval pki …`
@@ -252,6 +305,17 @@ pub enum SnapshotCommand {
 pub struct CreateArgs {
     /// The snapshot's name; without it the server makes one up
     pub name: Option<String>,
+    /// What to take and how.
+    #[command(flatten)]
+    pub cut: CutArgs,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// What to take and how: for one snapshot or for a schedule.
+#[derive(Debug, Args)]
+pub struct CutArgs {
     /// A volume of the group (may be repeated); without any, all volumes of all hosts
     #[arg(long = "volume", value_name = "HOST/VOLUME", value_parser = member)]
     pub group: Vec<Member>,
@@ -267,9 +331,6 @@ pub struct CreateArgs {
     /// Attempts before giving up
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub attempts: Option<u32>,
-    /// How to reach the server.
-    #[command(flatten)]
-    pub remote: Remote,
 }
 
 /// How to take a snapshot.

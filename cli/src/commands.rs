@@ -4,6 +4,7 @@ mod daemon;
 pub mod host;
 pub mod pki;
 pub mod probe;
+pub mod schedule;
 pub mod server;
 pub mod skew;
 pub mod snapshot;

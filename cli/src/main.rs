@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use coeval_cli::args::{Cli, Command, SnapshotCommand, VolumeCommand};
-use coeval_cli::commands::{self, Failure, Finding, host, pki, probe, server, skew, snapshot, volume};
+use coeval_cli::args::{Cli, Command, ScheduleCommand, SnapshotCommand, VolumeCommand};
+use coeval_cli::commands::{
+    self, Failure, Finding, host, pki, probe, schedule, server, skew, snapshot, volume,
+};
 use coeval_cli::demo;
 
 fn main() -> ExitCode {
@@ -36,6 +38,9 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Snapshot(SnapshotCommand::Delete(args)) => wait(snapshot::delete(&args))?,
         Command::Volume(VolumeCommand::Create(args)) => wait(volume::create(&args))?,
         Command::Volume(VolumeCommand::List(remote)) => wait(volume::list(&remote))?,
+        Command::Schedule(ScheduleCommand::Create(args)) => wait(schedule::create(args))?,
+        Command::Schedule(ScheduleCommand::List(remote)) => return wait(schedule::list(&remote)),
+        Command::Schedule(ScheduleCommand::Delete(args)) => wait(schedule::delete(&args))?,
         Command::Pki(command) => pki::run(&command)?,
     }
     Ok(Finding::Good)

@@ -20,6 +20,7 @@ use crate::messages::{
     CreateEvent, CreateRequest, CreateVolumeOn, HostVolumes, Snapshot, SnapshotDetails, VerifyReport,
 };
 use crate::orders::VolumeDescription;
+use crate::schedule::{Schedule, ScheduleStatus};
 
 /// A request that names ten thousand volumes takes a megabyte.
 const BODY_LIMIT: usize = 1024 * 1024;
@@ -43,6 +44,8 @@ pub fn router(coordinator: Arc<Coordinator>, report: Report) -> Router {
         .route("/api/v1/snapshots/{key}", get(show).delete(delete))
         .route("/api/v1/snapshots/{key}/verify", post(verify))
         .route("/api/v1/volumes", get(volumes).post(create_volume))
+        .route("/api/v1/schedules", get(schedules).post(add_schedule))
+        .route("/api/v1/schedules/{name}", axum::routing::delete(remove_schedule))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(coordinator)
         .route("/api/v1/skew", get(async move || skew(report).await))
@@ -117,4 +120,19 @@ async fn create_volume(
     JsonBody(request): JsonBody<CreateVolumeOn>,
 ) -> Answer<VolumeDescription> {
     Ok(Json(coordinator.create_volume(request).await?))
+}
+
+async fn schedules(State(coordinator): Server) -> Answer<Vec<ScheduleStatus>> {
+    Ok(Json(coordinator.schedules().await?))
+}
+
+async fn add_schedule(
+    State(coordinator): Server,
+    JsonBody(schedule): JsonBody<Schedule>,
+) -> Answer<ScheduleStatus> {
+    Ok(Json(coordinator.add_schedule(schedule).await?))
+}
+
+async fn remove_schedule(State(coordinator): Server, Segments(name): Segments<String>) -> Answer<()> {
+    Ok(Json(coordinator.remove_schedule(&name).await?))
 }

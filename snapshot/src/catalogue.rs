@@ -9,6 +9,10 @@
 //! Whatever is found in `planning` or `committing` at start-up has failed, and its hosts are owed an abort until each
 //! has answered one. Every commit is synced (`synchronous=FULL`).
 
+mod schedules;
+
+pub use schedules::StoredSchedule;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -23,7 +27,7 @@ use crate::certificate::Evidence;
 use crate::messages::{Manifest, Snapshot, SnapshotState, StoryEntry};
 use crate::orders::AttemptId;
 
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 /// A failed snapshot gives its name back; any other holds it.
 const SCHEMA: &str = "
@@ -55,7 +59,7 @@ const SCHEMA: &str = "
     CREATE INDEX story_of_snapshot ON story (snapshot);
 ";
 
-const COLUMNS: &str = "id, name, state, why, created, manifest";
+const COLUMNS: &str = "id, name, state, why, created, manifest, schedule";
 
 /// Why the catalogue cannot do what it was asked. Each is a sentence.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +95,12 @@ pub enum CatalogueError {
     /// There is no such snapshot.
     #[error("there is no snapshot {0}")]
     NoSuch(String),
+    /// The schedule's name is taken.
+    #[error("a schedule called {0} exists already; delete it or choose another name")]
+    ScheduleExists(String),
+    /// There is no such schedule.
+    #[error("there is no schedule {0}")]
+    NoSuchSchedule(String),
     /// Its state does not allow it.
     #[error("snapshot {name} is {state}; wait until it is done")]
     Busy {
@@ -126,14 +136,17 @@ impl Catalogue {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         let transaction = connection.transaction()?;
-        match transaction.pragma_query_value(None, "user_version", |row| row.get(0))? {
-            0 => {
-                transaction.execute_batch(SCHEMA)?;
-                transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-            }
-            SCHEMA_VERSION => {}
-            found => return Err(CatalogueError::Newer { found }),
+        let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if found > SCHEMA_VERSION {
+            return Err(CatalogueError::Newer { found });
         }
+        // Each version's schema is what it added to the one before.
+        for (version, added) in (1..).zip([SCHEMA, schedules::SCHEMA]) {
+            if found < version {
+                transaction.execute_batch(added)?;
+            }
+        }
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.execute(
             "UPDATE snapshots SET state = 'failed', why = 'the server stopped while the snapshot was being taken'
              WHERE state IN ('planning', 'committing')",
@@ -143,13 +156,13 @@ impl Catalogue {
         Ok(Catalogue { connection: Mutex::new(connection), _lock: lock })
     }
 
-    /// Starts a snapshot.
+    /// Starts a snapshot, of a schedule or of nobody.
     ///
     /// # Errors
     /// [`CatalogueError::NameTaken`] among others.
-    pub fn begin(&self, id: Uuid, name: &str) -> Result<(), CatalogueError> {
-        let insert = "INSERT INTO snapshots (id, name, state) VALUES (?1, ?2, 'planning')";
-        self.lock().execute(insert, params![id.to_string(), name]).map_err(|why| {
+    pub fn begin(&self, id: Uuid, name: &str, schedule: Option<&str>) -> Result<(), CatalogueError> {
+        let insert = "INSERT INTO snapshots (id, name, schedule, state) VALUES (?1, ?2, ?3, 'planning')";
+        self.lock().execute(insert, params![id.to_string(), name, schedule]).map_err(|why| {
             match why.sqlite_error_code() {
                 Some(rusqlite::ErrorCode::ConstraintViolation) => CatalogueError::NameTaken(name.to_owned()),
                 _ => why.into(),
@@ -408,6 +421,7 @@ fn snapshot(row: &Row<'_>) -> rusqlite::Result<Snapshot> {
         why: row.get(3)?,
         created: row.get(4)?,
         manifest: manifest.map(|text| from_json(5, &text)).transpose()?,
+        schedule: row.get(6)?,
     })
 }
 

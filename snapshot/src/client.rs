@@ -8,6 +8,7 @@ use crate::messages::{
     VerifyReport,
 };
 use crate::orders::VolumeDescription;
+use crate::schedule::{Schedule, ScheduleStatus};
 
 /// For answers that the server has at hand.
 const SOON: Duration = Duration::from_secs(10);
@@ -79,6 +80,21 @@ impl ServerClient {
     /// Creates a volume on a host.
     pub async fn create_volume(&self, request: &CreateVolumeOn) -> Result<VolumeDescription, ControlError> {
         self.client.post(self.client.page(&["api", "v1", "volumes"]), request, LONG).await
+    }
+
+    /// All schedules, by name.
+    pub async fn schedules(&self) -> Result<Vec<ScheduleStatus>, ControlError> {
+        self.client.get(self.client.page(&["api", "v1", "schedules"]), SOON).await
+    }
+
+    /// Stores a schedule.
+    pub async fn add_schedule(&self, schedule: &Schedule) -> Result<ScheduleStatus, ControlError> {
+        self.client.post(self.client.page(&["api", "v1", "schedules"]), schedule, SOON).await
+    }
+
+    /// Forgets a schedule.
+    pub async fn remove_schedule(&self, name: &str) -> Result<(), ControlError> {
+        self.client.delete(self.client.page(&["api", "v1", "schedules", name]), SOON).await
     }
 
     /// The time-sync server's report.

@@ -8,6 +8,7 @@ mod attempt;
 mod library;
 mod manifest;
 mod plan;
+mod scheduler;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,9 +91,16 @@ impl CoordinatorError {
     pub fn status(&self) -> u16 {
         match self {
             CoordinatorError::Request(_) => 422,
-            CoordinatorError::Unknown(_) | CoordinatorError::Catalogue(CatalogueError::NoSuch(_)) => 404,
+            CoordinatorError::Unknown(_)
+            | CoordinatorError::Catalogue(CatalogueError::NoSuch(_) | CatalogueError::NoSuchSchedule(_)) => {
+                404
+            }
             CoordinatorError::Conflict(_)
-            | CoordinatorError::Catalogue(CatalogueError::NameTaken(_) | CatalogueError::Busy { .. }) => 409,
+            | CoordinatorError::Catalogue(
+                CatalogueError::NameTaken(_)
+                | CatalogueError::ScheduleExists(_)
+                | CatalogueError::Busy { .. },
+            ) => 409,
             CoordinatorError::Catalogue(_) | CoordinatorError::Internal(_) => 500,
             CoordinatorError::Host(error) => error.status().unwrap_or(502),
             CoordinatorError::Refused { .. } => 503,
@@ -110,6 +118,8 @@ pub struct Coordinator {
     options: Options,
     /// Digests are computed one at a time: they read whole volumes.
     digesting: tokio::sync::Mutex<()>,
+    /// Wakes the one who takes scheduled snapshots: there is another schedule, or one less.
+    rescheduled: tokio::sync::Notify,
 }
 
 /// Only so that [`Coordinator`] can be `Debug`.
@@ -154,6 +164,7 @@ impl Coordinator {
             catalogue,
             options,
             digesting: tokio::sync::Mutex::new(()),
+            rescheduled: tokio::sync::Notify::new(),
         }))
     }
 
@@ -167,9 +178,19 @@ impl Coordinator {
         request: CreateRequest,
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<Manifest, CoordinatorError> {
+        self.create_for(None, request, progress).await
+    }
+
+    /// The same, for a schedule.
+    async fn create_for(
+        self: &Arc<Self>,
+        schedule: Option<String>,
+        request: CreateRequest,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<Manifest, CoordinatorError> {
         let job = Arc::new(self.prepare(request).await?);
         let (id, name) = (job.id, job.name.clone());
-        self.with_catalogue(move |catalogue| catalogue.begin(id, &name)).await?;
+        self.with_catalogue(move |catalogue| catalogue.begin(id, &name, schedule.as_deref())).await?;
         match self.take(&job, &progress).await {
             Ok(manifest) => {
                 self.digest_later(manifest.clone());

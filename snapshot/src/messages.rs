@@ -286,6 +286,8 @@ pub struct Snapshot {
     pub created: String,
     /// What it is, once it was certified.
     pub manifest: Option<Manifest>,
+    /// The schedule that took it.
+    pub schedule: Option<String>,
 }
 
 /// Everything about a snapshot. `GET /api/v1/snapshots/{id or name}`

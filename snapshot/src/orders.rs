@@ -127,6 +127,8 @@ pub struct VolumeDescription {
     pub size: u64,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<String>,
+    /// Those of its snapshots that somebody reads now.
+    pub in_use: Vec<String>,
     /// Layers in its chain, the base included.
     pub layers: usize,
     /// Bytes allocated on disk.

@@ -183,12 +183,17 @@ impl Volume {
 
     /// Size, snapshots, layers, space and clients at present.
     pub fn describe(&self) -> VolumeDescription {
-        let snapshots = lock(&self.core.structure).manifest.snapshots_by_age();
+        let structure = lock(&self.core.structure);
+        let snapshots = structure.manifest.snapshots_by_age();
+        let read = structure.pins.iter().filter(|(_, readers)| **readers > 0);
+        let in_use = read.map(|(snapshot, _)| snapshot.clone()).collect();
+        drop(structure);
         let layers = self.core.chain();
         VolumeDescription {
             name: self.core.name.clone(),
             size: self.core.size,
             snapshots,
+            in_use,
             layers: layers.len(),
             allocated: layers.iter().map(|layer| layer.allocated()).sum(),
             clients: self.core.clients.load(Ordering::SeqCst),

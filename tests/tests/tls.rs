@@ -49,11 +49,14 @@ fn only_certificates_of_the_fleets_authority_are_admitted() {
 }
 
 /// Method and path of everything that the server offers; then of everything that a host does.
-const API: [&str; 8] = [
+const API: [&str; 11] = [
     "GET api/v1/snapshots",
     "GET api/v1/snapshots/none",
     "GET api/v1/volumes",
     "GET api/v1/skew",
+    "GET api/v1/schedules",
+    "POST api/v1/schedules",
+    "DELETE api/v1/schedules/none",
     "POST api/v1/snapshots",
     "POST api/v1/snapshots/none/verify",
     "POST api/v1/volumes",

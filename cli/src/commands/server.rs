@@ -47,6 +47,7 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
         .collect();
     let coordinator = Coordinator::new(time.clone(), &endpoints, catalogue, &connector, options)?;
     coordinator.recover().await?;
+    coordinator.keep_schedules();
 
     let ready = ServerReady { api: listener.url() };
     daemon::ready(&ready)?;

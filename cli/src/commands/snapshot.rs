@@ -7,29 +7,34 @@ use timesync::bound::AsymmetryBudget;
 use timesync::time::{Nanos, Server, Time};
 
 use super::{Failure, Finding, connect, print, print_json, word};
-use crate::args::{CreateArgs, NamedArgs, Remote};
+use crate::args::{CreateArgs, CutArgs, NamedArgs, Remote};
 use crate::picture::{self, Bar};
 use crate::progress::ProgressLine;
 use crate::table::Table;
 use crate::units::format_unsigned;
+
+/// What the flags ask for, without a name.
+pub fn request(cut: CutArgs) -> CreateRequest {
+    let policy = cut.statistical.map_or(RequestedPolicy::Hard, |group_confidence| {
+        RequestedPolicy::Statistical { group_confidence, budget: AsymmetryBudget::SmallestRoundTrip }
+    });
+    CreateRequest {
+        name: None,
+        group: cut.group,
+        mode: cut.mode.into(),
+        policy,
+        lead_ns: cut.lead,
+        attempts: cut.attempts,
+        control: None,
+    }
+}
 
 /// Takes a snapshot.
 ///
 /// # Errors
 /// When there is none.
 pub async fn create(args: CreateArgs) -> Result<(), Failure> {
-    let policy = args.statistical.map_or(RequestedPolicy::Hard, |group_confidence| {
-        RequestedPolicy::Statistical { group_confidence, budget: AsymmetryBudget::SmallestRoundTrip }
-    });
-    let order = CreateRequest {
-        name: args.name,
-        group: args.group,
-        mode: args.mode.into(),
-        policy,
-        lead_ns: args.lead,
-        attempts: args.attempts,
-        control: None,
-    };
+    let order = CreateRequest { name: args.name, ..request(args.cut) };
     let line = ProgressLine::new();
     let progress = |now: &Progress| {
         let Progress { attempt, mode, step, detail } = now;

@@ -48,10 +48,10 @@ fn only_a_failed_snapshot_gives_its_name_back() {
     let directory = TempDir::new().unwrap();
     let catalogue = open(&directory);
     let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
-    catalogue.begin(first, "s1").unwrap();
-    assert!(matches!(catalogue.begin(second, "s1"), Err(CatalogueError::NameTaken(_))));
+    catalogue.begin(first, "s1", None).unwrap();
+    assert!(matches!(catalogue.begin(second, "s1", None), Err(CatalogueError::NameTaken(_))));
     catalogue.fail(first, "a reason").unwrap();
-    catalogue.begin(second, "s1").unwrap();
+    catalogue.begin(second, "s1", None).unwrap();
     assert_eq!(catalogue.find("s1").unwrap().id, second, "the name leads to its holder");
     let failed = catalogue.find(&first.to_string()).unwrap();
     assert_eq!((failed.state, failed.why.as_deref()), (SnapshotState::Failed, Some("a reason")));
@@ -63,7 +63,7 @@ fn a_snapshot_is_complete_only_by_way_of_committing() {
     let directory = TempDir::new().unwrap();
     let catalogue = open(&directory);
     let (id, attempt) = (Uuid::now_v7(), Uuid::now_v7());
-    catalogue.begin(id, "s1").unwrap();
+    catalogue.begin(id, "s1", None).unwrap();
     assert!(catalogue.finish(id, attempt, SnapshotState::Complete).is_err());
     catalogue.fail(id, "a reason").unwrap();
     assert!(catalogue.finish(id, attempt, SnapshotState::Complete).is_err());
@@ -74,7 +74,7 @@ fn a_snapshot_is_complete_only_by_way_of_committing() {
 fn what_is_being_taken_is_not_deleted() {
     let directory = TempDir::new().unwrap();
     let catalogue = open(&directory);
-    catalogue.begin(Uuid::now_v7(), "s1").unwrap();
+    catalogue.begin(Uuid::now_v7(), "s1", None).unwrap();
     let error = catalogue.deleting("s1").unwrap_err().to_string();
     assert_eq!(error, "snapshot s1 is planning; wait until it is done");
 }
@@ -84,7 +84,7 @@ fn debts_outlive_the_snapshot_and_the_server() {
     let directory = TempDir::new().unwrap();
     let (id, attempt) = (Uuid::now_v7(), Uuid::now_v7());
     let catalogue = open(&directory);
-    catalogue.begin(id, "s1").unwrap();
+    catalogue.begin(id, "s1", None).unwrap();
     catalogue.begin_attempt(id, attempt, &["a".to_owned(), "b".to_owned()]).unwrap();
     catalogue.settle(attempt, "a").unwrap();
     catalogue.fail(id, "a reason").unwrap();
@@ -106,8 +106,27 @@ fn the_story_is_told_in_order() {
         detail: "armed at 5".to_owned(),
     };
     let story = [entry(Step::Plan, None), entry(Step::Arm, Some("b")), entry(Step::Arm, Some("a"))];
-    catalogue.begin(id, "s1").unwrap();
+    catalogue.begin(id, "s1", None).unwrap();
     catalogue.tell(id, &story[..1]).unwrap();
     catalogue.tell(id, &story[1..]).unwrap();
     assert_eq!(catalogue.story(id).unwrap(), story);
+}
+
+#[test]
+fn a_catalogue_of_version_one_is_taken_over_with_all_it_holds() {
+    let directory = TempDir::new().unwrap();
+    let id = Uuid::now_v7();
+    {
+        let old = Connection::open(directory.path().join("catalogue.sqlite")).unwrap();
+        old.execute_batch(SCHEMA).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        let insert = "INSERT INTO snapshots (id, name, state) VALUES (?1, 'kept', 'complete')";
+        old.execute(insert, [id.to_string()]).unwrap();
+    }
+    for _ in 0..2 {
+        let catalogue = open(&directory);
+        let kept = catalogue.find("kept").unwrap();
+        assert_eq!((kept.id, kept.state, kept.schedule), (id, SnapshotState::Complete, None));
+        assert_eq!(catalogue.schedules().unwrap(), []);
+    }
 }

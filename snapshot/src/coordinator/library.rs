@@ -100,6 +100,14 @@ impl Coordinator {
     /// Deletes a snapshot on every host, then forgets it. Where a host fails, the row stays as `deleting`.
     pub async fn delete(&self, key: &str) -> Result<(), CoordinatorError> {
         let key = key.to_owned();
+        let found = self.with_catalogue({
+            let key = key.clone();
+            move |catalogue| catalogue.find(&key)
+        });
+        // Before anything is deleted anywhere: what one host cannot delete should not be gone on the others.
+        if let Some(manifest) = found.await?.manifest {
+            self.refuse_if_in_use(&manifest).await?;
+        }
         let snapshot = self.with_catalogue(move |catalogue| catalogue.deleting(&key)).await?;
         // A failed snapshot is on no host, and its name may belong to another by now.
         if let Some(manifest) = snapshot.manifest.filter(|_| snapshot.state != SnapshotState::Failed) {
@@ -110,6 +118,21 @@ impl Coordinator {
             deletions.await.into_iter().collect::<Result<Vec<()>, CoordinatorError>>()?;
         }
         self.with_catalogue(move |catalogue| catalogue.remove(snapshot.id)).await
+    }
+
+    async fn refuse_if_in_use(&self, manifest: &Manifest) -> Result<(), CoordinatorError> {
+        let users = self.volumes().await;
+        let users = users.iter().flat_map(|host| host.volumes.iter().map(move |volume| (&host.host, volume)));
+        for (host, volume) in users {
+            let is_member = volumes(manifest).any(|(it, _)| it.host == *host && it.volume == volume.name);
+            if is_member && volume.in_use.contains(&manifest.name) {
+                let (volume, name) = (&volume.name, &manifest.name);
+                return Err(CoordinatorError::Conflict(format!(
+                    "snapshot {name} is in use: somebody reads {volume}@{name} on host {host}; disconnect first"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Every host's volumes. A host that does not answer is listed with the reason.

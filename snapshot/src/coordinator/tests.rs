@@ -1,4 +1,5 @@
 mod fake;
+mod schedules;
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -214,7 +215,7 @@ async fn a_crash_at_any_state_is_rolled_back_at_the_next_start() {
         let (id, attempt) = (Uuid::now_v7(), Uuid::now_v7());
         {
             let catalogue = fleet.catalogue();
-            catalogue.begin(id, reached).unwrap();
+            catalogue.begin(id, reached, None).unwrap();
             if reached != "planning" {
                 catalogue.begin_attempt(id, attempt, &hosts).unwrap();
             }

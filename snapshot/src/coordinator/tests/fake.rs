@@ -44,6 +44,8 @@ pub struct Script {
     pub reports_as: Option<Incarnation>,
     /// Release this many cuts at T instead of at T + V.
     pub early: u32,
+    /// Say that somebody reads this snapshot.
+    pub in_use: Option<String>,
 }
 
 #[derive(Debug)]
@@ -154,6 +156,7 @@ async fn describe(State(host): Host) -> Answer<HostDescription> {
         name: "data".to_owned(),
         size: 4096,
         snapshots: host.names(),
+        in_use: host.inner().script.in_use.iter().cloned().collect(),
         layers: 1,
         allocated: 0,
         clients: 0,
