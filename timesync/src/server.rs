@@ -3,6 +3,7 @@
 mod outstanding;
 mod prober;
 mod record;
+mod schedule;
 
 use std::io;
 use std::net::SocketAddr;
