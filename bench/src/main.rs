@@ -1,5 +1,6 @@
 //! Benchmarks. Each prints medians and ratios against a peer in the same run; `--json` gives the rows.
 
+mod probe_scale;
 mod stall;
 
 use clap::{Parser, Subcommand};
@@ -13,12 +14,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Benchmark {
+    /// How many hosts one server can probe, and how many requests a module can answer.
+    ProbeScale(probe_scale::Arguments),
     /// What a snapshot costs its writers: timed against barrier against none.
     Stall(stall::Arguments),
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     match Arguments::parse().benchmark {
+        Benchmark::ProbeScale(arguments) => probe_scale::run(&arguments),
         Benchmark::Stall(arguments) => stall::run(&arguments),
     }
 }

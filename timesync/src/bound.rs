@@ -40,6 +40,7 @@ mod statistical;
 mod window;
 
 pub use statistical::{AsymmetryBudget, AsymmetrySource, Basis, Statistical};
+pub(crate) use window::Witness;
 pub use window::{Window, WindowError};
 
 use serde::de::Error;

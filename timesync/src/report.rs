@@ -1,6 +1,6 @@
 //! The data behind `coeval skew`.
 
-use hdrhistogram::Histogram;
+use hdrhistogram::{Counter, Histogram};
 use serde::{Deserialize, Serialize};
 
 use crate::bound::{AsymmetrySource, Interval, Statistical};
@@ -71,7 +71,7 @@ pub struct RoundTrips {
 }
 
 impl RoundTrips {
-    pub(crate) fn of(trips: &Histogram<u64>) -> Self {
+    pub(crate) fn of<C: Counter>(trips: &Histogram<C>) -> Self {
         RoundTrips { min: trips.min(), p50: trips.value_at_quantile(0.5), p99: trips.value_at_quantile(0.99) }
     }
 }

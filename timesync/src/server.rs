@@ -3,7 +3,9 @@
 mod outstanding;
 mod prober;
 mod record;
+mod schedule;
 
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Sender};
@@ -115,14 +117,13 @@ impl ServerConfig {
     /// # Errors
     /// [`ConfigError`]: what is wrong with it.
     pub fn check(&self) -> Result<(), ConfigError> {
-        for (i, host) in self.hosts.iter().enumerate() {
-            for other in &self.hosts[..i] {
-                if host.name == other.name {
-                    return Err(ConfigError::SameName(host.name.clone()));
-                }
-                if host.address == other.address {
-                    return Err(ConfigError::SameAddress(other.name.clone(), host.name.clone()));
-                }
+        let (mut names, mut addresses) = (HashSet::new(), HashMap::new());
+        for host in &self.hosts {
+            if !names.insert(&host.name) {
+                return Err(ConfigError::SameName(host.name.clone()));
+            }
+            if let Some(other) = addresses.insert(host.address, &host.name) {
+                return Err(ConfigError::SameAddress(other.clone(), host.name.clone()));
             }
         }
         let positive = |nanos: Nanos| nanos > Nanos::ZERO;
@@ -151,11 +152,20 @@ pub struct TimeServer {
     confidence: f64,
 }
 
+/// Counts since the server started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Exchanges that gave at least a half.
+    pub exchanges: u64,
+    /// Exchanges of which anything was lost.
+    pub lost: u64,
+}
+
 /// What the probing thread and everybody else share.
 #[derive(Debug)]
 struct Shared {
-    /// The hosts' names, in the order of their records.
-    names: Vec<String>,
+    /// Where the hosts' records are, by name.
+    names: HashMap<String, usize>,
     records: Vec<Mutex<Record>>,
     allow_simulated: bool,
     /// Wakes the probing thread up for a command.
@@ -169,7 +179,7 @@ impl Shared {
     }
 
     fn find(&self, name: &str) -> Option<usize> {
-        self.names.iter().position(|known| known == name)
+        self.names.get(name).copied()
     }
 }
 
@@ -182,7 +192,7 @@ impl TimeServer {
         let trusted = source_is_trusted();
         let record = |host: &HostConfig| Mutex::new(Record::new(host.clone(), config.window, trusted));
         let shared = Arc::new(Shared {
-            names: config.hosts.iter().map(|host| host.name.clone()).collect(),
+            names: config.hosts.iter().enumerate().map(|(i, host)| (host.name.clone(), i)).collect(),
             records: config.hosts.iter().map(record).collect(),
             allow_simulated: config.allow_simulated,
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -201,6 +211,17 @@ impl TimeServer {
         let copies: Vec<_> =
             (0..self.shared.records.len()).map(|index| self.shared.record(index).clone()).collect();
         report::of(&copies, ServerClock.now(), self.confidence, self.shared.allow_simulated)
+    }
+
+    /// How many exchanges there were with all hosts together.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for index in 0..self.shared.records.len() {
+            let record = self.shared.record(index);
+            totals.exchanges += record.exchanges;
+            totals.lost += record.lost;
+        }
+        totals
     }
 
     fn command(&self, command: Command) {

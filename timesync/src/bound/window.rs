@@ -1,5 +1,7 @@
 //! The exchanges that a bound is computed from.
 
+mod witness;
+
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +11,8 @@ use super::statistical;
 use super::{Assumptions, AsymmetryBudget, Drift, Interval, Policy, Statistical};
 use crate::exchange::Exchange;
 use crate::time::{Host, Nanos, Server, Time};
+
+pub(crate) use witness::Witness;
 
 /// Why a window gives no bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]

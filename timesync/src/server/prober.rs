@@ -1,9 +1,11 @@
-//! The probing thread: when to send which request, and whose answer it is that arrived.
+//! The probing thread: sends the requests that are due, and sees whose answer it is that arrived.
 //!
-//! Both clocks are read before a request is sent and after its answers were received; every stamp in between is translated
-//! by these two readings, of which one is always near.
+//! Both clocks are read before requests are sent and after answers were received; every stamp in between is translated by
+//! these two readings, of which one is always near. A few requests that are due together share the reading before them,
+//! and all answers that have arrived share the one after them.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use nix::sys::time::TimeSpec;
 use uuid::Uuid;
 
 use super::outstanding::{Outstanding, Responder};
+use super::schedule::{Pace, Schedule, Task};
 use super::{ServerConfig, Shared};
 use crate::clock::{Clocks, ServerClock, SuspendWatch, exact_sleeps};
 use crate::module::{StartError, source_is_trusted};
@@ -37,26 +40,27 @@ pub enum Command {
 }
 
 /// Datagrams that are taken from each socket in one go.
-const BATCH: usize = 64;
+const RECEIVE_BATCH: usize = 64;
+/// Requests that share a clock reading: the last of them leaves some 50 µs after it, in which the wall clock can be
+/// slewed by as many nanoseconds.
+const SEND_BATCH: usize = 16;
 /// The clock source is looked up so often.
 const CHECK_EVERY: Nanos = Nanos::from_millis(1_000);
 /// A plain responder is asked for readings every so many exchanges: a module may have been installed.
 const ASK_PLAIN_EVERY: u16 = 16;
-/// So many lost exchanges in a row end a burst.
-const BURST_PATIENCE: u32 = 2;
 
 /// The thread's state.
 pub struct Prober {
     shared: Arc<Shared>,
     inbox: Receiver<Command>,
     endpoints: Vec<Endpoint>,
-    hosts: Vec<Schedule>,
+    hosts: Vec<Host>,
+    schedule: Schedule,
     /// Where answers come from.
     by_address: HashMap<SocketAddr, usize>,
+    /// Whose request it is that has this number at this endpoint, until its stamp is back.
+    unstamped: HashMap<(usize, u32), usize>,
     domain: u8,
-    pair_interval: Nanos,
-    timeout: Nanos,
-    burst: (u32, Nanos),
     clocks: Clocks,
     suspends: SuspendWatch,
     known_suspends: u32,
@@ -64,23 +68,23 @@ pub struct Prober {
     next_check: Time<Server>,
 }
 
-/// One host's schedule.
-struct Schedule {
+/// One host.
+struct Host {
     address: SocketAddr,
     endpoint: usize,
     sequence: u16,
-    outstanding: Option<(Outstanding, Time<Server>)>,
-    /// When the next pair begins, or the burst's next exchange.
-    due: Time<Server>,
-    /// The exchange on its way is the first of its pair: the second follows at once, when caches are warm.
-    first_of_pair: bool,
-    /// Exchanges of the burst that are still to come.
-    burst_left: u32,
-    lost_in_a_row: u32,
+    outstanding: Option<Outstanding>,
     /// Who waits for the burst.
     waiting: Vec<Sender<()>>,
     /// The last answer came without readings.
     plain: bool,
+}
+
+/// An exchange that ended, of which the host's record does not know yet.
+struct Finished {
+    host: usize,
+    request: Outstanding,
+    burst_over: bool,
 }
 
 impl Prober {
@@ -101,27 +105,26 @@ impl Prober {
         let used: Vec<_> = used.collect();
         let endpoints: Vec<_> =
             used.iter().map(|ip| Endpoint::bind(**ip, config.event_port)).collect::<Result<_, _>>()?;
-        let pair_interval = Nanos::new(1_000_000_000 / i64::from(config.pairs_per_second.max(1)));
+        let pace = Pace {
+            pair_interval: Nanos::new(1_000_000_000 / i64::from(config.pairs_per_second.max(1))),
+            burst: config.burst,
+            burst_interval: config.burst_interval,
+            timeout: config.timeout,
+        };
         let start = ServerClock.now();
         let mut by_address = HashMap::new();
         let mut hosts = Vec::new();
-        for (index, (host, i)) in config.hosts.iter().zip(0_i64..).enumerate() {
+        for (index, host) in config.hosts.iter().enumerate() {
             by_address.insert(host.address, index);
             if host.address.port() == EVENT_PORT {
                 by_address.insert(SocketAddr::new(host.address.ip(), GENERAL_PORT), index);
             }
-            let count = i64::try_from(config.hosts.len()).unwrap_or(i64::MAX);
             let [a, b, ..] = *Uuid::new_v4().as_bytes();
-            hosts.push(Schedule {
+            hosts.push(Host {
                 address: host.address,
                 endpoint: used.iter().position(|ip| ip.is_ipv4() == host.address.is_ipv4()).unwrap_or(0),
                 sequence: u16::from_be_bytes([a, b]),
                 outstanding: None,
-                // Spread over the interval, so that hosts do not answer all at once.
-                due: start + Nanos::new(pair_interval.get() / count * i),
-                first_of_pair: false,
-                burst_left: 0,
-                lost_in_a_row: 0,
                 waiting: Vec::new(),
                 plain: false,
             });
@@ -131,12 +134,11 @@ impl Prober {
             shared,
             inbox,
             endpoints,
+            schedule: Schedule::new(hosts.len(), pace, start),
             hosts,
             by_address,
+            unstamped: HashMap::new(),
             domain: config.domain,
-            pair_interval,
-            timeout: config.timeout,
-            burst: (config.burst, config.burst_interval),
             clocks: Clocks::new()?,
             known_suspends: suspends.count(),
             suspends,
@@ -148,12 +150,9 @@ impl Prober {
     /// Probes until told to stop.
     pub fn run(mut self) {
         exact_sleeps();
-        let mut datagrams = Vec::with_capacity(2 * BATCH);
+        let mut datagrams = Vec::with_capacity(2 * RECEIVE_BATCH);
         loop {
-            let now = ServerClock.now();
-            for index in 0..self.hosts.len() {
-                self.advance(index, now);
-            }
+            self.do_due();
             let (commanded, failed) = self.wait();
             // Before anything that was measured across a suspend is believed: mostly this thread is found waiting.
             self.check_own_timeline();
@@ -165,64 +164,71 @@ impl Prober {
                 if failed && stamps == 0 {
                     self.endpoints[endpoint].event.clear_error();
                 }
-                self.endpoints[endpoint].receive(BATCH, &mut datagrams);
+                self.endpoints[endpoint].receive(RECEIVE_BATCH, &mut datagrams);
             }
             if !datagrams.is_empty() {
                 let after = self.clocks.read();
-                for datagram in datagrams.drain(..) {
-                    self.take(&datagram, &after);
+                let answered = datagrams.drain(..).filter_map(|datagram| self.take(&datagram, &after));
+                let answered = answered.collect::<Vec<usize>>();
+                self.finish(&answered);
+            }
+        }
+    }
+
+    /// Does what is due: gives answers up, and sends requests, but no more than one batch before answers are looked for.
+    fn do_due(&mut self) {
+        let now = ServerClock.now();
+        let mut probed = Vec::new();
+        while probed.len() < SEND_BATCH
+            && let Some(task) = self.schedule.pop(now)
+        {
+            match task {
+                Task::Probe(host) => probed.push(host),
+                Task::GiveUp(host) => self.finish(&[host]),
+            }
+        }
+        self.send(&probed);
+    }
+
+    /// Sends each of `hosts` a request, at most [`SEND_BATCH`] of them, all after one reading of the clocks.
+    fn send(&mut self, hosts: &[usize]) {
+        if hosts.is_empty() {
+            return;
+        }
+        let before = self.clocks.read();
+        for &index in hosts {
+            let host = &mut self.hosts[index];
+            host.sequence = host.sequence.wrapping_add(1);
+            let header = Header {
+                domain: self.domain,
+                sdo: 0,
+                minor_version: 1,
+                two_step: false,
+                unicast: true,
+                correction: 0,
+                source: REQUESTER,
+                sequence: host.sequence,
+            };
+            // A plain responder answers without our TLV; so that all messages are equally long, so is the request.
+            let asks = !host.plain || host.sequence.is_multiple_of(ASK_PLAIN_EVERY);
+            let request =
+                Message { header, body: Body::Request, extension: asks.then_some(Extension::Wanted) };
+            match self.endpoints[host.endpoint].event.send(&request.encode(), host.address, None) {
+                Ok(number) => {
+                    host.outstanding = Some(Outstanding::new(host.sequence, number, before));
+                    self.unstamped.extend(number.map(|number| ((host.endpoint, number), index)));
+                }
+                Err(error) => {
+                    tracing::debug!(host = %host.address, %error, "cannot send");
+                    self.shared.record(index).lose();
+                    if self.schedule.end(index, false, ServerClock.now()).burst_over {
+                        host.waiting.clear();
+                    }
                 }
             }
         }
-    }
-
-    /// Does what is due for a host: gives an answer up, or sends a request.
-    fn advance(&mut self, index: usize, now: Time<Server>) {
-        let host = &mut self.hosts[index];
-        if host.outstanding.as_ref().is_some_and(|(_, deadline)| *deadline <= now) {
-            self.finish(index);
-        }
-        let host = &mut self.hosts[index];
-        if host.outstanding.is_none() && host.due <= now {
-            host.first_of_pair = host.burst_left == 0;
-            self.send(index);
-        }
-    }
-
-    fn send(&mut self, index: usize) {
-        let before = self.clocks.read();
-        let host = &mut self.hosts[index];
-        host.sequence = host.sequence.wrapping_add(1);
-        // What comes next is due at the same pace whether this one is answered or not; after a pause, from now on.
-        let now = ServerClock.now();
-        let interval = if host.burst_left > 0 { self.burst.1 } else { self.pair_interval };
-        host.due = if now - host.due < interval { host.due + interval } else { now + interval };
-        let header = Header {
-            domain: self.domain,
-            sdo: 0,
-            minor_version: 1,
-            two_step: false,
-            unicast: true,
-            correction: 0,
-            source: REQUESTER,
-            sequence: host.sequence,
-        };
-        // A plain responder answers without our TLV; so that all messages are equally long, so is the request.
-        let asks = !host.plain || host.sequence.is_multiple_of(ASK_PLAIN_EVERY);
-        let request = Message { header, body: Body::Request, extension: asks.then_some(Extension::Wanted) };
-        match self.endpoints[host.endpoint].event.send(&request.encode(), host.address, None) {
-            Ok(number) => {
-                let outstanding = Outstanding::new(host.sequence, number, before);
-                host.outstanding = Some((outstanding, now + self.timeout));
-                let endpoint = host.endpoint;
-                self.take_stamps(endpoint);
-            }
-            Err(error) => {
-                tracing::debug!(host = %host.address, %error, "cannot send");
-                host.first_of_pair = false;
-                self.shared.record(index).lose();
-                self.count_for_burst(index, false);
-            }
+        for endpoint in 0..self.endpoints.len() {
+            self.take_stamps(endpoint);
         }
     }
 
@@ -231,75 +237,75 @@ impl Prober {
         let mut stamps = 0;
         while let Some((number, stamp)) = self.endpoints[endpoint].event.transmit_stamp() {
             stamps += 1;
-            let outstanding = self.hosts.iter_mut().filter(|host| host.endpoint == endpoint);
-            let mut outstanding = outstanding.filter_map(|host| host.outstanding.as_mut());
-            if let Some((request, _)) = outstanding.find(|(request, _)| request.number == Some(number)) {
+            let Some(host) = self.unstamped.remove(&(endpoint, number)) else { continue };
+            if let Some(request) = &mut self.hosts[host].outstanding
+                && request.number == Some(number)
+            {
                 request.sent = Some(stamp);
             }
         }
         stamps
     }
 
-    /// Takes an answer: only from the address of a host that was asked, and only if it fits the request.
-    fn take(&mut self, datagram: &Datagram, after: &ClockReading) {
-        let Some(&index) = self.by_address.get(&datagram.from) else { return };
-        let host = &mut self.hosts[index];
-        let Some((request, _)) = &mut host.outstanding else { return };
+    /// Takes an answer: only from the address of a host that was asked, and only if it fits the request. Returns the host
+    /// when its answer is complete.
+    fn take(&mut self, datagram: &Datagram, after: &ClockReading) -> Option<usize> {
+        let index = *self.by_address.get(&datagram.from)?;
+        let request = self.hosts[index].outstanding.as_mut()?;
         let message = match Message::parse(datagram.octets()) {
             Ok(message) => message,
             Err(error) => {
                 tracing::debug!(from = %datagram.from, %error, "not an answer");
-                return;
+                return None;
             }
         };
         let fits = message.header.domain == self.domain
             && request.accept(&message, REQUESTER, datagram.stamp, after);
-        if fits && request.is_complete() {
-            self.finish(index);
+        (fits && request.is_complete()).then_some(index)
+    }
+
+    /// Ends the exchanges on their way with `hosts`. The pairs' second requests leave before the first ones' outcomes are
+    /// worked out.
+    fn finish(&mut self, hosts: &[usize]) {
+        let now = ServerClock.now();
+        let (mut finished, mut seconds) = (Vec::new(), Vec::new());
+        for &host in hosts {
+            let Some(request) = self.hosts[host].outstanding.take() else { continue };
+            if let (None, Some(number)) = (request.sent, request.number)
+                && let Entry::Occupied(entry) = self.unstamped.entry((self.hosts[host].endpoint, number))
+                && *entry.get() == host
+            {
+                // Its stamp comes too late or never. (The number may be another's by now: they begin anew after errors.)
+                entry.remove();
+            }
+            let ended = self.schedule.end(host, request.is_complete(), now);
+            seconds.extend(ended.second.then_some(host));
+            finished.push(Finished { host, request, burst_over: ended.burst_over });
+        }
+        for batch in seconds.chunks(SEND_BATCH) {
+            self.send(batch);
+        }
+        for Finished { host, request, burst_over } in finished {
+            self.record(host, &request);
+            if burst_over {
+                self.hosts[host].waiting.clear();
+            }
         }
     }
 
-    /// Ends the exchange on its way. The pair's second request leaves before the first one's outcome is worked out.
-    fn finish(&mut self, index: usize) {
-        let host = &mut self.hosts[index];
-        let Some((request, _)) = host.outstanding.take() else { return };
-        let complete = request.is_complete();
-        if std::mem::take(&mut host.first_of_pair) && complete {
-            let due = host.due;
-            self.send(index);
-            self.hosts[index].due = due;
-        }
-        let outcome = request.outcome();
-        let mut record = self.shared.record(index);
-        match &outcome {
-            Some(outcome) => record.complete(outcome),
-            None => record.lose(),
-        }
-        drop(record);
-        if let Some(outcome) = outcome {
-            self.hosts[index].plain = matches!(outcome.responder, Responder::Plain(_));
-        }
-        self.count_for_burst(index, complete);
-    }
-
-    fn count_for_burst(&mut self, index: usize, complete: bool) {
-        let host = &mut self.hosts[index];
-        host.lost_in_a_row = if complete { 0 } else { host.lost_in_a_row + 1 };
-        host.burst_left = host.burst_left.saturating_sub(1);
-        if host.burst_left == 0 || host.lost_in_a_row >= BURST_PATIENCE {
-            host.burst_left = 0;
-            host.waiting.clear();
-        }
+    /// Works out what came of an exchange.
+    fn record(&mut self, host: usize, request: &Outstanding) {
+        let Some(outcome) = request.outcome() else {
+            return self.shared.record(host).lose();
+        };
+        self.shared.record(host).complete(&outcome);
+        self.hosts[host].plain = matches!(outcome.responder, Responder::Plain(_));
     }
 
     /// Waits for packets, stamps, a command, or the next thing that is due: whether there is a command, and for each
     /// endpoint, whether its socket has an error or stamps.
     fn wait(&self) -> (bool, Vec<bool>) {
-        let due = self.hosts.iter().map(|host| match &host.outstanding {
-            Some((_, deadline)) => *deadline,
-            None => host.due,
-        });
-        let next = due.fold(self.next_check, Time::min);
+        let next = self.schedule.next().map_or(self.next_check, |due| due.min(self.next_check));
         let mut fds = vec![PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(
             self.endpoints.iter().map(|endpoint| PollFd::new(endpoint.event.as_fd(), PollFlags::POLLIN)),
@@ -319,13 +325,9 @@ impl Prober {
         let _ = self.shared.wake.read();
         while let Ok(command) = self.inbox.try_recv() {
             let Command::Burst { hosts, done } = command else { return false };
-            for index in hosts {
-                let host = &mut self.hosts[index];
-                host.burst_left = self.burst.0;
-                host.lost_in_a_row = 0;
-                host.due = ServerClock.now();
-                host.first_of_pair = false;
-                host.waiting.push(done.clone());
+            for host in hosts {
+                self.schedule.burst(host, ServerClock.now());
+                self.hosts[host].waiting.push(done.clone());
             }
         }
         true
@@ -341,8 +343,11 @@ impl Prober {
         if (suspends, trusted) != (self.known_suspends, self.trusted) {
             tracing::warn!(suspends, trusted, "the server's own timeline changed; all hosts start anew");
             (self.known_suspends, self.trusted) = (suspends, trusted);
+            self.unstamped.clear();
             for (index, host) in self.hosts.iter_mut().enumerate() {
-                host.outstanding = None;
+                if host.outstanding.take().is_some() {
+                    self.schedule.forget(index);
+                }
                 self.shared.record(index).server_changed(trusted);
             }
         }

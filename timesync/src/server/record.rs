@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 
 use super::HostConfig;
 use super::outstanding::{Outcome, Responder};
-use crate::bound::{Assumptions, Window, WindowError};
+use crate::bound::{Assumptions, Window, WindowError, Witness};
 use crate::exchange::{StampClass, WallReading};
 use crate::source::{Observation, Unobserved};
 use crate::time::{Host, Nanos, Server, Time};
@@ -36,6 +36,8 @@ pub struct Record {
     /// The server's own clock source keeps an oscillator's rate.
     server_trusted: bool,
     window: Window,
+    /// Proves that the window's exchanges do not contradict each other.
+    witness: Option<Witness>,
     responder: Option<Responder>,
     /// Good exchanges that are still wanted before a bound is published, and why.
     unsettled: (u32, Reset),
@@ -43,7 +45,7 @@ pub struct Record {
     /// When the newest answer's request left.
     heard: Option<Time<Server>>,
     /// Of full exchanges since the last reset, in ns.
-    pub round_trips: Histogram<u64>,
+    pub round_trips: Histogram<u32>,
     /// Exchanges that gave at least a half.
     pub exchanges: u64,
     /// Exchanges of which anything was lost.
@@ -90,6 +92,7 @@ impl Record {
     pub fn new(config: HostConfig, capacity: usize, server_trusted: bool) -> Self {
         Record {
             window: Window::new(config.assumptions, capacity),
+            witness: None,
             config,
             capacity,
             server_trusted,
@@ -121,6 +124,7 @@ impl Record {
         self.exchanges += 1;
         self.heard = Some(outcome.server_wall.at.latest);
         self.window.push(&outcome.exchange);
+        self.witness = self.witness.filter(|witness| self.window.newest_keeps(witness));
         let Some(round_trip) = outcome.exchange.round_trip() else {
             self.lost += 1;
             return;
@@ -133,14 +137,24 @@ impl Record {
             steps: outcome.steps,
         });
         self.round_trips.saturating_record(u64::try_from(round_trip.get()).unwrap_or(0).max(1));
-        let newest = self.window.newest().unwrap_or(outcome.server_wall.at.latest);
-        if self.window.hard(newest) == Err(WindowError::Broken) {
+        if self.is_broken() {
             self.broken += 1;
             tracing::warn!(host = self.config.name, "{}; starting anew", WindowError::Broken);
             self.reset(Reset::Broken);
         } else {
             self.unsettled.0 = self.unsettled.0.saturating_sub(1);
         }
+    }
+
+    /// Whether the exchanges contradict each other. The program is solved only when the last solution's witness has
+    /// fallen: that is seldom, and takes longer than everything else about an exchange.
+    fn is_broken(&mut self) -> bool {
+        if self.witness.is_some() {
+            return false;
+        }
+        let solved = self.window.witness();
+        self.witness = solved.ok();
+        solved.is_err_and(|error| error == WindowError::Broken)
     }
 
     /// Counts an exchange that nothing came of.
@@ -156,6 +170,7 @@ impl Record {
 
     fn reset(&mut self, why: Reset) {
         self.window = Window::new(self.assumptions(), self.capacity);
+        self.witness = None;
         self.unsettled = (SETTLED_AFTER, why);
         self.latest = None;
         self.round_trips = round_trips();
@@ -215,7 +230,8 @@ impl Record {
     }
 }
 
-fn round_trips() -> Histogram<u64> {
+/// 15 KiB: four octets count what a host answers in years.
+fn round_trips() -> Histogram<u32> {
     #[expect(
         clippy::expect_used,
         reason = "the bounds and the precision are constants that the library documents as valid"
