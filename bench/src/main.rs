@@ -1,5 +1,6 @@
 //! Benchmarks. Each prints medians and ratios against a peer in the same run; `--json` gives the rows.
 
+mod coverage;
 mod stall;
 
 use clap::{Parser, Subcommand};
@@ -13,12 +14,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Benchmark {
+    /// Whether the bound is ever wrong, and how much narrower it could be, against known truth.
+    Coverage(coverage::Arguments),
     /// What a snapshot costs its writers: timed against barrier against none.
     Stall(stall::Arguments),
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     match Arguments::parse().benchmark {
+        Benchmark::Coverage(arguments) => coverage::run(&arguments),
         Benchmark::Stall(arguments) => stall::run(&arguments),
     }
 }

@@ -7,7 +7,7 @@
 mod attempt;
 mod library;
 mod manifest;
-mod plan;
+pub mod plan;
 mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
