@@ -61,6 +61,8 @@ pub struct Host<E> {
     random: Random,
     sequence: u16,
     due: i64,
+    /// No exchange begins before the last one is over.
+    free: i64,
     first_of_pair: bool,
     burst_left: u32,
     pending: Option<Pending>,
@@ -105,6 +107,7 @@ impl<E: Estimator> Host<E> {
             ways: (Traffic::new(scenario.forward, &mut random), Traffic::new(scenario.backward, &mut random)),
             sequence: random.bits() as u16,
             due: SECOND + random.nanos(0, scenario.pair_interval()),
+            free: 0,
             first_of_pair: true,
             burst_left: 0,
             pending: None,
@@ -128,11 +131,12 @@ impl<E: Estimator> Host<E> {
     pub fn advance(&mut self, now: i64) {
         loop {
             if self.pending.is_none() {
-                if self.due > now {
+                let at = self.due.max(self.free);
+                if at > now {
                     break;
                 }
-                let at = self.due;
-                self.due += if self.burst_left > 0 { BURST_INTERVAL } else { self.scenario.pair_interval() };
+                let interval = if self.burst_left > 0 { BURST_INTERVAL } else { self.scenario.pair_interval() };
+                self.due = if at - self.due < interval { self.due + interval } else { at + interval };
                 self.send(at, self.burst_left == 0);
             }
             if self.pending.as_ref().is_none_or(|pending| pending.done > now) {
@@ -153,7 +157,7 @@ impl<E: Estimator> Host<E> {
         self.due = now;
         let mut last = now;
         while self.burst_left > 0 {
-            let next = self.pending.as_ref().map_or(self.due, |pending| pending.done);
+            let next = self.pending.as_ref().map_or(self.due.max(self.free), |pending| pending.done);
             last = last.max(next);
             self.advance(last);
         }
@@ -167,6 +171,7 @@ impl<E: Estimator> Host<E> {
         if changed && !self.server_changed {
             self.server_changed = true;
             self.pending = None;
+            self.free = now;
             self.judge(now, E::server_changed);
         }
     }
@@ -185,6 +190,7 @@ impl<E: Estimator> Host<E> {
         let Some(Pending { done, .. }) = self.pending else { return };
         self.notice_own_change(done);
         let Some(Pending { done, outcome, complete, delays }) = self.pending.take() else { return };
+        self.free = done;
         self.burst_left = self.burst_left.saturating_sub(1);
         if std::mem::take(&mut self.first_of_pair) && complete {
             self.send(done + 2_000, false);

@@ -32,30 +32,33 @@ impl Way {
         Way { least, queue: Queue::Steady(mean), cold: 0.0, wave: (0.0, 1.0), reroute: (0.0, 1.0) }
     }
 
-    /// The share of packets that wait no longer than `wait`.
-    fn waiting(&self, wait: f64) -> f64 {
-        let exponential = |mean: f64| 1.0 - (-wait / mean.max(1e-9)).exp();
-        match self.queue {
-            _ if wait <= 0.0 => 0.0,
-            Queue::Steady(mean) => exponential(mean),
-            Queue::Bursty { calm, busy, calm_s, busy_s } => {
-                (exponential(calm) * calm_s + exponential(busy) * busy_s) / (calm_s + busy_s)
-            }
-            Queue::Heavy(scale) => 1.0 - (1.0 + wait / scale).powf(-1.5),
-        }
-    }
-
-    /// The delay's lower quartile where a share `cold` of the packets comes after a pause: least and most over time.
+    /// The delay's lower quartile where a share `cold` of the packets comes after a pause: least and most over time. A
+    /// queue's state may outlast all the samples that a bound rests on.
     fn quartile(&self, cold: f64) -> (f64, f64) {
-        let (mut low, mut high) = (0.0, 1e8);
-        for _ in 0..80 {
-            let middle = (low + high) / 2.0;
-            let share =
-                (1.0 - cold) * self.waiting(middle) + cold * self.waiting(middle - self.cold);
-            if share < 0.25 { low = middle } else { high = middle }
-        }
+        let (calm, busy) = match self.queue {
+            Queue::Bursty { calm, busy, .. } => (Queue::Steady(calm), Queue::Steady(busy)),
+            queue => (queue, queue),
+        };
+        let wait = |queue: Queue| {
+            let (mut low, mut high) = (0.0, 1e8);
+            for _ in 0..80 {
+                let middle = (low + high) / 2.0;
+                let share = (1.0 - cold) * waiting(queue, middle) + cold * waiting(queue, middle - self.cold);
+                if share < 0.25 { low = middle } else { high = middle }
+            }
+            low
+        };
         let swing = self.wave.0.abs();
-        (self.least + low - swing, self.least + low + swing + self.reroute.0.max(0.0))
+        (self.least + wait(calm) - swing, self.least + wait(busy) + swing + self.reroute.0.max(0.0))
+    }
+}
+
+/// The share of packets that wait no longer than `wait`.
+fn waiting(queue: Queue, wait: f64) -> f64 {
+    match queue {
+        _ if wait <= 0.0 => 0.0,
+        Queue::Steady(mean) | Queue::Bursty { calm: mean, .. } => 1.0 - (-wait / mean.max(1e-9)).exp(),
+        Queue::Heavy(scale) => 1.0 - (1.0 + wait / scale).powf(-1.5),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Written apart from the estimator. θ' is taken piecewise linear between the instants of the stamps, x0, and more
 //! instants in between, so θ' and θ at these instants are the variables of a linear program that an interior-point
 //! solver solves. What is left out are functions that bend within a step: they reach farther by κ·h²/8 at most, a
-//! tenth of a nanosecond.
+//! tenth of a nanosecond. Without a limit κ, θ' is taken constant in each step, which leaves nothing out.
 
 use clarabel::algebra::CscMatrix;
 use clarabel::solver::{
@@ -153,8 +153,9 @@ impl Program<'_> {
         let ppb = 1.0 / self.unit;
         let mut rows = Rows::default();
         for (k, pair) in self.nodes.windows(2).enumerate() {
-            let half = (pair[1] - pair[0]) as f64 * 1e-9 / 2.0;
-            rows.add(&[(2 * k + 2, 1.0), (2 * k, -1.0), (2 * k + 1, -half), (2 * k + 3, -half)], 0.0);
+            let step = (pair[1] - pair[0]) as f64 * 1e-9;
+            let (here, next) = if self.wander.is_some() { (step / 2.0, step / 2.0) } else { (step, 0.0) };
+            rows.add(&[(2 * k + 2, 1.0), (2 * k, -1.0), (2 * k + 1, -here), (2 * k + 3, -next)], 0.0);
         }
         let equalities = rows.right.len();
         for (k, pair) in self.nodes.windows(2).enumerate() {

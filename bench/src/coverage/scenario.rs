@@ -247,7 +247,7 @@ fn breaking() -> Vec<Scenario> {
             },
             forward: Way::steady(4_000.0, 60.0),
             // A shorter route: the packets to the host arrive earlier than was declared to be possible.
-            ..breaks("minimum-undercut", Kind::Shortcut(2e2, 3.7e3))
+            ..breaks("minimum-undercut", Kind::Shortcut(2e1, 3.7e3))
         },
     ]
 }
