@@ -1,5 +1,6 @@
 //! Benchmarks. Each prints medians and ratios against a peer in the same run; `--json` gives the rows.
 
+mod coverage;
 mod probe_scale;
 mod stall;
 
@@ -16,6 +17,8 @@ struct Arguments {
 enum Benchmark {
     /// How many hosts one server can probe, and how many requests a module can answer.
     ProbeScale(probe_scale::Arguments),
+    /// Whether the bound is ever wrong, and how much narrower it could be, against known truth.
+    Coverage(coverage::Arguments),
     /// What a snapshot costs its writers: timed against barrier against none.
     Stall(stall::Arguments),
 }
@@ -23,6 +26,7 @@ enum Benchmark {
 fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     match Arguments::parse().benchmark {
         Benchmark::ProbeScale(arguments) => probe_scale::run(&arguments),
+        Benchmark::Coverage(arguments) => coverage::run(&arguments),
         Benchmark::Stall(arguments) => stall::run(&arguments),
     }
 }

@@ -43,6 +43,12 @@ pub struct Observed {
     pub planned_with: Incarnation,
     /// Who answered the exchanges behind `remeasured`.
     pub remeasured_with: Incarnation,
+    /// How often the window had been emptied when `planned` was taken.
+    #[serde(default)]
+    pub planned_resets: u64,
+    /// And when `remeasured` was.
+    #[serde(default)]
+    pub remeasured_resets: u64,
 }
 
 /// One host's evidence: what it read, and what bounds its clock.
@@ -144,6 +150,12 @@ pub enum Refusal {
     /// The plan's interval and the re-measured one exclude each other.
     #[error("host {host}'s clock is not where it was when the cut was planned: an assumption broke")]
     MovedSincePlanned {
+        /// The host's name.
+        host: String,
+    },
+    /// The window was emptied between plan and re-measurement.
+    #[error("host {host}'s timeline changed, or contradicted itself, after the cut was planned")]
+    TimelineChanged {
         /// The host's name.
         host: String,
     },
@@ -250,6 +262,11 @@ fn place(evidence: &HostEvidence, policy: &Policy) -> Result<Placed, Refusal> {
         || observed.remeasured_with.boot != evidence.ordered.boot
     {
         return Err(Refusal::Restarted { who: format!("host {}", evidence.host) });
+    }
+    // The plan's interval is of a timeline that ended. Where the change was smaller than the intervals are wide, they
+    // still overlap, and the truth may be outside the overlap.
+    if observed.planned_resets != observed.remeasured_resets {
+        return Err(Refusal::TimelineChanged { host: host() });
     }
     let p = place_reading(evidence.readings.p, observed, policy, &evidence.host)?;
     let q = place_reading(evidence.readings.q, observed, policy, &evidence.host)?;

@@ -7,7 +7,7 @@
 mod attempt;
 mod library;
 mod manifest;
-mod plan;
+pub mod plan;
 mod scheduler;
 mod undo;
 

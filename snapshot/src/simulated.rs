@@ -120,7 +120,14 @@ impl World {
                     stretch_ns: Stretch::default(),
                 },
                 nonce: None,
-                observed: Some(Observed { planned, remeasured, planned_with: host, remeasured_with: host }),
+                observed: Some(Observed {
+                    planned,
+                    remeasured,
+                    planned_with: host,
+                    remeasured_with: host,
+                    planned_resets: 1,
+                    remeasured_resets: 1,
+                }),
             }
         });
         let evidence = Evidence {

@@ -14,7 +14,8 @@ use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-pub use record::State;
+pub use outstanding::{Outcome, Outstanding, Responder};
+pub use record::{Latest, Record, State};
 
 use crate::bound::{Assumptions, AsymmetryBudget};
 use crate::clock::ServerClock;
@@ -25,7 +26,6 @@ use crate::source::{Observation, SkewSource, Unobserved};
 use crate::time::{Nanos, Server, Time};
 use crate::wire::EVENT_PORT;
 use prober::{Command, Prober};
-pub(crate) use record::{Latest, Record};
 
 /// A host to be probed.
 #[derive(Clone, Debug, PartialEq)]

@@ -16,6 +16,8 @@ pub struct Observation {
     pub incarnation: Incarnation,
     /// The worse class of timestamps on either end.
     pub timestamps: StampClass,
+    /// How often the window was emptied: exchanges from before and after that are on different timelines.
+    pub resets: u64,
 }
 
 /// Why there is no observation of a host. Each is one sentence for people.

@@ -102,7 +102,7 @@ type Expect = fn(&Refusal) -> bool;
 
 #[test]
 fn every_refusal_is_reached_by_what_it_names() {
-    let cases: [(&str, Spoil, Expect); 15] = [
+    let cases: [(&str, Spoil, Expect); 16] = [
         ("no hosts", |world| world.evidence.hosts.clear(), |why| matches!(why, Refusal::NoHosts)),
         (
             "the server restarted",
@@ -182,6 +182,11 @@ fn every_refusal_is_reached_by_what_it_names() {
                 world.observed().remeasured = remeasured;
             },
             |why| matches!(why, Refusal::MovedSincePlanned { .. }),
+        ),
+        (
+            "a suspend between plan and re-measurement, shorter than the intervals are wide",
+            |world| world.observed().remeasured_resets += 1,
+            |why| matches!(why, Refusal::TimelineChanged { host } if host == "a"),
         ),
         (
             "released too early",

@@ -247,6 +247,8 @@ impl<'a> Attempt<'a> {
                 remeasured: remeasured.window.clone(),
                 planned_with: planned.incarnation,
                 remeasured_with: remeasured.incarnation,
+                planned_resets: planned.resets,
+                remeasured_resets: remeasured.resets,
             }),
         });
         let evidence = Evidence {

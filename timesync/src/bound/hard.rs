@@ -25,22 +25,40 @@
 //! and every lower constraint the same for −α. The bound is the largest and the smallest α for which some β in [−ρ, ρ]
 //! satisfies all of that. If there is none, an assumption is broken.
 //!
+//! # Another anchor
+//!
+//! The program lets θ bend towards one packet and away from the next one beside it, as no function can that has to
+//! bend both ways at once. Where x0 lies outside the packets that matter (a prediction, or queues since the last good
+//! packet), that costs a lot: κ·a·b·(a + b)/(b − a)/2 for packets of the ages a < b, where functions reach κ·a·b/2. The
+//! tangent at *another* instant xa serves as well: θ(x_i) = α' + β'·(x_i − xa) + r with |r| ≤ κ·(x_i − xa)²/2, for each
+//! packet and for x0 too. With α the tangent's height at x0,
+//!
+//! - α ≤ U_i + κ·(dx − a)²/2 − β'·dx, where a = xa − x0, and θ(x0) ≤ α + κ·a²/2.
+//!
+//! It is the same program with other heights. At a = the instant of the packet that limits α, those two packets give
+//! κ·a·b/2 exactly. So the program is solved at a = 0, and again at the packets that limited it; all the answers are
+//! true, and so is their intersection.
+//!
 //! # How it is solved
 //!
 //! F(β) = min over the upper lines is concave. So is F̄(β), the same for −α, and H = F + F̄ too. The feasible rates are
 //! the interval H ≥ 0, the largest α is max F on it, and the smallest is −max F̄. Each evaluation is a scan over the
-//! constraints. Convex hulls would make it faster, but the inflation moves with x0, so they would have to be built
-//! again for every query; a dozen scans of 512 constraints cost no more than that.
+//! constraints.
+//!
+//! A point (dx, U + κ·dx²/2) that is not on the lower convex hull of them all is implied by its neighbours on the hull,
+//! at every β. Only the hull is scanned: some tens of a thousand. Another anchor adds κ·a²/2 − κ·a·dx to the heights,
+//! which is straight in dx, so the hull stays the hull. The box looks at every constraint.
 //!
 //! # Rounding
 //!
 //! Differences are taken in integers, so an uptime of years costs no digits. The box is computed in integers. In the
 //! program a line's dx is exact (|dx| ≤ 2^52 ns; older constraints count in the box only). A line is kept only where
-//! it can say more than the box, so κ·dx²/2 < 2ρ·|dx|, and every term of every line is at most M = 1 ns + (width of
-//! the box) + 3ρ·max|dx|. A height and its value at a rate take fewer than 8 roundings of 2^-53 each, so a computed
+//! it can say more than the box, so κ·(dx − a)²/2 < 2ρ·|dx| + κ·a²/2, and every term of every line is at most
+//! M = 1 ns + (width of the box) + 3ρ·max|dx| + κ·a². A height and its value at a rate take fewer than 8 roundings of 2^-53 each, so a computed
 //! value is off by less than 2^-50·M. Every line is raised by the slack 2^-48·M, which contains that four times: the
 //! solver works on exact lines that lie outside the true ones. A computed root or crossing is off by a few more
-//! roundings of terms ≤ M, so the slack covers these too. The result is rounded outwards to whole nanoseconds. For ρ
+//! roundings of terms ≤ M, so the slack covers these too. To leave a line out is sound in any case, so the hull may be
+//! rounded. The result is rounded outwards to whole nanoseconds. For ρ
 //! = 200 ppm and ages up to 2 hours M is 5 s and the slack 2·10⁻⁵ ns.
 
 use serde::{Deserialize, Serialize};
@@ -130,6 +148,37 @@ pub(super) fn solve(
     at: Time<Server>,
     assumptions: &Assumptions,
 ) -> Result<Solution, WindowError> {
+    let (in_box, base, program) = prepare(uppers, lowers, at, assumptions)?;
+    let Some(program) = program else {
+        let rho = f64::from(assumptions.rate_ppb) * 1e-9;
+        return Ok(Solution { interval: in_box, rate: (-rho, rho) });
+    };
+    let first = program.solve(0.0).ok_or(WindowError::Broken)?;
+    let mut most = first.most;
+    let mut anchors: Vec<f64> = first.limiting.into_iter().flatten().filter(|dx| *dx != 0.0).collect();
+    anchors.sort_unstable_by(f64::total_cmp);
+    anchors.dedup();
+    for anchor in anchors {
+        let again = program.solve(anchor).ok_or(WindowError::Broken)?;
+        most = (most.0.min(again.most.0), most.1.min(again.most.1));
+    }
+    let (hi, lo) = (base + most.0.ceil() as i128, base - most.1.ceil() as i128);
+    if lo > hi {
+        return Err(WindowError::Broken);
+    }
+    let interval = Interval { lo: Offset::new(clamp(lo)), hi: Offset::new(clamp(hi)) };
+    // The lines lie outside the true ones, so this only takes the rounding back where the box is the tighter one.
+    let interval = interval.intersect(in_box).ok_or(WindowError::Broken)?;
+    Ok(Solution { interval, rate: first.rates })
+}
+
+/// The box at the instant `at`, what the program counts offsets from, and the program, where the wander is bounded.
+fn prepare(
+    uppers: impl Iterator<Item = Constraint> + Clone,
+    lowers: impl Iterator<Item = Constraint> + Clone,
+    at: Time<Server>,
+    assumptions: &Assumptions,
+) -> Result<(Interval, i128, Option<Program>), WindowError> {
     let relative =
         |c: Constraint| (i128::from(c.at.as_nanos()) - i128::from(at.as_nanos()), i128::from(c.limit.get()));
     // A lower constraint on α at dx is an upper constraint on −α at −dx, for the same β.
@@ -143,38 +192,118 @@ pub(super) fn solve(
         return Err(WindowError::Broken);
     }
     let in_box = Interval { lo: Offset::new(clamp(box_lo)), hi: Offset::new(clamp(box_hi)) };
-    let rho = f64::from(assumptions.rate_ppb) * 1e-9;
-    let Some(wander) = assumptions.wander_ppb_per_s else {
-        return Ok(Solution { interval: in_box, rate: (-rho, rho) });
-    };
-    let kappa = f64::from(wander) * 1e-18; // 10⁻⁹ per second, as 1/ns
-
     let base = box_lo + (box_hi - box_lo) / 2;
-    let mut uppers = lines(uppers.map(|(dx, limit)| (dx, limit - base)), box_hi - base, rho, kappa);
-    let mut lowers = lines(lowers.map(|(dx, limit)| (dx, limit + base)), base - box_lo, rho, kappa);
-    let farthest = uppers.iter().chain(&lowers).fold(0.0, |most: f64, line| most.max(line.dx.abs()));
-    let magnitude = 1.0 + (box_hi - box_lo) as f64 + 3.0 * rho * farthest;
-    let slack = magnitude * 2f64.powi(-48);
-    for line in uppers.iter_mut().chain(&mut lowers) {
-        line.height += slack;
-    }
-
-    let least = feasible_edge(&uppers, &lowers, -rho).ok_or(WindowError::Broken)?;
-    let most = feasible_edge(&uppers, &lowers, rho).ok_or(WindowError::Broken)?;
-    if least > most {
-        return Err(WindowError::Broken);
-    }
-    let hi = base + (highest(&uppers, least, most) + slack).ceil() as i128;
-    let lo = base - (highest(&lowers, least, most) + slack).ceil() as i128;
-    let interval = Interval { lo: Offset::new(clamp(lo)), hi: Offset::new(clamp(hi)) };
-    // The lines lie outside the true ones, so this only takes the rounding back where the box is the tighter one.
-    let interval = interval.intersect(in_box).ok_or(WindowError::Broken)?;
-    Ok(Solution { interval, rate: (least, most) })
+    let program = assumptions.wander_ppb_per_s.map(|wander| {
+        let kappa = f64::from(wander) * 1e-18; // 10⁻⁹ per second, as 1/ns
+        Program {
+            uppers: hull(uppers.map(|(dx, limit)| (dx, limit - base)), kappa),
+            lowers: hull(lowers.map(|(dx, limit)| (dx, limit + base)), kappa),
+            ceilings: ((box_hi - base) as f64, (base - box_lo) as f64),
+            rho: f64::from(assumptions.rate_ppb) * 1e-9,
+            kappa,
+        }
+    });
+    Ok((in_box, base, program))
 }
 
 /// min over (dx, limit) of limit + ⌈ρ·|dx|⌉; none without constraints.
 fn box_ceiling(constraints: impl Iterator<Item = (i128, i128)>, rate_ppb: i128) -> Option<i128> {
-    constraints.map(|(dx, limit)| limit - (-dx.abs() * rate_ppb).div_euclid(BILLION)).min()
+    // Rounded once, after the minimum: the same, as all are rounded alike.
+    let least = constraints.map(|(dx, limit)| limit * BILLION + dx.abs() * rate_ppb).min()?;
+    Some(-(-least).div_euclid(BILLION))
+}
+
+/// A constraint in the program: at `dx` from x0, α is limited to `limit`, both in ns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Point {
+    dx: f64,
+    limit: f64,
+}
+
+/// The lower convex hull of (dx, limit + κ·dx²/2), in order of dx.
+fn hull(constraints: impl Iterator<Item = (i128, i128)>, kappa: f64) -> Vec<Point> {
+    let mut points: Vec<Point> = constraints
+        .filter(|(dx, _)| dx.abs() <= REACH)
+        .map(|(dx, limit)| Point { dx: dx as f64, limit: limit as f64 })
+        .collect();
+    if !points.is_sorted_by_key(|point| point.dx) {
+        points.sort_unstable_by(|a, b| a.dx.total_cmp(&b.dx));
+    }
+    let height = |point: Point| point.limit + kappa * point.dx * point.dx / 2.0;
+    let mut hull: Vec<(Point, f64)> = Vec::new();
+    for point in points {
+        let here = height(point);
+        while let Some(&(last, last_height)) = hull.last() {
+            let implied = match hull.len().checked_sub(2).map(|index| hull[index]) {
+                _ if last.dx == point.dx => last_height >= here,
+                None => false,
+                Some((before, before_height)) => {
+                    (last_height - before_height) * (point.dx - before.dx)
+                        >= (here - before_height) * (last.dx - before.dx)
+                }
+            };
+            if !implied {
+                break;
+            }
+            hull.pop();
+        }
+        if hull.last().is_none_or(|(last, _)| last.dx != point.dx) {
+            hull.push((point, here));
+        }
+    }
+    hull.into_iter().map(|(point, _)| point).collect()
+}
+
+/// The program for one x0, at any anchor.
+struct Program {
+    uppers: Vec<Point>,
+    /// For −α: dx and limit have the opposite signs.
+    lowers: Vec<Point>,
+    /// The box's limits of α and of −α.
+    ceilings: (f64, f64),
+    rho: f64,
+    kappa: f64,
+}
+
+/// What the program says at one anchor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Answer {
+    /// θ(x0) and −θ(x0) are at most these.
+    most: (f64, f64),
+    /// Where the rate at the anchor lies.
+    rates: (f64, f64),
+    /// The instants, from x0, of the constraints that limit α and −α.
+    limiting: [Option<f64>; 4],
+}
+
+impl Program {
+    /// None where no line fits. `anchor` is the distance from x0.
+    fn solve(&self, anchor: f64) -> Option<Answer> {
+        let bend = self.kappa * anchor * anchor / 2.0;
+        let lines =
+            |points: &[Point], ceiling, anchor| lines(points, ceiling + bend, self.rho, self.kappa, anchor);
+        let mut uppers = lines(&self.uppers, self.ceilings.0, anchor);
+        let mut lowers = lines(&self.lowers, self.ceilings.1, -anchor);
+        let farthest = uppers.iter().chain(&lowers).fold(0.0, |most: f64, line| most.max(line.dx.abs()));
+        let width = self.ceilings.0 + self.ceilings.1;
+        let magnitude = 1.0 + width + 3.0 * self.rho * farthest + 2.0 * bend;
+        let slack = magnitude * 2f64.powi(-48);
+        for line in uppers.iter_mut().chain(&mut lowers) {
+            line.height += slack;
+        }
+        let least = feasible_edge(&uppers, &lowers, -self.rho)?;
+        let most = feasible_edge(&uppers, &lowers, self.rho)?;
+        if least > most {
+            return None;
+        }
+        let (hi, [a, b]) = highest(&uppers, least, most);
+        let (lo, [c, d]) = highest(&lowers, least, most);
+        Some(Answer {
+            most: (hi + bend + slack, lo + bend + slack),
+            rates: (least, most),
+            limiting: [a, b, c.map(|dx| -dx), d.map(|dx| -dx)],
+        })
+    }
 }
 
 /// α ≤ `height` − β·`dx`, in nanoseconds; β is dimensionless.
@@ -191,12 +320,12 @@ impl Line {
 }
 
 /// The program's lines: the box as one that is level, and each constraint that may say more than the box. One whose
-/// lowest point U + κ·dx²/2 − ρ·|dx| is not below the box is implied by it. To leave one out is sound in any case.
-fn lines(constraints: impl Iterator<Item = (i128, i128)>, ceiling: i128, rho: f64, kappa: f64) -> Vec<Line> {
-    let level = Line { height: ceiling as f64, dx: 0.0 };
-    let sloped = constraints.filter(|(dx, _)| dx.abs() <= REACH).map(|(dx, limit)| {
-        let dx = dx as f64;
-        Line { height: limit as f64 + kappa * dx * dx / 2.0, dx }
+/// lowest point U + κ·(dx − a)²/2 − ρ·|dx| is not below the box is implied by it.
+fn lines(points: &[Point], ceiling: f64, rho: f64, kappa: f64, anchor: f64) -> Vec<Line> {
+    let level = Line { height: ceiling, dx: 0.0 };
+    let sloped = points.iter().map(|point| {
+        let away = point.dx - anchor;
+        Line { height: point.limit + kappa * away * away / 2.0, dx: point.dx }
     });
     let telling = sloped.filter(|line| line.height - rho * line.dx.abs() < level.height);
     std::iter::once(level).chain(telling).collect()
@@ -246,17 +375,18 @@ fn feasible_edge(uppers: &[Line], lowers: &[Line], limit: f64) -> Option<f64> {
 }
 
 /// An upper limit of max over [`least`, `most`] of the concave min over `lines`: the maximum itself but for rounding.
+/// And the dx of the one or two lines that it lies on.
 ///
 /// Cutting planes: `left` rises and `right` falls, both lie above the function, so their crossing is above its maximum.
 /// The line that is active at the crossing replaces the one of its side. Every crossing is a sound answer, so
 /// stopping early is sound.
-fn highest(lines: &[Line], least: f64, most: f64) -> f64 {
+fn highest(lines: &[Line], least: f64, most: f64) -> (f64, [Option<f64>; 2]) {
     let (mut left, mut right) = (active(lines, least), active(lines, most));
     if left.dx >= 0.0 {
-        return left.at(least);
+        return (left.at(least), [Some(left.dx), None]);
     }
     if right.dx <= 0.0 {
-        return right.at(most);
+        return (right.at(most), [Some(right.dx), None]);
     }
     let mut top = f64::INFINITY;
     for _ in 0..MAX_STEPS {
@@ -274,10 +404,10 @@ fn highest(lines: &[Line], least: f64, most: f64) -> f64 {
         } else if cut.dx > 0.0 {
             right = cut;
         } else {
-            return top.min(cut.height);
+            return (top.min(cut.height), [Some(cut.dx), None]);
         }
     }
-    top
+    (top, [Some(left.dx), Some(right.dx)])
 }
 
 fn clamp(value: i128) -> i64 {
@@ -296,23 +426,24 @@ mod tests {
     /// a·α + b·β ≤ c, with α in 1/UNIT ns and β in 1/UNIT ns per ms.
     type HalfPlane = (i128, i128, i128);
 
-    /// The same program solved by enumerating all vertices in exact integers: (least, most) of α and of β, each as a
-    /// fraction. None where it is infeasible. `relief` ns are granted to every constraint.
+    /// The same program solved by enumerating all vertices in exact integers: (least, most) of θ(x0) and of the rate,
+    /// each as a fraction. None where it is infeasible. `relief` ns are granted to every constraint.
     fn oracle(
         uppers: &[(i64, i64)],
         lowers: &[(i64, i64)],
-        rate_ppb: u32,
-        wander: Option<u32>,
+        (rate_ppb, wander): (u32, Option<u32>),
+        anchor: i64,
         relief: i128,
     ) -> Option<[(i128, i128); 4]> {
         let rho = 2_000 * i128::from(rate_ppb);
         let mut planes: Vec<HalfPlane> = vec![(0, 1, rho), (0, -1, rho)];
+        let bend = |ms: i64| i128::from(wander.unwrap_or(0)) * i128::from(ms) * i128::from(ms);
         for (sign, constraints) in [(1, uppers), (-1, lowers)] {
             for &(ms, limit) in constraints {
-                let (ms, limit) = (i128::from(ms), sign * i128::from(limit) * UNIT + relief * UNIT);
-                planes.push((sign, 0, limit + rho * ms.abs()));
-                if let Some(wander) = wander {
-                    planes.push((sign, sign * ms, limit + i128::from(wander) * ms * ms));
+                let limit = sign * i128::from(limit) * UNIT + relief * UNIT;
+                planes.push((sign, 0, limit + rho * i128::from(ms).abs() + bend(anchor)));
+                if wander.is_some() {
+                    planes.push((sign, sign * i128::from(ms), limit + bend(ms - anchor)));
                 }
             }
         }
@@ -328,56 +459,79 @@ mod tests {
                 if planes.iter().all(|&(a, b, c)| a * alpha + b * beta <= c * det) {
                     let less = |x: (i128, i128), y: (i128, i128)| if x.0 * y.1 < y.0 * x.1 { x } else { y };
                     let more = |x: (i128, i128), y: (i128, i128)| if x.0 * y.1 > y.0 * x.1 { x } else { y };
-                    let (alpha, beta) = ((alpha, det), (beta, det));
-                    let [al, ah, bl, bh] = best.unwrap_or([alpha, alpha, beta, beta]);
-                    best = Some([less(al, alpha), more(ah, alpha), less(bl, beta), more(bh, beta)]);
+                    let (low, high) = ((alpha - bend(anchor) * det, det), (alpha + bend(anchor) * det, det));
+                    let beta = (beta, det);
+                    let [al, ah, bl, bh] = best.unwrap_or([low, high, beta, beta]);
+                    best = Some([less(al, low), more(ah, high), less(bl, beta), more(bh, beta)]);
                 }
             }
         }
         best
     }
 
+    // Years of uptime and a large offset must not cost a digit.
+    const X0: i64 = 300_000_000_000_000_000;
+    const THETA0: i64 = -1_500_000_000_123_456_789;
+
+    fn constraints(list: &[(i64, i64)]) -> Vec<Constraint> {
+        let place = |&(ms, limit): &(i64, i64)| Constraint {
+            at: Time::from_nanos(X0 + ms * 1_000_000),
+            limit: Offset::new(THETA0 + limit),
+            width: Nanos::ZERO,
+        };
+        list.iter().map(place).collect()
+    }
+
     fn compare(
         uppers: &[(i64, i64)],
         lowers: &[(i64, i64)],
-        rate_ppb: u32,
-        wander: Option<u32>,
+        (rate_ppb, wander): (u32, Option<u32>),
+        anchor: i64,
     ) -> Result<(), TestCaseError> {
-        // Years of uptime and a large offset must not cost a digit.
-        let (x0, theta0) = (300_000_000_000_000_000, -1_500_000_000_123_456_789);
-        let constraints = |list: &[(i64, i64)]| {
-            let place = |&(ms, limit): &(i64, i64)| Constraint {
-                at: Time::from_nanos(x0 + ms * 1_000_000),
-                limit: Offset::new(theta0 + limit),
-                width: Nanos::ZERO,
-            };
-            list.iter().map(place).collect::<Vec<_>>()
-        };
         let assumptions = Assumptions { rate_ppb, wander_ppb_per_s: wander, ..Assumptions::default() };
         let (upper, lower) = (constraints(uppers), constraints(lowers));
-        let solved = solve(upper.iter().copied(), lower.iter().copied(), Time::from_nanos(x0), &assumptions);
-        let exact = oracle(uppers, lowers, rate_ppb, wander, 0);
-        let Some([al, ah, bl, bh]) = exact else {
-            if oracle(uppers, lowers, rate_ppb, wander, 1).is_none() {
-                prop_assert_eq!(solved, Err(WindowError::Broken));
+        let anchor = if wander.is_some() { anchor } else { 0 };
+        let at = Time::from_nanos(X0);
+        let rho = f64::from(rate_ppb) * 1e-9;
+        let solved = prepare(upper.iter().copied(), lower.iter().copied(), at, &assumptions).map(
+            |(in_box, base, program)| match program {
+                None => Some((in_box, (-rho, rho))),
+                Some(program) => program.solve(anchor as f64 * 1e6).map(|answer| {
+                    let (hi, lo) = (base + answer.most.0.ceil() as i128, base - answer.most.1.ceil() as i128);
+                    let interval = Interval { lo: Offset::new(clamp(lo)), hi: Offset::new(clamp(hi)) };
+                    (interval, answer.rates)
+                }),
+            },
+        );
+        let at_anchor = |relief| oracle(uppers, lowers, (rate_ppb, wander), anchor, relief);
+        let whole = solve(upper.iter().copied(), lower.iter().copied(), at, &assumptions);
+        let Some([al, ah, bl, bh]) = at_anchor(0) else {
+            if at_anchor(1).is_none() {
+                prop_assert!(matches!(solved, Err(WindowError::Broken) | Ok(None)), "{:?}", solved);
             }
             return Ok(());
         };
-        prop_assert!(solved.is_ok(), "feasible, but {:?}", solved);
-        let Solution { interval, rate } = solved.unwrap();
-        let lo = i128::from(interval.lo.get() - theta0) * UNIT;
-        let hi = i128::from(interval.hi.get() - theta0) * UNIT;
+        let feasible = matches!(solved, Ok(Some(_)));
+        prop_assert!(feasible, "feasible, but {:?}", solved);
+        let (interval, rate) = solved.unwrap().unwrap();
+        let lo = i128::from(interval.lo.get() - THETA0) * UNIT;
+        let hi = i128::from(interval.hi.get() - THETA0) * UNIT;
         prop_assert!(lo * al.1 <= al.0 && ah.0 <= hi * ah.1, "narrower than the truth");
         prop_assert!(
             (lo + 2 * UNIT) * al.1 >= al.0 && ah.0 >= (hi - 2 * UNIT) * ah.1,
             "not as sharp as it could be"
         );
+        if let (0, Ok(whole)) = (anchor, whole) {
+            prop_assert!(
+                interval.intersect(whole.interval) == Some(whole.interval),
+                "other anchors only narrow it"
+            );
+        }
         if wander.is_some() {
             let ppb = |(numerator, denominator): (i128, i128)| numerator as f64 / denominator as f64 / 2e3;
             prop_assert!(rate.0 * 1e9 <= ppb(bl) + 1e-6 && ppb(bh) - 1e-6 <= rate.1 * 1e9, "rate too narrow");
             // The box is rounded to whole nanoseconds, which leaves the rate the room of one more.
-            let [_, _, bl, bh] =
-                oracle(uppers, lowers, rate_ppb, wander, 1).expect("relieved, still feasible");
+            let [_, _, bl, bh] = at_anchor(1).expect("relieved, still feasible");
             prop_assert!(ppb(bl) - 1e-6 <= rate.0 * 1e9 && rate.1 * 1e9 <= ppb(bh) + 1e-6, "rate too wide");
         }
         Ok(())
@@ -396,13 +550,16 @@ mod tests {
             rate_ppb in 1u32..10_000_000,
             wander in prop::option::of(0u32..100_000),
             truth in -1.0f64..1.0,
+            anchor in -20_000i64..20_000,
             uppers in prop::collection::vec((ages(), 0i64..100_000), 1..7),
             lowers in prop::collection::vec((ages(), 0i64..100_000), 1..7),
         ) {
             let line = |ms: i64| (truth * f64::from(rate_ppb) * 1e-3 * ms as f64) as i64;
             let uppers: Vec<_> = uppers.iter().map(|&(ms, delay)| (ms, line(ms) + delay)).collect();
             let lowers: Vec<_> = lowers.iter().map(|&(ms, delay)| (ms, line(ms) - delay)).collect();
-            compare(&uppers, &lowers, rate_ppb, wander)?;
+            for anchor in [0, anchor] {
+                compare(&uppers, &lowers, (rate_ppb, wander), anchor)?;
+            }
         }
 
         #[test]
@@ -411,8 +568,11 @@ mod tests {
             wander in prop::option::of(0u32..1_000),
             uppers in prop::collection::vec((-300i64..300, -20_000i64..100_000), 1..7),
             lowers in prop::collection::vec((-300i64..300, -100_000i64..20_000), 1..7),
+            anchor in -300i64..300,
         ) {
-            compare(&uppers, &lowers, rate_ppb, wander)?;
+            for anchor in [0, anchor] {
+                compare(&uppers, &lowers, (rate_ppb, wander), anchor)?;
+            }
         }
     }
 

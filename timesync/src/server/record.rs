@@ -52,6 +52,8 @@ pub struct Record {
     pub lost: u64,
     /// How often the exchanges contradicted the assumptions.
     pub broken: u64,
+    /// How often the window was emptied, for whatever reason.
+    resets: u64,
 }
 
 /// The newest exchange that gave anything.
@@ -104,6 +106,7 @@ impl Record {
             exchanges: 0,
             lost: 0,
             broken: 0,
+            resets: 0,
         }
     }
 
@@ -172,6 +175,7 @@ impl Record {
         self.window = Window::new(self.assumptions(), self.capacity);
         self.witness = None;
         self.unsettled = (SETTLED_AFTER, why);
+        self.resets += 1;
         self.latest = None;
         self.round_trips = round_trips();
     }
@@ -220,7 +224,12 @@ impl Record {
         let name = || self.config.name.clone();
         match (self.state(now, allow_simulated), self.responder, self.published()) {
             (State::Ok, Some(Responder::Module { incarnation, .. }), Some((window, latest))) => {
-                Ok(Observation { window: window.clone(), incarnation, timestamps: latest.class })
+                Ok(Observation {
+                    window: window.clone(),
+                    incarnation,
+                    timestamps: latest.class,
+                    resets: self.resets,
+                })
             }
             (State::Silent, ..) => Err(Unobserved::Silent(name())),
             (State::Agentless, ..) => Err(Unobserved::Agentless(name())),

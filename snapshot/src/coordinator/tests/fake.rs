@@ -324,6 +324,7 @@ impl SkewSource for FakeSource {
             window: window.lock().unwrap().clone(),
             incarnation: fake.incarnation,
             timestamps: StampClass::Software,
+            resets: 0,
         })
     }
 }

@@ -1,0 +1,358 @@
+//! One host: exchanges with it, one after the other, through the server's own code for them.
+
+use std::collections::VecDeque;
+
+use timesync::exchange::StampClass;
+use timesync::identity::{BootId, Incarnation, ProcessId};
+use timesync::server::{Outcome, Outstanding};
+use timesync::time::{Server, Time, Wall};
+use timesync::translate::{ClockReading, Stamp};
+use timesync::wire::{Body, Extension, Header, Message, PortIdentity, REQUESTER, Reading};
+use uuid::Uuid;
+
+use super::clock::{Change, Clock, SECOND};
+use super::estimator::{Estimator, Measured};
+use super::machine::{Machine, host_raw, server_raw};
+use super::network::Traffic;
+use super::random::Random;
+use super::scenario::{Scenario, Tell};
+
+/// An answer that takes longer is lost.
+const TIMEOUT: i64 = SECOND / 4;
+/// A burst, as the server does it by default.
+const BURST: u32 = 32;
+const BURST_INTERVAL: i64 = 1_000_000;
+/// A host looks its clock source up so often.
+const SOURCE_CHECK: i64 = SECOND / 2;
+
+/// A change of the host, and how it shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Break {
+    pub at: i64,
+    pub change: Change,
+    pub tell: Tell,
+}
+
+impl Break {
+    /// The host runs again, if the break stopped it.
+    pub fn over(&self) -> i64 {
+        match self.change {
+            Change::Stop(long) | Change::Boot(long) => self.at + long,
+            Change::Step(_) | Change::Rate(_) | Change::Shortcut(_) => self.at,
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct Host<E> {
+    pub clock: Clock,
+    pub estimator: E,
+    /// What the estimator was given, newest last: at least as much as its window holds.
+    pub measured: VecDeque<Measured>,
+    /// When it stopped being trusted.
+    pub withdrawn: Vec<i64>,
+    scenario: &'static Scenario,
+    breaking: Option<Break>,
+    /// When a break that is told shows in the readings.
+    told_at: i64,
+    host: Machine,
+    server: Machine,
+    ways: (Traffic, Traffic),
+    random: Random,
+    sequence: u16,
+    due: i64,
+    /// No exchange begins before the last one is over.
+    free: i64,
+    first_of_pair: bool,
+    burst_left: u32,
+    pending: Option<Pending>,
+    server_changed: bool,
+}
+
+/// An exchange whose outcome is known, but not yet to the server.
+#[derive(Clone)]
+struct Pending {
+    done: i64,
+    outcome: Option<Outcome>,
+    complete: bool,
+    delays: (i64, i64),
+}
+
+impl<E: Estimator> Host<E> {
+    pub fn new(
+        scenario: &'static Scenario,
+        estimator: E,
+        breaking: Option<Break>,
+        seconds: i64,
+        random: &mut Random,
+    ) -> Self {
+        let mut random = random.split();
+        let clock = Clock::new(scenario.shape, seconds, breaking.map(|b| (b.at, b.change)), &mut random);
+        let server = super::scenario::SERVER_DISCIPLINE;
+        let lag = if matches!(breaking.map(|b| b.tell), Some(Tell::Source)) {
+            random.nanos(0, SOURCE_CHECK)
+        } else {
+            0
+        };
+        Host {
+            clock,
+            estimator,
+            measured: VecDeque::new(),
+            withdrawn: Vec::new(),
+            scenario,
+            breaking,
+            told_at: breaking.map_or(i64::MAX, |b| b.at.saturating_add(lag)),
+            host: Machine::new(scenario.discipline, seconds, &mut random),
+            server: Machine::new(server, seconds, &mut random),
+            ways: (Traffic::new(scenario.forward, &mut random), Traffic::new(scenario.backward, &mut random)),
+            sequence: random.bits() as u16,
+            due: SECOND + random.nanos(0, scenario.pair_interval()),
+            free: 0,
+            first_of_pair: true,
+            burst_left: 0,
+            pending: None,
+            server_changed: false,
+            random,
+        }
+    }
+
+    /// The clock that is bounded, at the server's instant `x`: θ as an integer and a rest.
+    pub fn truth(&self, x: i64) -> (i64, f64) {
+        let (whole, rest) = self.clock.theta(x);
+        if self.scenario.agentless {
+            let (ahead, slewed) = self.host.wall_ahead(x);
+            (whole + ahead, rest + slewed)
+        } else {
+            (whole, rest)
+        }
+    }
+
+    /// Lets everything happen that happens until `now`.
+    pub fn advance(&mut self, now: i64) {
+        loop {
+            if self.pending.is_none() {
+                let at = self.due.max(self.free);
+                if at > now {
+                    break;
+                }
+                let interval =
+                    if self.burst_left > 0 { BURST_INTERVAL } else { self.scenario.pair_interval() };
+                self.due = if at - self.due < interval { self.due + interval } else { at + interval };
+                self.send(at, self.burst_left == 0);
+            }
+            if self.pending.as_ref().is_none_or(|pending| pending.done > now) {
+                break;
+            }
+            self.finish();
+        }
+        self.notice_own_change(now);
+    }
+
+    /// A burst from `now` on. Returns when it is over.
+    pub fn burst(&mut self, now: i64) -> i64 {
+        self.advance(now);
+        if let Some(pending) = &self.pending {
+            self.advance(pending.done);
+        }
+        self.burst_left = BURST;
+        self.due = now;
+        let mut last = now;
+        while self.burst_left > 0 {
+            let next = self.pending.as_ref().map_or(self.due.max(self.free), |pending| pending.done);
+            last = last.max(next);
+            self.advance(last);
+        }
+        self.due = last + self.scenario.pair_interval();
+        last
+    }
+
+    /// The server finds out about its own suspend before it believes anything that was measured across it.
+    fn notice_own_change(&mut self, now: i64) {
+        let changed = self.breaking.is_some_and(|b| b.tell == Tell::Server && b.at <= now);
+        if changed && !self.server_changed {
+            self.server_changed = true;
+            self.pending = None;
+            self.free = now;
+            self.judge(now, E::server_changed);
+        }
+    }
+
+    /// Does something to the estimator, and notes whether its bound was withdrawn by it.
+    fn judge(&mut self, now: i64, act: impl FnOnce(&mut E)) {
+        let at = Time::from_nanos(now);
+        let before = self.estimator.trusted(at).is_some();
+        act(&mut self.estimator);
+        if before && self.estimator.trusted(at).is_none() {
+            self.withdrawn.push(now);
+        }
+    }
+
+    fn finish(&mut self) {
+        let Some(Pending { done, .. }) = self.pending else { return };
+        self.notice_own_change(done);
+        let Some(Pending { done, outcome, complete, delays }) = self.pending.take() else { return };
+        self.free = done;
+        self.burst_left = self.burst_left.saturating_sub(1);
+        if std::mem::take(&mut self.first_of_pair) && complete {
+            self.send(done + 2_000, false);
+            self.first_of_pair = false;
+        }
+        let Some(outcome) = outcome else {
+            self.estimator.lose();
+            return;
+        };
+        let (forward, backward) = delays;
+        self.measured.push_back(Measured { exchange: outcome.exchange, forward, backward });
+        if self.measured.len() > self.scenario.window {
+            self.measured.pop_front();
+        }
+        self.judge(done, |estimator| estimator.complete(&outcome));
+    }
+
+    /// A host that stands still does nothing until it runs again.
+    fn awake(&self, x: i64) -> i64 {
+        match self.breaking {
+            Some(b) if b.at <= x && x < b.over() => b.over() + 1_000,
+            _ => x,
+        }
+    }
+
+    /// From when a packet arrives until the process that waits for it runs.
+    fn wake(&mut self) -> i64 {
+        self.random.exponential(self.scenario.wake_ns) as i64 + 300
+    }
+
+    fn shortcut(&self, x: i64) -> i64 {
+        match self.breaking {
+            Some(Break { at, change: Change::Shortcut(by), .. }) if at <= x => by as i64,
+            _ => 0,
+        }
+    }
+
+    fn server_reading(&mut self, x: i64) -> ClockReading {
+        self.server.reading(x, server_raw(x), &mut self.random)
+    }
+
+    fn host_reading(&mut self, x: i64) -> ClockReading {
+        self.host.reading(x, host_raw(&self.clock, x), &mut self.random)
+    }
+
+    /// What a module's TLV says of a stamp, at `x`.
+    fn extension(&self, stamp: &Stamp, x: i64) -> Option<Extension> {
+        let told = x >= self.told_at;
+        let tell = self.breaking.map(|b| b.tell);
+        let boot = u128::from(told && tell == Some(Tell::Boot));
+        let width = stamp.raw.width().get();
+        (!self.scenario.agentless).then_some(Extension::Reading(Reading {
+            raw_earliest: stamp.raw.earliest.as_nanos(),
+            raw_width: u32::try_from(width).unwrap_or(u32::MAX),
+            class: StampClass::Software,
+            incarnation: incarnation(boot),
+            suspends: u32::from(told && tell == Some(Tell::Suspend)),
+            steps: 0,
+            simulated: false,
+            trusted_source: !(told && tell == Some(Tell::Source)),
+        }))
+    }
+
+    /// Works out an exchange that leaves the server at `sent`.
+    fn send(&mut self, sent: i64, first_of_pair: bool) {
+        let scenario = self.scenario;
+        self.sequence = self.sequence.wrapping_add(1);
+        self.first_of_pair = first_of_pair;
+        let before = self.server_reading(sent - 700);
+        let mut outstanding = Outstanding::new(self.sequence, Some(0), before);
+        outstanding.sent = Some(self.server.wall(sent, server_raw(sent)));
+        let forward = self.ways.0.delay(sent, first_of_pair, &mut self.random) - self.shortcut(sent);
+        let t2 = sent + forward;
+        let deaf = self.awake(t2) != t2 || self.random.chance(scenario.loss);
+        let mut arrivals: Vec<(i64, Message)> = Vec::new();
+        let mut backward = 0;
+        if !deaf {
+            // The reading before is as old as the last time the module looked.
+            let age = self.random.nanos(1_000, SECOND / 8);
+            let earlier = self.host_reading(t2 - age);
+            let woken = t2 + self.wake();
+            let answered = self.awake(woken);
+            let after = self.host_reading(answered);
+            let wall = self.host.wall(t2, host_raw(&self.clock, t2));
+            let received = Stamp::received(Some(wall), &earlier, &after);
+            let response = self.message(received.wall, true, self.extension(&received, answered));
+            let ready = answered + 2_000 + self.wake() / 4;
+            let t3 = self.awake(ready);
+            backward = self.ways.1.delay(t3, first_of_pair, &mut self.random);
+            let back = t3 + 3_000 + self.wake() / 4;
+            let stamped = self.awake(back);
+            let read_back = self.host_reading(stamped);
+            let wall = self.host.wall(t3, host_raw(&self.clock, t3));
+            let left = Stamp::sent(Some(wall), &after, &read_back);
+            let follow_up = self.message(left.wall, false, self.extension(&left, stamped));
+            let later = self.ways.1.delay(stamped, false, &mut self.random);
+            for (at, message) in [(t3 + backward, response), (stamped + later, follow_up)] {
+                if !self.random.chance(scenario.loss) {
+                    arrivals.push((at, message));
+                }
+                if self.random.chance(scenario.duplicated) {
+                    arrivals.push((at + self.random.nanos(0, 40_000_000), message));
+                }
+            }
+        }
+        arrivals.sort_by_key(|(at, _)| *at);
+        let deadline = sent + TIMEOUT;
+        let mut done = deadline;
+        for (at, message) in arrivals.into_iter().filter(|(at, _)| *at < deadline) {
+            // The kernel stamps when it arrives; both clocks are read when the prober has woken up.
+            let taken = at + self.wake();
+            let after = self.server_reading(taken);
+            let stamp: Time<Wall> = self.server.wall(at, server_raw(at));
+            outstanding.accept(&message, REQUESTER, Some(stamp), &after);
+            if outstanding.is_complete() {
+                done = taken;
+                break;
+            }
+        }
+        let complete = outstanding.is_complete();
+        let outcome = outstanding.outcome();
+        self.pending = Some(Pending { done, outcome, complete, delays: (forward, backward) });
+    }
+
+    fn message(&mut self, stamp: Time<Wall>, response: bool, extension: Option<Extension>) -> Message {
+        let correction = if self.scenario.lying_correction {
+            self.random.nanos(-1 << 40, 1 << 40) // up to 17 ms, either way
+        } else {
+            0
+        };
+        let header = Header {
+            domain: 0,
+            sdo: 0,
+            minor_version: 1,
+            two_step: response,
+            unicast: true,
+            correction,
+            source: PortIdentity { clock: [7; 8], port: 1 },
+            sequence: self.sequence,
+        };
+        let body = if response {
+            Body::Response { received: stamp, requester: REQUESTER }
+        } else {
+            Body::FollowUp { sent: stamp, requester: REQUESTER }
+        };
+        Message { header, body, extension }
+    }
+
+    /// The newest exchanges that the estimator counts.
+    pub fn counted(&self, now: i64) -> Option<impl Iterator<Item = &Measured> + Clone> {
+        let count = self.estimator.trusted(at(now))?;
+        Some(self.measured.iter().skip(self.measured.len().saturating_sub(count)))
+    }
+}
+
+pub fn at(x: i64) -> Time<Server> {
+    Time::from_nanos(x)
+}
+
+/// A module, by its boot.
+pub fn incarnation(boot: u128) -> Incarnation {
+    let (boot, process) = (Uuid::from_u128(boot + 1), Uuid::from_u128(boot + 100));
+    Incarnation { boot: BootId(boot), process: ProcessId(process) }
+}
