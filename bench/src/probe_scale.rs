@@ -129,9 +129,7 @@ struct Stage<'a> {
 impl Stage<'_> {
     fn module(&self) -> Result<Module, Failure> {
         let incarnation = Incarnation::of_this_process()?;
-        Ok(self
-            .far
-            .inside(|| Module::start(&ModuleConfig::default(), HostClock::real(), incarnation))??)
+        Ok(self.far.inside(|| Module::start(&ModuleConfig::default(), HostClock::real(), incarnation))??)
     }
 
     fn server(&self, hosts: u16, pairs_per_second: u32) -> Result<TimeServer, Failure> {
@@ -161,11 +159,8 @@ impl Stage<'_> {
             server.burst(&names);
         }
         let resident = resident()?.saturating_sub(before) / u64::from(arguments.hosts);
-        let memory = Memory {
-            hosts: arguments.hosts,
-            window: config.window,
-            resident_bytes_per_host: resident,
-        };
+        let memory =
+            Memory { hosts: arguments.hosts, window: config.window, resident_bytes_per_host: resident };
         Ok((rate, memory))
     }
 
@@ -258,7 +253,8 @@ impl Chronyd {
         // Its pidfile goes when it ends; -x: the clock is everybody's.
         command.args(["-x", "-n", "-u", "root", "-f"]).arg(&config);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let child = child.map_err(|error| format!("chronyd does not start ({error}): install Debian's chrony"))?;
+        let child =
+            child.map_err(|error| format!("chronyd does not start ({error}): install Debian's chrony"))?;
         let chronyd = Chronyd(child);
         let address = SocketAddr::new(namespace.address, NTP_PORT);
         let socket = namespace.inside(|| std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;

@@ -3,6 +3,8 @@
 //! Receive stamps come with the datagram; transmit stamps come back through the socket's error queue and name the
 //! packet by its number. Stamps are `CLOCK_REALTIME`.
 
+mod segments;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -15,6 +17,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeSpec;
 use socket2::{Domain, Protocol, Socket, Type};
+
+pub use segments::General;
 
 use crate::time::{Time, Wall};
 use crate::wire::{EVENT_PORT, GENERAL_PORT};
@@ -118,23 +122,7 @@ impl StampedSocket {
     pub fn send(&mut self, octets: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<Option<u32>> {
         let data = [IoSlice::new(octets)];
         let (to, fd) = (SockaddrStorage::from(to), self.socket.as_raw_fd());
-        let send = |control: &[ControlMessage<'_>]| sendmsg(fd, &data, control, MsgFlags::empty(), Some(&to));
-        let sent = match from {
-            None => send(&[]),
-            Some(IpAddr::V4(from)) => {
-                let source = libc::in_addr { s_addr: u32::from(from).to_be() };
-                let nowhere = libc::in_addr { s_addr: 0 };
-                let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: nowhere };
-                send(&[ControlMessage::Ipv4PacketInfo(&info)])
-            }
-            Some(IpAddr::V6(from)) => {
-                let source = libc::in6_addr { s6_addr: from.octets() };
-                send(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
-                    ipi6_addr: source,
-                    ipi6_ifindex: 0,
-                })])
-            }
-        };
+        let sent = with_source(from, |control| sendmsg(fd, &data, control, MsgFlags::empty(), Some(&to)));
         if let Err(error) = sent {
             // Kernels differ in whether a packet that failed takes a number: start anew.
             if self.stamping {
@@ -252,6 +240,24 @@ impl AsFd for StampedSocket {
     }
 }
 
+/// Sends with what makes a datagram leave from this machine's address `from`, if one is given.
+fn with_source<T>(from: Option<IpAddr>, send: impl FnOnce(&[ControlMessage<'_>]) -> T) -> T {
+    match from {
+        None => send(&[]),
+        Some(IpAddr::V4(from)) => {
+            let source = libc::in_addr { s_addr: u32::from(from).to_be() };
+            let nowhere = libc::in_addr { s_addr: 0 };
+            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: nowhere };
+            send(&[ControlMessage::Ipv4PacketInfo(&info)])
+        }
+        Some(IpAddr::V6(from)) => {
+            let source = libc::in6_addr { s6_addr: from.octets() };
+            let info = libc::in6_pktinfo { ipi6_addr: source, ipi6_ifindex: 0 };
+            send(&[ControlMessage::Ipv6PacketInfo(&info)])
+        }
+    }
+}
+
 /// Creates the socket without flags, which are set afterwards: programs that run under a replacement of libc's socket
 /// calls may only know the plain types.
 fn open(at: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
@@ -262,8 +268,11 @@ fn open(at: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
         // IPv4 has its own socket, so that no address has two forms.
         socket.set_only_v6(true)?;
     }
-    // Room for a burst of answers. The system may give less.
-    let _ = socket.set_recv_buffer_size(1 << 20);
+    // Room for the answers of some 5000 hosts. Without privileges, the system may give less.
+    let room = 4 << 20;
+    if setsockopt(&socket, sockopt::RcvBufForce, &room).is_err() {
+        let _ = socket.set_recv_buffer_size(room);
+    }
     socket.bind(&at.into())?;
     let local = socket.local_addr()?.as_socket().unwrap_or(at);
     Ok((socket, local))
