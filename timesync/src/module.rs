@@ -15,7 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::clock::{self, Clocks, HostClock, SuspendWatch, clock_source, is_trusted_source};
 use crate::identity::Incarnation;
-use crate::socket::{Datagram, Endpoint, General, SocketError};
+use crate::socket::{Datagram, Endpoint, Outgoing, SocketError};
 use crate::time::{Nanos, Time, Wall};
 use crate::translate::{ClockReading, Stamp};
 use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, PortIdentity, Reading};
@@ -236,6 +236,7 @@ impl Responder {
     fn answer(&mut self, listening: &mut Listening, datagrams: &mut Vec<Datagram>) {
         let after = self.read_clocks();
         let suspends = self.suspends.count();
+        let (mut responses, mut requests) = (Vec::new(), Vec::new());
         for datagram in datagrams.drain(..) {
             let message = match Message::parse(datagram.octets()) {
                 Ok(message) => message,
@@ -263,18 +264,24 @@ impl Responder {
             let body = Body::Response { received: self.wall(&received), requester: request.source };
             let header = Header { two_step: true, correction: 0, source: self.identity, ..request };
             let octets = Message { header, body, extension }.encode();
-            let awaiting =
-                Awaiting { to: datagram.from, from: datagram.to, request, wants_reading, before: after };
-            match listening.endpoint.event.send(&octets, datagram.from, datagram.to) {
+            responses.push(Outgoing { octets, to: datagram.from, from: datagram.to });
+            requests.push((request, wants_reading));
+        }
+        let sent = listening.endpoint.event.send_all(&responses);
+        for ((sent, Outgoing { to, from, .. }), (request, wants_reading)) in
+            sent.into_iter().zip(responses).zip(requests)
+        {
+            let awaiting = Awaiting { to, from, request, wants_reading, before: after };
+            match sent {
                 Ok(Some(number)) => {
                     listening.awaiting.insert(number, awaiting);
                 }
                 Ok(None) => {
-                    let follow_up = self.general(&awaiting, None, &after, suspends);
+                    let follow_up = self.follow_up_of(&awaiting, None, &after, suspends);
                     self.send_follow_ups(&mut listening.endpoint, follow_up.as_slice());
                 }
                 Err(error) => {
-                    tracing::debug!(to = %datagram.from, %error, "cannot answer");
+                    tracing::debug!(%to, %error, "cannot answer");
                     count(&self.counters.unsent);
                     continue;
                 }
@@ -290,7 +297,7 @@ impl Responder {
         // Where one socket serves both kinds of messages, follow-ups are stamped as well: the second turn takes those off.
         loop {
             let mut ready = Vec::new();
-            while let Some((number, stamp)) = listening.endpoint.event.transmit_stamp() {
+            for (number, stamp) in listening.endpoint.event.transmit_stamps() {
                 stamps += 1;
                 ready.extend(listening.awaiting.remove(&number).map(|awaiting| (awaiting, stamp)));
             }
@@ -299,9 +306,9 @@ impl Responder {
             }
             let after = self.read_clocks();
             let suspends = self.suspends.count();
-            let follow_ups: Vec<General> = ready
+            let follow_ups: Vec<Outgoing> = ready
                 .into_iter()
-                .filter_map(|(awaiting, stamp)| self.general(&awaiting, Some(stamp), &after, suspends))
+                .filter_map(|(awaiting, stamp)| self.follow_up_of(&awaiting, Some(stamp), &after, suspends))
                 .collect();
             self.send_follow_ups(&mut listening.endpoint, &follow_ups);
             if listening.endpoint.general.is_some() && listening.awaiting.is_empty() {
@@ -319,19 +326,20 @@ impl Responder {
         let suspends = self.suspends.count();
         let overdue = |sent: &Awaiting| after.raw.earliest - sent.before.raw.latest > patience;
         let overdue = listening.awaiting.extract_if(|_, sent| overdue(sent));
-        let follow_ups: Vec<General> =
-            overdue.filter_map(|(_, awaiting)| self.general(&awaiting, None, &after, suspends)).collect();
+        let follow_ups: Vec<Outgoing> = overdue
+            .filter_map(|(_, awaiting)| self.follow_up_of(&awaiting, None, &after, suspends))
+            .collect();
         self.send_follow_ups(&mut listening.endpoint, &follow_ups);
     }
 
     /// The follow-up of an answer. None if its stamp is too vague to be sent.
-    fn general(
+    fn follow_up_of(
         &self,
         awaiting: &Awaiting,
         stamp: Option<Time<Wall>>,
         after: &ClockReading,
         suspends: u32,
-    ) -> Option<General> {
+    ) -> Option<Outgoing> {
         if stamp.is_none() {
             count(&self.counters.unstamped_answers);
         }
@@ -346,10 +354,10 @@ impl Responder {
         if to.port() == EVENT_PORT {
             to.set_port(GENERAL_PORT);
         }
-        Some(General { octets: Message { header, body, extension }.encode(), to, from: awaiting.from })
+        Some(Outgoing { octets: Message { header, body, extension }.encode(), to, from: awaiting.from })
     }
 
-    fn send_follow_ups(&self, endpoint: &mut Endpoint, follow_ups: &[General]) {
+    fn send_follow_ups(&self, endpoint: &mut Endpoint, follow_ups: &[Outgoing]) {
         let refused = endpoint.send_generals(follow_ups);
         self.counters.followed_up.fetch_add(follow_ups.len() as u64 - refused, Ordering::Relaxed);
         self.counters.unsent.fetch_add(refused, Ordering::Relaxed);

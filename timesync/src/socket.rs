@@ -3,6 +3,7 @@
 //! Receive stamps come with the datagram; transmit stamps come back through the socket's error queue and name the
 //! packet by its number. Stamps are `CLOCK_REALTIME`.
 
+mod batch;
 mod segments;
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -12,13 +13,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, Timestamps, recvmsg,
-    sendmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, SockaddrStorage, TimestampingFlag, Timestamps,
+    recvmsg, sendmsg, setsockopt, sockopt,
 };
 use nix::sys::time::TimeSpec;
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub use segments::General;
+pub use segments::Outgoing;
 
 use crate::time::{Time, Wall};
 use crate::wire::{EVENT_PORT, GENERAL_PORT};
@@ -130,9 +131,14 @@ impl StampedSocket {
             }
             return Err(error.into());
         }
+        Ok(self.take_number())
+    }
+
+    /// The number of the packet that was sent.
+    fn take_number(&mut self) -> Option<u32> {
         let number = self.next;
         self.next = self.next.wrapping_add(u32::from(self.stamping));
-        Ok(self.stamping.then_some(number))
+        self.stamping.then_some(number)
     }
 
     /// The next transmit stamp that has come back, with its packet's number. On loopback and virtual Ethernet it is there
@@ -153,22 +159,8 @@ impl StampedSocket {
                 Err(Errno::EINTR) => continue,
                 Err(_) => return None,
             };
-            // A stamp without a number (some tools that stand in for the kernel) can only be the newest packet's.
-            let (mut number, mut stamp) = (Some(newest), None);
-            for control in message.cmsgs().into_iter().flatten() {
-                match control {
-                    ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
-                    ControlMessageOwned::Ipv4RecvErr(error, _)
-                    | ControlMessageOwned::Ipv6RecvErr(error, _) => {
-                        // Network errors come by the same queue.
-                        let is_stamp = error.ee_errno == libc::ENOMSG.cast_unsigned();
-                        number = is_stamp.then_some(error.ee_data);
-                    }
-                    _ => {}
-                }
-            }
-            if let (Some(number), Some(stamp)) = (number, stamp) {
-                return Some((number, stamp));
+            if let Some(stamp) = stamp_in(&message, newest) {
+                return Some(stamp);
             }
         }
     }
@@ -197,22 +189,8 @@ impl StampedSocket {
                 // Nothing there, or an error of the network's: in UDP, both mean that nothing has arrived.
                 Err(_) => return None,
             };
-            let Some(from) = message.address.as_ref().and_then(address) else { continue };
-            let (mut to, mut stamp) = (None, None);
-            for control in message.cmsgs().into_iter().flatten() {
-                match control {
-                    ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
-                    ControlMessageOwned::Ipv4PacketInfo(info) => {
-                        to = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
-                    }
-                    ControlMessageOwned::Ipv6PacketInfo(info) => {
-                        to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
-                    }
-                    _ => {}
-                }
-            }
-            let len = message.bytes;
-            return Some(Datagram { octets, len, from, to, stamp });
+            let Some(datagram) = envelope(&message) else { continue };
+            return Some(Datagram { octets, ..datagram });
         }
     }
 
@@ -238,6 +216,43 @@ impl AsFd for StampedSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// What a message from the error queue says: a packet's number and its transmit stamp. Some are errors of the network's.
+fn stamp_in(message: &RecvMsg<'_, '_, SockaddrStorage>, newest: u32) -> Option<(u32, Time<Wall>)> {
+    // A stamp without a number (some tools that stand in for the kernel) can only be the newest packet's.
+    let (mut number, mut stamp) = (Some(newest), None);
+    for control in message.cmsgs().into_iter().flatten() {
+        match control {
+            ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
+            ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
+                // Network errors come by the same queue.
+                let is_stamp = error.ee_errno == libc::ENOMSG.cast_unsigned();
+                number = is_stamp.then_some(error.ee_data);
+            }
+            _ => {}
+        }
+    }
+    number.zip(stamp)
+}
+
+/// A datagram that arrived, but for its octets.
+fn envelope(message: &RecvMsg<'_, '_, SockaddrStorage>) -> Option<Datagram> {
+    let from = message.address.as_ref().and_then(address)?;
+    let (mut to, mut stamp) = (None, None);
+    for control in message.cmsgs().into_iter().flatten() {
+        match control {
+            ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                to = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+            }
+            _ => {}
+        }
+    }
+    Some(Datagram { octets: [0; LONGEST], len: message.bytes, from, to, stamp })
 }
 
 /// Sends with what makes a datagram leave from this machine's address `from`, if one is given.
@@ -334,7 +349,7 @@ impl Endpoint {
     pub fn receive(&mut self, most: usize, into: &mut Vec<Datagram>) {
         let sockets = std::iter::once(&mut self.event).chain(&mut self.general);
         for socket in sockets {
-            into.extend(std::iter::from_fn(|| socket.receive()).take(most));
+            socket.receive_all(most, into);
         }
     }
 }

@@ -13,9 +13,9 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use super::{Endpoint, StampedSocket, with_source};
 use crate::wire::Encoded;
 
-/// A general message that is to be sent.
+/// A message that is to be sent.
 #[derive(Clone, Debug)]
-pub struct General {
+pub struct Outgoing {
     /// What it says.
     pub octets: Encoded,
     /// Where it goes.
@@ -29,9 +29,9 @@ const MOST_SEGMENTS: usize = 64;
 
 impl Endpoint {
     /// Sends general messages in their order, and returns how many of them the network refused.
-    pub fn send_generals(&mut self, messages: &[General]) -> u64 {
+    pub fn send_generals(&mut self, messages: &[Outgoing]) -> u64 {
         let alike =
-            |a: &General, b: &General| (a.to, a.from, a.octets.len()) == (b.to, b.from, b.octets.len());
+            |a: &Outgoing, b: &Outgoing| (a.to, a.from, a.octets.len()) == (b.to, b.from, b.octets.len());
         let mut refused = 0;
         for row in messages.chunk_by(alike) {
             for together in row.chunks(MOST_SEGMENTS) {
@@ -41,7 +41,7 @@ impl Endpoint {
                 if sent {
                     continue;
                 }
-                for General { octets, to, from } in together {
+                for Outgoing { octets, to, from } in together {
                     refused += u64::from(self.send_general(octets, *to, *from).is_err());
                 }
             }
@@ -52,8 +52,8 @@ impl Endpoint {
 
 impl StampedSocket {
     /// Sends messages that differ in what they say only. All are sent, or none: not every kernel and network card can.
-    fn send_segments(&self, messages: &[General]) -> io::Result<()> {
-        let [General { octets, to, from }, ..] = messages else { return Ok(()) };
+    fn send_segments(&self, messages: &[Outgoing]) -> io::Result<()> {
+        let [Outgoing { octets, to, from }, ..] = messages else { return Ok(()) };
         let data: Vec<IoSlice<'_>> = messages.iter().map(|message| IoSlice::new(&message.octets)).collect();
         let length = u16::try_from(octets.len()).map_err(io::Error::other)?;
         let to = SockaddrStorage::from(*to);
@@ -89,7 +89,7 @@ mod tests {
             let port = endpoint.general.as_ref().unwrap_or(&endpoint.event).local_address().port();
             // 70 to one, then one by one in turns.
             let mut expected = [vec![], vec![]];
-            let messages: Vec<General> = (0..90_u16)
+            let messages: Vec<Outgoing> = (0..90_u16)
                 .map(|sequence| {
                     let to_b = sequence >= 70 && sequence % 2 == 0;
                     expected[usize::from(to_b)].push(sequence);
@@ -104,7 +104,7 @@ mod tests {
                         sequence,
                     };
                     let body = Body::FollowUp { sent: Time::from_nanos(1), requester: REQUESTER };
-                    General {
+                    Outgoing {
                         octets: Message { header, body, extension: None }.encode(),
                         to: if to_b { &b } else { &a }.local_addr().unwrap(),
                         from: Some("127.0.0.7".parse().unwrap()),
@@ -141,7 +141,7 @@ mod tests {
         };
         let octets = Message { header, body, extension: None }.encode();
         // An address of another family.
-        let message = General { octets, to: "[::1]:9".parse().unwrap(), from: None };
+        let message = Outgoing { octets, to: "[::1]:9".parse().unwrap(), from: None };
         assert_eq!(endpoint.send_generals(&vec![message; 3]), 3);
     }
 }
