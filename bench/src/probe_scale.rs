@@ -24,7 +24,7 @@ use timesync::source::SkewSource;
 use timesync::time::Nanos;
 use timesync::wire::EVENT_PORT;
 
-use load::{Ntp, PeerDelay, Protocol, load};
+use load::{Ntp, PeerDelay, Protocol};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -37,6 +37,8 @@ const TOLERATED: f64 = 0.001;
 const HALVINGS: u32 = 6;
 /// Rounds in which module and chronyd take turns.
 const ROUNDS: usize = 3;
+/// Requests on their way to them: one at a time, and as many as no socket drops.
+const ON_THEIR_WAY: [u16; 2] = [1, 64];
 
 /// Options of the benchmark.
 #[derive(clap::Args)]
@@ -87,6 +89,7 @@ struct Memory {
 #[derive(Serialize)]
 struct Responder {
     who: &'static str,
+    on_their_way: u16,
     answered_per_s: f64,
     answered_per_cpu_s: f64,
     /// Answers in the mode that was asked for.
@@ -112,7 +115,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let highest = stage.highest(Nanos::from_millis(i64::from(arguments.seconds) * 1_000 / 3))?;
     show(format!("highest rate: {highest}"));
     drop(module);
-    let responders = stage.responders(Nanos::from_millis(i64::from(arguments.seconds) * 1_000 / 9))?;
+    let responders = stage.responders(Nanos::from_millis(i64::from(arguments.seconds) * 1_000 / 15))?;
     responders.iter().for_each(|row| show(row.to_string()));
     if arguments.json {
         let figures = Figures { at_1_hz, memory, highest, responders };
@@ -189,42 +192,56 @@ impl Stage<'_> {
         let chronyd = Chronyd::start(self.far)?;
         let module = self.module()?;
         let at = |port| SocketAddr::new(self.far.address, port);
-        let mut rounds: [Vec<Responder>; 3] = Default::default();
-        for _ in 0..ROUNDS {
-            let cpu = || cpu_of_thread("time-module");
-            rounds[0].push(self.respond("coeval module", &mut PeerDelay, at(EVENT_PORT), time, cpu)?);
-            for (interleaved, who) in [(true, "chronyd interleaved"), (false, "chronyd basic")] {
-                let mut ntp = Ntp::new(interleaved);
-                let cpu = || cpu_of(&format!("/proc/{}/schedstat", chronyd.0.id()));
-                let mut row = self.respond(who, &mut ntp, at(NTP_PORT), time, cpu)?;
-                #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^53 answers")]
-                let answered = row.answered_per_s * time.get() as f64 / 1e9;
-                row.as_asked = ratio(ntp.as_asked, 1) / answered;
-                rounds[if interleaved { 1 } else { 2 }].push(row);
+        let mut medians = Vec::new();
+        for on_their_way in ON_THEIR_WAY {
+            let mut rounds: [Vec<Responder>; 3] = Default::default();
+            for _ in 0..ROUNDS {
+                let cpu = || cpu_of_thread("time-module");
+                let load = Load { at: at(EVENT_PORT), on_their_way, time };
+                rounds[0].push(self.respond("coeval module", &mut PeerDelay, load, cpu)?.1);
+                for (interleaved, who) in [(true, "chronyd interleaved"), (false, "chronyd basic")] {
+                    let mut ntp = Ntp::new(interleaved, on_their_way);
+                    let cpu = || cpu_of(&format!("/proc/{}/schedstat", chronyd.0.id()));
+                    let load = Load { at: at(NTP_PORT), on_their_way, time };
+                    let (answered, mut row) = self.respond(who, &mut ntp, load, cpu)?;
+                    row.as_asked = ratio(ntp.as_asked, answered);
+                    rounds[if interleaved { 1 } else { 2 }].push(row);
+                }
             }
+            medians.extend(rounds.into_iter().filter_map(median));
         }
         drop(module);
-        Ok(rounds.into_iter().filter_map(median).collect())
+        Ok(medians)
     }
 
     fn respond(
         &self,
         who: &'static str,
         protocol: &mut (impl Protocol + Send),
-        at: SocketAddr,
-        time: Nanos,
+        load: Load,
         cpu: impl Fn() -> Result<u64, Failure>,
-    ) -> Result<Responder, Failure> {
+    ) -> Result<(u64, Responder), Failure> {
+        let Load { at, on_their_way, time } = load;
         let before = cpu()?;
-        let answered = self.near.inside(|| load(protocol, at, time))??;
+        let answered = self.near.inside(|| load::load(protocol, at, on_their_way, time))??;
         let used = cpu()? - before;
-        Ok(Responder {
+        let row = Responder {
             who,
+            on_their_way,
             answered_per_s: ratio(answered * 1_000_000_000, time.get().unsigned_abs()),
             answered_per_cpu_s: ratio(answered * 1_000_000_000, used),
             as_asked: 1.0,
-        })
+        };
+        Ok((answered, row))
     }
+}
+
+/// What a responder is loaded with.
+#[derive(Clone, Copy)]
+struct Load {
+    at: SocketAddr,
+    on_their_way: u16,
+    time: Nanos,
 }
 
 /// Takes both off their bridge, whose part of the way would only be more of the sender's time, and connects them directly.
@@ -260,7 +277,7 @@ impl Chronyd {
         let socket = namespace.inside(|| std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         for _ in 0..100 {
-            socket.send_to(&Ntp::new(false).request(0), address)?;
+            socket.send_to(&Ntp::new(false, 1).request(0), address)?;
             if socket.recv(&mut [0; 64]).is_ok() {
                 let _ = fs::remove_file(&config);
                 return Ok(chronyd);
@@ -373,11 +390,11 @@ impl Display for Memory {
 
 impl Display for Responder {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Responder { who, answered_per_s, answered_per_cpu_s, as_asked } = self;
+        let Responder { who, on_their_way, answered_per_s, answered_per_cpu_s, as_asked } = self;
         write!(
             f,
-            "{who:<20} {answered_per_cpu_s:>8.0} answered per CPU-second ({answered_per_s:.0}/s, {:.1} % in the mode \
-             asked for)",
+            "{who:<20} {on_their_way:>2} on their way: {answered_per_cpu_s:>7.0} answered per CPU-second \
+             ({answered_per_s:.0}/s, {:.1} % in the mode asked for)",
             as_asked * 100.0
         )
     }

@@ -15,7 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::clock::{self, Clocks, HostClock, SuspendWatch, clock_source, is_trusted_source};
 use crate::identity::Incarnation;
-use crate::socket::{Datagram, Endpoint, SocketError};
+use crate::socket::{Datagram, Endpoint, Outgoing, SocketError};
 use crate::time::{Nanos, Time, Wall};
 use crate::translate::{ClockReading, Stamp};
 use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, PortIdentity, Reading};
@@ -115,6 +115,7 @@ impl Module {
             incarnation,
             clock,
             latest: clocks.read(),
+            newest: None,
             clocks,
             suspends: SuspendWatch::new(),
             trusted_source: source_is_trusted(),
@@ -177,8 +178,8 @@ struct Awaiting {
 const STAMP_PATIENCE_MS: u16 = 10;
 /// The readings before the next packet must not be too old, and the clock source is looked up so often.
 const IDLE_MS: u16 = 500;
-/// Requests that are answered in one go.
-const BATCH: usize = 32;
+/// Requests that are answered in one go: the last answer leaves some 100 µs after the clocks were read.
+const BATCH: usize = 64;
 
 struct Responder {
     domain: u8,
@@ -188,6 +189,8 @@ struct Responder {
     clocks: Clocks,
     /// The reading before whatever packet comes next.
     latest: ClockReading,
+    /// The newest reading since the last packets were waited for.
+    newest: Option<ClockReading>,
     suspends: SuspendWatch,
     trusted_source: bool,
     counters: Arc<Counters>,
@@ -202,18 +205,25 @@ impl Responder {
             let waiting = endpoints.iter().any(|listening| !listening.awaiting.is_empty());
             let timeout = PollTimeout::from(if waiting { STAMP_PATIENCE_MS } else { IDLE_MS });
             let Some(events) = wait(&endpoints, stop, timeout) else { return };
+            let steps = self.clocks.steps();
+            let mut drained = true;
             for (listening, failed) in endpoints.iter_mut().zip(events) {
-                let stamps = self.follow_up(listening);
-                if failed && stamps == 0 {
+                if failed && self.follow_up(listening) == 0 {
                     listening.endpoint.event.clear_error();
                 }
                 listening.endpoint.receive(BATCH, &mut datagrams);
+                drained &= datagrams.len() < BATCH;
                 if !datagrams.is_empty() {
                     self.answer(listening, &mut datagrams);
                 }
                 self.give_up_stamps(listening);
             }
-            self.latest = self.clocks.read();
+            let newest = self.newest.take().unwrap_or_else(|| self.clocks.read());
+            // Packets that still wait arrived before this reading: only the old one tells whether the clock was set since.
+            // Those that come after all have been taken may have been stamped before it too, but not before `steps`.
+            if drained {
+                self.latest = ClockReading { steps_before: steps, ..newest };
+            }
             let now = clock::raw_now();
             if now - source_checked >= Nanos::from_millis(i64::from(IDLE_MS)) {
                 (self.trusted_source, source_checked) = (source_is_trusted(), now);
@@ -224,8 +234,9 @@ impl Responder {
     /// Answers a batch of requests: all responses first, as they are timed; their follow-ups when the stamps are back,
     /// which on most networks is at once.
     fn answer(&mut self, listening: &mut Listening, datagrams: &mut Vec<Datagram>) {
-        let after = self.clocks.read();
+        let after = self.read_clocks();
         let suspends = self.suspends.count();
+        let (mut responses, mut requests) = (Vec::new(), Vec::new());
         for datagram in datagrams.drain(..) {
             let message = match Message::parse(datagram.octets()) {
                 Ok(message) => message,
@@ -253,15 +264,24 @@ impl Responder {
             let body = Body::Response { received: self.wall(&received), requester: request.source };
             let header = Header { two_step: true, correction: 0, source: self.identity, ..request };
             let octets = Message { header, body, extension }.encode();
-            let awaiting =
-                Awaiting { to: datagram.from, from: datagram.to, request, wants_reading, before: after };
-            match listening.endpoint.event.send(&octets, datagram.from, datagram.to) {
+            responses.push(Outgoing { octets, to: datagram.from, from: datagram.to });
+            requests.push((request, wants_reading));
+        }
+        let sent = listening.endpoint.event.send_all(&responses);
+        for ((sent, Outgoing { to, from, .. }), (request, wants_reading)) in
+            sent.into_iter().zip(responses).zip(requests)
+        {
+            let awaiting = Awaiting { to, from, request, wants_reading, before: after };
+            match sent {
                 Ok(Some(number)) => {
                     listening.awaiting.insert(number, awaiting);
                 }
-                Ok(None) => self.send_follow_up(&mut listening.endpoint, &awaiting, None, &after),
+                Ok(None) => {
+                    let follow_up = self.follow_up_of(&awaiting, None, &after, suspends);
+                    self.send_follow_ups(&mut listening.endpoint, follow_up.as_slice());
+                }
                 Err(error) => {
-                    tracing::debug!(to = %datagram.from, %error, "cannot answer");
+                    tracing::debug!(%to, %error, "cannot answer");
                     count(&self.counters.unsent);
                     continue;
                 }
@@ -277,16 +297,22 @@ impl Responder {
         // Where one socket serves both kinds of messages, follow-ups are stamped as well: the second turn takes those off.
         loop {
             let mut ready = Vec::new();
-            while let Some((number, stamp)) = listening.endpoint.event.transmit_stamp() {
+            for (number, stamp) in listening.endpoint.event.transmit_stamps() {
                 stamps += 1;
                 ready.extend(listening.awaiting.remove(&number).map(|awaiting| (awaiting, stamp)));
             }
             if ready.is_empty() {
                 return stamps;
             }
-            let after = self.clocks.read();
-            for (awaiting, stamp) in ready {
-                self.send_follow_up(&mut listening.endpoint, &awaiting, Some(stamp), &after);
+            let after = self.read_clocks();
+            let suspends = self.suspends.count();
+            let follow_ups: Vec<Outgoing> = ready
+                .into_iter()
+                .filter_map(|(awaiting, stamp)| self.follow_up_of(&awaiting, Some(stamp), &after, suspends))
+                .collect();
+            self.send_follow_ups(&mut listening.endpoint, &follow_ups);
+            if listening.endpoint.general.is_some() && listening.awaiting.is_empty() {
+                return stamps;
             }
         }
     }
@@ -295,41 +321,50 @@ impl Responder {
         if listening.awaiting.is_empty() {
             return;
         }
-        let after = self.clocks.read();
+        let after = self.read_clocks();
         let patience = Nanos::from_millis(i64::from(STAMP_PATIENCE_MS));
+        let suspends = self.suspends.count();
         let overdue = |sent: &Awaiting| after.raw.earliest - sent.before.raw.latest > patience;
-        for (_, awaiting) in listening.awaiting.extract_if(|_, sent| overdue(sent)) {
-            self.send_follow_up(&mut listening.endpoint, &awaiting, None, &after);
-        }
+        let overdue = listening.awaiting.extract_if(|_, sent| overdue(sent));
+        let follow_ups: Vec<Outgoing> = overdue
+            .filter_map(|(_, awaiting)| self.follow_up_of(&awaiting, None, &after, suspends))
+            .collect();
+        self.send_follow_ups(&mut listening.endpoint, &follow_ups);
     }
 
-    fn send_follow_up(
-        &mut self,
-        endpoint: &mut Endpoint,
+    /// The follow-up of an answer. None if its stamp is too vague to be sent.
+    fn follow_up_of(
+        &self,
         awaiting: &Awaiting,
         stamp: Option<Time<Wall>>,
         after: &ClockReading,
-    ) {
+        suspends: u32,
+    ) -> Option<Outgoing> {
         if stamp.is_none() {
             count(&self.counters.unstamped_answers);
         }
         let sent = Stamp::sent(stamp, &awaiting.before, after);
-        let suspends = self.suspends.count();
-        let Some(extension) = self.extension(&sent, suspends, awaiting.wants_reading) else { return };
+        let extension = self.extension(&sent, suspends, awaiting.wants_reading)?;
         // Some networks correct the request on its way; the follow-up carries that back (IEEE 1588-2019 §11.4.2).
         let header = Header { two_step: false, source: self.identity, ..awaiting.request };
         let body = Body::FollowUp { sent: self.wall(&sent), requester: awaiting.request.source };
-        let octets = Message { header, body, extension }.encode();
         // A requester at PTP's event port takes general messages at PTP's general port. One at any other port has only
         // that port, and a firewall or address translation on the way lets answers through to that one alone.
         let mut to = awaiting.to;
         if to.port() == EVENT_PORT {
             to.set_port(GENERAL_PORT);
         }
-        match endpoint.send_general(&octets, to, awaiting.from) {
-            Ok(()) => count(&self.counters.followed_up),
-            Err(_) => count(&self.counters.unsent),
-        }
+        Some(Outgoing { octets: Message { header, body, extension }.encode(), to, from: awaiting.from })
+    }
+
+    fn send_follow_ups(&self, endpoint: &mut Endpoint, follow_ups: &[Outgoing]) {
+        let refused = endpoint.send_generals(follow_ups);
+        self.counters.followed_up.fetch_add(follow_ups.len() as u64 - refused, Ordering::Relaxed);
+        self.counters.unsent.fetch_add(refused, Ordering::Relaxed);
+    }
+
+    fn read_clocks(&mut self) -> ClockReading {
+        *self.newest.insert(self.clocks.read())
     }
 
     /// The TLV for an answer, inside: none if it was not asked for. None if the stamp is too vague to be sent.

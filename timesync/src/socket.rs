@@ -3,6 +3,9 @@
 //! Receive stamps come with the datagram; transmit stamps come back through the socket's error queue and name the
 //! packet by its number. Stamps are `CLOCK_REALTIME`.
 
+mod batch;
+mod segments;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -10,11 +13,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, Timestamps, recvmsg,
-    sendmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, SockaddrStorage, TimestampingFlag, Timestamps,
+    recvmsg, sendmsg, setsockopt, sockopt,
 };
 use nix::sys::time::TimeSpec;
 use socket2::{Domain, Protocol, Socket, Type};
+
+pub use segments::Outgoing;
 
 use crate::time::{Time, Wall};
 use crate::wire::{EVENT_PORT, GENERAL_PORT};
@@ -118,23 +123,7 @@ impl StampedSocket {
     pub fn send(&mut self, octets: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<Option<u32>> {
         let data = [IoSlice::new(octets)];
         let (to, fd) = (SockaddrStorage::from(to), self.socket.as_raw_fd());
-        let send = |control: &[ControlMessage<'_>]| sendmsg(fd, &data, control, MsgFlags::empty(), Some(&to));
-        let sent = match from {
-            None => send(&[]),
-            Some(IpAddr::V4(from)) => {
-                let source = libc::in_addr { s_addr: u32::from(from).to_be() };
-                let nowhere = libc::in_addr { s_addr: 0 };
-                let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: nowhere };
-                send(&[ControlMessage::Ipv4PacketInfo(&info)])
-            }
-            Some(IpAddr::V6(from)) => {
-                let source = libc::in6_addr { s6_addr: from.octets() };
-                send(&[ControlMessage::Ipv6PacketInfo(&libc::in6_pktinfo {
-                    ipi6_addr: source,
-                    ipi6_ifindex: 0,
-                })])
-            }
-        };
+        let sent = with_source(from, |control| sendmsg(fd, &data, control, MsgFlags::empty(), Some(&to)));
         if let Err(error) = sent {
             // Kernels differ in whether a packet that failed takes a number: start anew.
             if self.stamping {
@@ -142,9 +131,14 @@ impl StampedSocket {
             }
             return Err(error.into());
         }
+        Ok(self.take_number())
+    }
+
+    /// The number of the packet that was sent.
+    fn take_number(&mut self) -> Option<u32> {
         let number = self.next;
         self.next = self.next.wrapping_add(u32::from(self.stamping));
-        Ok(self.stamping.then_some(number))
+        self.stamping.then_some(number)
     }
 
     /// The next transmit stamp that has come back, with its packet's number. On loopback and virtual Ethernet it is there
@@ -165,22 +159,8 @@ impl StampedSocket {
                 Err(Errno::EINTR) => continue,
                 Err(_) => return None,
             };
-            // A stamp without a number (some tools that stand in for the kernel) can only be the newest packet's.
-            let (mut number, mut stamp) = (Some(newest), None);
-            for control in message.cmsgs().into_iter().flatten() {
-                match control {
-                    ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
-                    ControlMessageOwned::Ipv4RecvErr(error, _)
-                    | ControlMessageOwned::Ipv6RecvErr(error, _) => {
-                        // Network errors come by the same queue.
-                        let is_stamp = error.ee_errno == libc::ENOMSG.cast_unsigned();
-                        number = is_stamp.then_some(error.ee_data);
-                    }
-                    _ => {}
-                }
-            }
-            if let (Some(number), Some(stamp)) = (number, stamp) {
-                return Some((number, stamp));
+            if let Some(stamp) = stamp_in(&message, newest) {
+                return Some(stamp);
             }
         }
     }
@@ -209,22 +189,8 @@ impl StampedSocket {
                 // Nothing there, or an error of the network's: in UDP, both mean that nothing has arrived.
                 Err(_) => return None,
             };
-            let Some(from) = message.address.as_ref().and_then(address) else { continue };
-            let (mut to, mut stamp) = (None, None);
-            for control in message.cmsgs().into_iter().flatten() {
-                match control {
-                    ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
-                    ControlMessageOwned::Ipv4PacketInfo(info) => {
-                        to = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
-                    }
-                    ControlMessageOwned::Ipv6PacketInfo(info) => {
-                        to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
-                    }
-                    _ => {}
-                }
-            }
-            let len = message.bytes;
-            return Some(Datagram { octets, len, from, to, stamp });
+            let Some(datagram) = envelope(&message) else { continue };
+            return Some(Datagram { octets, ..datagram });
         }
     }
 
@@ -252,6 +218,61 @@ impl AsFd for StampedSocket {
     }
 }
 
+/// What a message from the error queue says: a packet's number and its transmit stamp. Some are errors of the network's.
+fn stamp_in(message: &RecvMsg<'_, '_, SockaddrStorage>, newest: u32) -> Option<(u32, Time<Wall>)> {
+    // A stamp without a number (some tools that stand in for the kernel) can only be the newest packet's.
+    let (mut number, mut stamp) = (Some(newest), None);
+    for control in message.cmsgs().into_iter().flatten() {
+        match control {
+            ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
+            ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
+                // Network errors come by the same queue.
+                let is_stamp = error.ee_errno == libc::ENOMSG.cast_unsigned();
+                number = is_stamp.then_some(error.ee_data);
+            }
+            _ => {}
+        }
+    }
+    number.zip(stamp)
+}
+
+/// A datagram that arrived, but for its octets.
+fn envelope(message: &RecvMsg<'_, '_, SockaddrStorage>) -> Option<Datagram> {
+    let from = message.address.as_ref().and_then(address)?;
+    let (mut to, mut stamp) = (None, None);
+    for control in message.cmsgs().into_iter().flatten() {
+        match control {
+            ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                to = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+            }
+            _ => {}
+        }
+    }
+    Some(Datagram { octets: [0; LONGEST], len: message.bytes, from, to, stamp })
+}
+
+/// Sends with what makes a datagram leave from this machine's address `from`, if one is given.
+fn with_source<T>(from: Option<IpAddr>, send: impl FnOnce(&[ControlMessage<'_>]) -> T) -> T {
+    match from {
+        None => send(&[]),
+        Some(IpAddr::V4(from)) => {
+            let source = libc::in_addr { s_addr: u32::from(from).to_be() };
+            let nowhere = libc::in_addr { s_addr: 0 };
+            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: nowhere };
+            send(&[ControlMessage::Ipv4PacketInfo(&info)])
+        }
+        Some(IpAddr::V6(from)) => {
+            let source = libc::in6_addr { s6_addr: from.octets() };
+            let info = libc::in6_pktinfo { ipi6_addr: source, ipi6_ifindex: 0 };
+            send(&[ControlMessage::Ipv6PacketInfo(&info)])
+        }
+    }
+}
+
 /// Creates the socket without flags, which are set afterwards: programs that run under a replacement of libc's socket
 /// calls may only know the plain types.
 fn open(at: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
@@ -262,8 +283,11 @@ fn open(at: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
         // IPv4 has its own socket, so that no address has two forms.
         socket.set_only_v6(true)?;
     }
-    // Room for a burst of answers. The system may give less.
-    let _ = socket.set_recv_buffer_size(1 << 20);
+    // Room for the answers of some 5000 hosts. Without privileges, the system may give less.
+    let room = 4 << 20;
+    if setsockopt(&socket, sockopt::RcvBufForce, &room).is_err() {
+        let _ = socket.set_recv_buffer_size(room);
+    }
     socket.bind(&at.into())?;
     let local = socket.local_addr()?.as_socket().unwrap_or(at);
     Ok((socket, local))
@@ -325,7 +349,7 @@ impl Endpoint {
     pub fn receive(&mut self, most: usize, into: &mut Vec<Datagram>) {
         let sockets = std::iter::once(&mut self.event).chain(&mut self.general);
         for socket in sockets {
-            into.extend(std::iter::from_fn(|| socket.receive()).take(most));
+            socket.receive_all(most, into);
         }
     }
 }

@@ -1,8 +1,12 @@
 //! The system calls that need `unsafe`: those that nix does not wrap.
 #![expect(unsafe_code, reason = "the one module that may: see each block")]
 
+mod send;
+
 use std::io;
 use std::mem::MaybeUninit;
+
+pub use send::send_all;
 
 /// How the kernel steers `CLOCK_REALTIME` now: `adjtimex(2)` with `modes` 0, which changes nothing and needs no rights.
 ///

@@ -8,8 +8,6 @@ use timesync::clock::pace_now;
 use timesync::time::Nanos;
 use timesync::wire::{Body, Extension, Header, Message, PortIdentity};
 
-/// Requests on their way: no responder's socket drops that few.
-const ON_THEIR_WAY: u16 = 64;
 /// After so long without any answer, whatever was on its way is lost.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -22,11 +20,16 @@ pub trait Protocol {
     fn answer(&mut self, datagram: &[u8]) -> Option<u16>;
 }
 
-/// Keeps [`ON_THEIR_WAY`] requests on their way to `responder` for `time`, and returns how many were answered.
+/// Keeps so many requests on their way to `responder` for `time`, and returns how many were answered.
 ///
 /// # Errors
 /// The socket's.
-pub fn load(protocol: &mut impl Protocol, responder: SocketAddr, time: Nanos) -> io::Result<u64> {
+pub fn load(
+    protocol: &mut impl Protocol,
+    responder: SocketAddr,
+    on_their_way: u16,
+    time: Nanos,
+) -> io::Result<u64> {
     // Not connected: follow-ups come from another port.
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -34,7 +37,7 @@ pub fn load(protocol: &mut impl Protocol, responder: SocketAddr, time: Nanos) ->
     let mut answered = 0;
     let mut datagram = [0; 256];
     let start = |protocol: &mut dyn FnMut(u16) -> Vec<u8>| -> io::Result<()> {
-        (0..ON_THEIR_WAY).try_for_each(|slot| socket.send_to(&protocol(slot), responder).map(|_| ()))
+        (0..on_their_way).try_for_each(|slot| socket.send_to(&protocol(slot), responder).map(|_| ()))
     };
     start(&mut |slot| protocol.request(slot))?;
     while pace_now() < until {
@@ -89,9 +92,9 @@ pub struct Ntp {
 }
 
 impl Ntp {
-    /// A client that asks for interleaved answers, or does not.
-    pub fn new(interleaved: bool) -> Self {
-        Ntp { interleaved, received: vec![[0; 8]; usize::from(ON_THEIR_WAY)], serial: 0, as_asked: 0 }
+    /// A client with so many slots that asks for interleaved answers, or does not.
+    pub fn new(interleaved: bool, slots: u16) -> Self {
+        Ntp { interleaved, received: vec![[0; 8]; usize::from(slots)], serial: 0, as_asked: 0 }
     }
 }
 

@@ -20,7 +20,7 @@ use super::schedule::{Pace, Schedule, Task};
 use super::{ServerConfig, Shared};
 use crate::clock::{Clocks, ServerClock, SuspendWatch, exact_sleeps};
 use crate::module::{StartError, source_is_trusted};
-use crate::socket::{Datagram, Endpoint};
+use crate::socket::{Datagram, Endpoint, Outgoing};
 use crate::time::{Nanos, Server, Time};
 use crate::translate::ClockReading;
 use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, REQUESTER};
@@ -196,46 +196,55 @@ impl Prober {
             return;
         }
         let before = self.clocks.read();
-        for &index in hosts {
-            let host = &mut self.hosts[index];
-            host.sequence = host.sequence.wrapping_add(1);
-            let header = Header {
-                domain: self.domain,
-                sdo: 0,
-                minor_version: 1,
-                two_step: false,
-                unicast: true,
-                correction: 0,
-                source: REQUESTER,
-                sequence: host.sequence,
-            };
-            // A plain responder answers without our TLV; so that all messages are equally long, so is the request.
-            let asks = !host.plain || host.sequence.is_multiple_of(ASK_PLAIN_EVERY);
-            let request =
-                Message { header, body: Body::Request, extension: asks.then_some(Extension::Wanted) };
-            match self.endpoints[host.endpoint].event.send(&request.encode(), host.address, None) {
-                Ok(number) => {
-                    host.outstanding = Some(Outstanding::new(host.sequence, number, before));
-                    self.unstamped.extend(number.map(|number| ((host.endpoint, number), index)));
-                }
-                Err(error) => {
-                    tracing::debug!(host = %host.address, %error, "cannot send");
-                    self.shared.record(index).lose();
-                    if self.schedule.end(index, false, ServerClock.now()).burst_over {
-                        host.waiting.clear();
+        for endpoint in 0..self.endpoints.len() {
+            let hosts = hosts.iter().copied().filter(|host| self.hosts[*host].endpoint == endpoint);
+            let hosts = hosts.collect::<Vec<usize>>();
+            let requests: Vec<Outgoing> = hosts.iter().map(|host| self.request(*host)).collect();
+            let sent = self.endpoints[endpoint].event.send_all(&requests);
+            for (index, sent) in hosts.into_iter().zip(sent) {
+                let host = &mut self.hosts[index];
+                match sent {
+                    Ok(number) => {
+                        host.outstanding = Some(Outstanding::new(host.sequence, number, before));
+                        self.unstamped.extend(number.map(|number| ((endpoint, number), index)));
+                    }
+                    Err(error) => {
+                        tracing::debug!(host = %host.address, %error, "cannot send");
+                        self.shared.record(index).lose();
+                        if self.schedule.end(index, false, ServerClock.now()).burst_over {
+                            host.waiting.clear();
+                        }
                     }
                 }
             }
-        }
-        for endpoint in 0..self.endpoints.len() {
             self.take_stamps(endpoint);
         }
+    }
+
+    /// A host's next request.
+    fn request(&mut self, index: usize) -> Outgoing {
+        let host = &mut self.hosts[index];
+        host.sequence = host.sequence.wrapping_add(1);
+        let header = Header {
+            domain: self.domain,
+            sdo: 0,
+            minor_version: 1,
+            two_step: false,
+            unicast: true,
+            correction: 0,
+            source: REQUESTER,
+            sequence: host.sequence,
+        };
+        // A plain responder answers without our TLV; so that all messages are equally long, so is the request.
+        let asks = !host.plain || host.sequence.is_multiple_of(ASK_PLAIN_EVERY);
+        let request = Message { header, body: Body::Request, extension: asks.then_some(Extension::Wanted) };
+        Outgoing { octets: request.encode(), to: host.address, from: None }
     }
 
     /// Gives the stamps that are back to their requests. Returns how many there were.
     fn take_stamps(&mut self, endpoint: usize) -> usize {
         let mut stamps = 0;
-        while let Some((number, stamp)) = self.endpoints[endpoint].event.transmit_stamp() {
+        for (number, stamp) in self.endpoints[endpoint].event.transmit_stamps() {
             stamps += 1;
             let Some(host) = self.unstamped.remove(&(endpoint, number)) else { continue };
             if let Some(request) = &mut self.hosts[host].outstanding
