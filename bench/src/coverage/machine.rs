@@ -51,7 +51,13 @@ impl Machine {
             steps.push((x, if random.chance(0.5) { size } else { -size }));
         }
         let omega = TAU / random.between(4.0, 60.0);
-        Machine { discipline, base: random.nanos(1 << 60, 3 << 59), omega, phase: random.between(0.0, TAU), steps }
+        Machine {
+            discipline,
+            base: random.nanos(1 << 60, 3 << 59),
+            omega,
+            phase: random.between(0.0, TAU),
+            steps,
+        }
     }
 
     fn stepped(&self, x: i64) -> (u32, i64) {

@@ -90,9 +90,8 @@ fn telling(limits: &[Limit], rho: f64) -> Vec<Limit> {
                 let Limit { x, theta, .. } = limits[index];
                 let theta = if upper { theta } else { -theta };
                 // In whole nanoseconds towards keeping.
-                let implied = reached.is_some_and(|(at, limit)| {
-                    (theta - limit) as f64 > rho * (x - at).abs() as f64 + 1.0
-                });
+                let implied = reached
+                    .is_some_and(|(at, limit)| (theta - limit) as f64 > rho * (x - at).abs() as f64 + 1.0);
                 if implied { keep[index] = false } else { reached = Some((x, theta)) }
             }
         }

@@ -280,7 +280,8 @@ impl Program {
     /// None where no line fits. `anchor` is the distance from x0.
     fn solve(&self, anchor: f64) -> Option<Answer> {
         let bend = self.kappa * anchor * anchor / 2.0;
-        let lines = |points: &[Point], ceiling, anchor| lines(points, ceiling + bend, self.rho, self.kappa, anchor);
+        let lines =
+            |points: &[Point], ceiling, anchor| lines(points, ceiling + bend, self.rho, self.kappa, anchor);
         let mut uppers = lines(&self.uppers, self.ceilings.0, anchor);
         let mut lowers = lines(&self.lowers, self.ceilings.1, -anchor);
         let farthest = uppers.iter().chain(&lowers).fold(0.0, |most: f64, line| most.max(line.dx.abs()));
@@ -521,7 +522,10 @@ mod tests {
             "not as sharp as it could be"
         );
         if let (0, Ok(whole)) = (anchor, whole) {
-            prop_assert!(interval.intersect(whole.interval) == Some(whole.interval), "other anchors only narrow it");
+            prop_assert!(
+                interval.intersect(whole.interval) == Some(whole.interval),
+                "other anchors only narrow it"
+            );
         }
         if wander.is_some() {
             let ppb = |(numerator, denominator): (i128, i128)| numerator as f64 / denominator as f64 / 2e3;
