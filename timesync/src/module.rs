@@ -2,6 +2,8 @@
 //!
 //! A plain thread on `poll(2)`; timing is its only job. Plain PTP requests are answered like a stock responder's.
 
+mod repeats;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,10 +15,12 @@ use std::thread::JoinHandle;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+pub use repeats::Repeats;
+
 use crate::clock::{self, Clocks, HostClock, SuspendWatch, clock_source, is_trusted_source};
 use crate::identity::Incarnation;
 use crate::socket::{Datagram, Endpoint, Outgoing, SocketError};
-use crate::time::{Nanos, Time, Wall};
+use crate::time::{Nanos, Raw, Time, Wall};
 use crate::translate::{ClockReading, Stamp};
 use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, PortIdentity, Reading};
 
@@ -59,7 +63,7 @@ pub struct Counters {
     pub followed_up: AtomicU64,
     /// Datagrams that are no PTP messages of an exchange.
     pub malformed: AtomicU64,
-    /// Messages that are not for this module: another domain, or no request.
+    /// Messages that are not for this module (another domain, or no request), and second copies of requests.
     pub ignored: AtomicU64,
     /// Requests without the kernel's receive stamp.
     pub unstamped_requests: AtomicU64,
@@ -119,6 +123,8 @@ impl Module {
             clocks,
             suspends: SuspendWatch::new(),
             trusted_source: source_is_trusted(),
+            source_checked: clock::raw_now(),
+            repeats: Repeats::default(),
             counters: Arc::clone(&counters),
         };
         let told = Arc::clone(&stop);
@@ -176,8 +182,10 @@ struct Awaiting {
 
 /// A stamp that is not back by then will not come: the follow-up goes out with the reading before the send.
 const STAMP_PATIENCE_MS: u16 = 10;
-/// The readings before the next packet must not be too old, and the clock source is looked up so often.
+/// The readings before the next packet must not be too old.
 const IDLE_MS: u16 = 500;
+/// The clock source is looked up before an answer (it takes some 5 µs), but not more often than this.
+const SOURCE_EVERY: Nanos = Nanos::from_millis(1);
 /// Requests that are answered in one go: the last answer leaves some 100 µs after the clocks were read.
 const BATCH: usize = 64;
 
@@ -193,6 +201,8 @@ struct Responder {
     newest: Option<ClockReading>,
     suspends: SuspendWatch,
     trusted_source: bool,
+    source_checked: Time<Raw>,
+    repeats: Repeats,
     counters: Arc<Counters>,
 }
 
@@ -200,7 +210,6 @@ impl Responder {
     fn run(mut self, mut endpoints: Vec<Listening>, stop: &EventFd) {
         clock::exact_sleeps();
         let mut datagrams = Vec::with_capacity(2 * BATCH);
-        let mut source_checked = clock::raw_now();
         loop {
             let waiting = endpoints.iter().any(|listening| !listening.awaiting.is_empty());
             let timeout = PollTimeout::from(if waiting { STAMP_PATIENCE_MS } else { IDLE_MS });
@@ -224,10 +233,6 @@ impl Responder {
             if drained {
                 self.latest = ClockReading { steps_before: steps, ..newest };
             }
-            let now = clock::raw_now();
-            if now - source_checked >= Nanos::from_millis(i64::from(IDLE_MS)) {
-                (self.trusted_source, source_checked) = (source_is_trusted(), now);
-            }
         }
     }
 
@@ -236,6 +241,9 @@ impl Responder {
     fn answer(&mut self, listening: &mut Listening, datagrams: &mut Vec<Datagram>) {
         let after = self.read_clocks();
         let suspends = self.suspends.count();
+        if after.raw.earliest - self.source_checked >= SOURCE_EVERY {
+            (self.trusted_source, self.source_checked) = (source_is_trusted(), after.raw.earliest);
+        }
         let (mut responses, mut requests) = (Vec::new(), Vec::new());
         for datagram in datagrams.drain(..) {
             let message = match Message::parse(datagram.octets()) {
@@ -251,7 +259,7 @@ impl Responder {
                 && request.domain == self.domain
                 && request.sdo == 0
                 && request.source != self.identity;
-            if !for_us {
+            if !for_us || self.repeats.repeated(datagram.from, request.sequence) {
                 count(&self.counters.ignored);
                 continue;
             }

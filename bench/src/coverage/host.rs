@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use timesync::exchange::StampClass;
 use timesync::identity::{BootId, Incarnation, ProcessId};
+use timesync::module::Repeats;
 use timesync::server::{Outcome, Outstanding};
 use timesync::time::{Server, Time, Wall};
 use timesync::translate::{ClockReading, Stamp};
@@ -22,8 +23,8 @@ const TIMEOUT: i64 = SECOND / 4;
 /// A burst, as the server does it by default.
 const BURST: u32 = 32;
 const BURST_INTERVAL: i64 = 1_000_000;
-/// A host looks its clock source up so often.
-const SOURCE_CHECK: i64 = SECOND / 2;
+/// A host looks its clock source up so often at most.
+const SOURCE_CHECK: i64 = 1_000_000;
 
 /// A change of the host, and how it shows.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +68,7 @@ pub struct Host<E> {
     burst_left: u32,
     pending: Option<Pending>,
     server_changed: bool,
+    repeats: Repeats,
 }
 
 /// An exchange whose outcome is known, but not yet to the server.
@@ -112,6 +114,7 @@ impl<E: Estimator> Host<E> {
             burst_left: 0,
             pending: None,
             server_changed: false,
+            repeats: Repeats::default(),
             random,
         }
     }
@@ -265,37 +268,11 @@ impl<E: Estimator> Host<E> {
         outstanding.sent = Some(self.server.wall(sent, server_raw(sent)));
         let forward = self.ways.0.delay(sent, first_of_pair, &mut self.random) - self.shortcut(sent);
         let t2 = sent + forward;
-        let deaf = self.awake(t2) != t2 || self.random.chance(scenario.loss);
-        let mut arrivals: Vec<(i64, Message)> = Vec::new();
-        let mut backward = 0;
-        if !deaf {
-            // The reading before is as old as the last time the module looked.
-            let age = self.random.nanos(1_000, SECOND / 8);
-            let earlier = self.host_reading(t2 - age);
-            let woken = t2 + self.wake();
-            let answered = self.awake(woken);
-            let after = self.host_reading(answered);
-            let wall = self.host.wall(t2, host_raw(&self.clock, t2));
-            let received = Stamp::received(Some(wall), &earlier, &after);
-            let response = self.message(received.wall, true, self.extension(&received, answered));
-            let ready = answered + 2_000 + self.wake() / 4;
-            let t3 = self.awake(ready);
-            backward = self.ways.1.delay(t3, first_of_pair, &mut self.random);
-            let back = t3 + 3_000 + self.wake() / 4;
-            let stamped = self.awake(back);
-            let read_back = self.host_reading(stamped);
-            let wall = self.host.wall(t3, host_raw(&self.clock, t3));
-            let left = Stamp::sent(Some(wall), &after, &read_back);
-            let follow_up = self.message(left.wall, false, self.extension(&left, stamped));
-            let later = self.ways.1.delay(stamped, false, &mut self.random);
-            for (at, message) in [(t3 + backward, response), (stamped + later, follow_up)] {
-                if !self.random.chance(scenario.loss) {
-                    arrivals.push((at, message));
-                }
-                if self.random.chance(scenario.duplicated) {
-                    arrivals.push((at + self.random.nanos(0, 40_000_000), message));
-                }
-            }
+        let mut arrivals = Vec::new();
+        let backward = self.answer(t2, first_of_pair, &mut arrivals);
+        if self.random.chance(scenario.duplicated) {
+            let again = t2 + self.random.nanos(1_000, 300_000);
+            self.answer(again, false, &mut arrivals);
         }
         arrivals.sort_by_key(|(at, _)| *at);
         let deadline = sent + TIMEOUT;
@@ -314,6 +291,45 @@ impl<E: Estimator> Host<E> {
         let complete = outstanding.is_complete();
         let outcome = outstanding.outcome();
         self.pending = Some(Pending { done, outcome, complete, delays: (forward, backward) });
+    }
+
+    /// What the module does when the request arrives at `t2`: its messages, and when they arrive at the server. Returns
+    /// the response's delay.
+    fn answer(&mut self, t2: i64, first_of_pair: bool, arrivals: &mut Vec<(i64, Message)>) -> i64 {
+        let scenario = self.scenario;
+        let deaf = self.awake(t2) != t2 || self.random.chance(scenario.loss);
+        let from = ([10, 0, 0, 1], 319).into();
+        if deaf || self.repeats.repeated(from, self.sequence) {
+            return 0;
+        }
+        // The reading before is as old as the last time the module looked.
+        let age = self.random.nanos(1_000, SECOND / 8);
+        let earlier = self.host_reading(t2 - age);
+        let woken = t2 + self.wake();
+        let answered = self.awake(woken);
+        let after = self.host_reading(answered);
+        let wall = self.host.wall(t2, host_raw(&self.clock, t2));
+        let received = Stamp::received(Some(wall), &earlier, &after);
+        let response = self.message(received.wall, true, self.extension(&received, answered));
+        let ready = answered + 2_000 + self.wake() / 4;
+        let t3 = self.awake(ready);
+        let backward = self.ways.1.delay(t3, first_of_pair, &mut self.random);
+        let back = t3 + 3_000 + self.wake() / 4;
+        let stamped = self.awake(back);
+        let read_back = self.host_reading(stamped);
+        let wall = self.host.wall(t3, host_raw(&self.clock, t3));
+        let left = Stamp::sent(Some(wall), &after, &read_back);
+        let follow_up = self.message(left.wall, false, self.extension(&left, stamped));
+        let later = self.ways.1.delay(stamped, false, &mut self.random);
+        for (at, message) in [(t3 + backward, response), (stamped + later, follow_up)] {
+            if !self.random.chance(scenario.loss) {
+                arrivals.push((at, message));
+            }
+            if self.random.chance(scenario.duplicated) {
+                arrivals.push((at + self.random.nanos(0, 40_000_000), message));
+            }
+        }
+        backward
     }
 
     fn message(&mut self, stamp: Time<Wall>, response: bool, extension: Option<Extension>) -> Message {

@@ -24,6 +24,10 @@ pub struct Effort {
     pub oracle: usize,
     /// Attempts at a cut.
     pub cuts: usize,
+    /// A run is no longer than this, in seconds, though the window may be;
+    pub history_s: i64,
+    /// and goes on for so long after a break.
+    pub aftermath_s: i64,
 }
 
 /// What came of it.
@@ -81,12 +85,12 @@ pub fn run<E: Estimator>(
     let random = &mut Random(seed ^ 0x636f_7665_7261_6765);
     let warm = 3 * SECOND;
     // As long as a window, and some more in which exchanges leave it.
-    let long = scenario.window_span().min(120 * SECOND) * 5 / 4 + 10 * SECOND;
+    let long = (scenario.window_span() * 5 / 4 + 10 * SECOND).min(effort.history_s * SECOND);
     let breaking = scenario.breaks.map(|kind| {
         let at = warm + random.nanos(long / 2, long * 3 / 4);
         kind.draw(at, random)
     });
-    let end = breaking.map_or(long, |b| b.over() + 20 * SECOND);
+    let end = breaking.map_or(long, |b| b.over() + effort.aftermath_s * SECOND);
     let mut hosts: Vec<Host<E>> = (0..2)
         .map(|index| {
             let config = HostConfig {
@@ -295,15 +299,24 @@ fn count_cut<E: Estimator>(
     }
 }
 
+/// What the statistical bound said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// An interval that rests on samples, at the confidence that was asked for.
+    OnSamples { right: bool },
+    /// The hard bound, as the samples contradicted the budget.
+    Contradicted,
+    /// The hard bound, or less confidence.
+    TooFew,
+}
+
 /// One independent statistical query: a window of its own.
-///
-/// Whether the bound that rests on samples and carries `nominal` was right; none where there is no such bound.
 pub fn statistical<E: Estimator>(
     scenario: &'static Scenario,
     seed: u64,
     make: impl Fn(HostConfig, usize) -> E,
     nominal: f64,
-) -> Option<Option<bool>> {
+) -> Answer {
     let random = &mut Random(seed ^ 0x0073_7461_7469_7374);
     let config = HostConfig {
         assumptions: scenario.assumptions,
@@ -319,14 +332,14 @@ pub fn statistical<E: Estimator>(
     } else {
         (now, now - random.nanos(0, SECOND / 2))
     };
-    let observation = host.estimator.observe(at(now)).ok()?;
-    let budget = AsymmetryBudget::Configured(timesync::time::Nanos::new(honest_budget(
-        &scenario.forward,
-        &scenario.backward,
-    )));
-    let bound = observation.window.statistical(at(x), nominal, budget).ok()?;
-    if bound.basis != Basis::Samples || bound.confidence < nominal {
-        return Some(None);
+    let budget = honest_budget(&scenario.forward, &scenario.backward);
+    let budget = AsymmetryBudget::Configured(timesync::time::Nanos::new(budget));
+    let Ok(observation) = host.estimator.observe(at(now)) else { return Answer::TooFew };
+    match observation.window.statistical(at(x), nominal, budget) {
+        Ok(bound) if bound.basis == Basis::BudgetContradicted => Answer::Contradicted,
+        Ok(bound) if bound.basis == Basis::Samples && bound.confidence >= nominal => {
+            Answer::OnSamples { right: miss(&host, bound.interval, x) == 0.0 }
+        }
+        _ => Answer::TooFew,
     }
-    Some(Some(miss(&host, bound.interval, x) == 0.0))
 }
