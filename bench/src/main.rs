@@ -1,6 +1,7 @@
 //! Benchmarks. Each prints medians and ratios against a peer in the same run; `--json` gives the rows.
 
 mod stall;
+mod time_peers;
 
 use clap::{Parser, Subcommand};
 
@@ -15,10 +16,13 @@ struct Arguments {
 enum Benchmark {
     /// What a snapshot costs its writers: timed against barrier against none.
     Stall(stall::Arguments),
+    /// Our bound against chronyd and ptp4l, on one virtual Ethernet in one kernel.
+    TimePeers(time_peers::Arguments),
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     match Arguments::parse().benchmark {
         Benchmark::Stall(arguments) => stall::run(&arguments),
+        Benchmark::TimePeers(arguments) => time_peers::run(&arguments),
     }
 }
