@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::clock::{self, Clocks, HostClock, SuspendWatch, clock_source, is_trusted_source};
+use crate::clock::{self, Clocks, HostClock, SharedSuspendWatch, clock_source, is_trusted_source};
 use crate::identity::Incarnation;
 use crate::socket::{Datagram, Endpoint, SocketError};
 use crate::time::{Nanos, Time, Wall};
@@ -79,6 +79,7 @@ pub struct Module {
     thread: Option<JoinHandle<()>>,
     stop: Arc<EventFd>,
     counters: Arc<Counters>,
+    suspends: SharedSuspendWatch,
     addresses: Vec<SocketAddr>,
 }
 
@@ -109,6 +110,7 @@ impl Module {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(io::Error::from)?);
         let counters = Arc::new(Counters::default());
         let mut clocks = Clocks::new()?;
+        let suspends = SharedSuspendWatch::default();
         let responder = Responder {
             domain,
             identity: own_identity(incarnation),
@@ -116,7 +118,7 @@ impl Module {
             clock,
             latest: clocks.read(),
             clocks,
-            suspends: SuspendWatch::new(),
+            suspends: suspends.clone(),
             trusted_source: source_is_trusted(),
             counters: Arc::clone(&counters),
         };
@@ -124,7 +126,7 @@ impl Module {
         let thread = std::thread::Builder::new()
             .name("time-module".into())
             .spawn(move || responder.run(endpoints, &told))?;
-        Ok(Module { thread: Some(thread), stop, counters, addresses })
+        Ok(Module { thread: Some(thread), stop, counters, suspends, addresses })
     }
 
     /// Where it listens, in the order of [`ModuleConfig::listen`].
@@ -135,6 +137,11 @@ impl Module {
     /// What it has done.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Counts suspends as its answers do.
+    pub fn suspends(&self) -> SharedSuspendWatch {
+        self.suspends.clone()
     }
 }
 
@@ -188,7 +195,7 @@ struct Responder {
     clocks: Clocks,
     /// The reading before whatever packet comes next.
     latest: ClockReading,
-    suspends: SuspendWatch,
+    suspends: SharedSuspendWatch,
     trusted_source: bool,
     counters: Arc<Counters>,
 }

@@ -320,6 +320,7 @@ impl SkewSource for FakeSource {
         Ok(Observation {
             window: window.lock().unwrap().clone(),
             incarnation: fake.incarnation,
+            suspends: 0,
             timestamps: StampClass::Software,
         })
     }
