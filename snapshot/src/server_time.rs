@@ -36,14 +36,14 @@ async fn hear(
 /// # Errors
 /// The system's.
 pub async fn keep_telling(source: Arc<dyn SkewSource>, host: RemoteHost) -> io::Result<()> {
-    let (mut clocks, mut rate) = (Clocks::new()?, WallRate::default());
+    let (mut clocks, mut measured, mut known) = (Clocks::new()?, WallRate::default(), None);
     loop {
         tokio::time::sleep(EVERY).await;
         let reading = clocks.read();
+        // When the wall clock was just set, hosts must hear of it at once; setting it leaves its rate as it was.
+        known = measured.measure(&reading).or(known);
         // Nothing is told of a host that cannot be bounded: what was told before ends by itself.
-        let (Some(rate), Ok(observation)) = (rate.measure(&reading), source.observe(host.name())) else {
-            continue;
-        };
+        let (Some(rate), Ok(observation)) = (known, source.observe(host.name())) else { continue };
         let statement = ServerTime::of(&observation, source.incarnation(), &reading, rate);
         let Ok(statement) = statement else { continue };
         if let Err(error) = host.tell_time(&statement).await {

@@ -25,7 +25,8 @@
 //! The bound is withdrawn, not stretched, where its ground is gone: the server is silent for [`MAX_AGE`], the machine was
 //! suspended (C stood still: the server must have heard of it before it is believed again), W was set since the last
 //! publication, or a new statement or reading contradicts what was published, which proves that an assumption broke. What
-//! a reader saw in the moments before that is what no publisher can take back.
+//! a reader saw in the moments before that, no publisher can take back: up to a publication's interval after W was set or
+//! steered, up to a second after S was.
 
 pub mod chrony;
 pub mod clockbound;
@@ -321,6 +322,8 @@ impl Publisher {
             && !last.allows(offset, published.monotonic - last.monotonic)
         {
             tracing::warn!("CLOCK_REALTIME was steered by more than publish.max_drift_ppm");
+            // Its rate is another one now, and the mean of both says nothing of what comes.
+            self.rate = WallRate::default();
             return Err(Withdrawn::Disrupted);
         }
         Ok(published)

@@ -11,7 +11,7 @@ use timesync::server::{HostConfig, ServerConfig, TimeServer};
 use timesync::source::SkewSource;
 use timesync::wire::EVENT_PORT;
 
-use super::process::{received, thread_cpu};
+use super::process::{received, threads_cpu};
 use super::{Cpu, Failure, RATE, Times, Turn, follow};
 
 /// Whose offset is asked for. Both are 0.
@@ -35,7 +35,7 @@ pub fn turn(network: &Network, timeline: Timeline, times: Times) -> Result<Turn,
     let config = ServerConfig { hosts: vec![host], pairs_per_second: RATE / 2, ..ServerConfig::default() };
     let server = here.inside(|| TimeServer::start(&config, incarnation))??;
     let cpu = || {
-        let (measuring, answering) = (thread_cpu("time-prober")?, thread_cpu("time-module")?);
+        let (measuring, answering) = (threads_cpu("time-prober")?, threads_cpu("time-module")?);
         Ok(Cpu { exchanges: received(there)?, measuring, answering })
     };
     follow(

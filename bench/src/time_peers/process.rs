@@ -59,15 +59,16 @@ impl Drop for Process {
     }
 }
 
-/// The processor time of this process's own thread of that name, in ns.
-pub fn thread_cpu(name: &str) -> Result<u64, Failure> {
+/// The processor time of this process's own threads whose names begin so, in ns.
+pub fn threads_cpu(name: &str) -> Result<u64, Failure> {
+    let mut sum = None;
     for task in std::fs::read_dir("/proc/self/task")? {
         let task = task?.path();
-        if std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name) {
-            return run_time(&task);
+        if std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.starts_with(name)) {
+            sum = Some(sum.unwrap_or(0) + run_time(&task)?);
         }
     }
-    Err(format!("there is no thread {name}").into())
+    Ok(sum.ok_or_else(|| format!("there is no thread {name}"))?)
 }
 
 fn run_time(task: &Path) -> Result<u64, Failure> {

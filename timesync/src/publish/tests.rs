@@ -164,6 +164,20 @@ fn a_step_withdraws_the_bound_and_then_counts_in_it() {
 }
 
 #[test]
+fn steering_beyond_the_budget_withdraws_the_bound_until_the_rate_is_known_again() {
+    let mut world = World::plain();
+    let mut publisher = world.publisher(X);
+    publisher.publish(&world.host_reads(X + 2 * MS), 0).unwrap();
+    // Somebody slews by 500 ppm from now on.
+    world.host_wall.bend = (world.host_raw.at(X + 2 * MS), world.host_wall.ppb + 500_000);
+    assert_eq!(publisher.publish(&world.host_reads(X + 102 * MS), 0), Err(Withdrawn::Disrupted));
+    assert_eq!(publisher.publish(&world.host_reads(X + 202 * MS), 0), Err(Withdrawn::Unknown));
+    let published = publisher.publish(&world.host_reads(X + 1_302 * MS), 0).unwrap();
+    assert!(published.growth_ppb > 500_000, "readers reckon with it: {published:?}");
+    assert!(publisher.publish(&world.host_reads(X + 1_402 * MS), 0).is_ok());
+}
+
+#[test]
 fn after_a_suspend_the_server_must_have_heard_of_it() {
     let world = World::plain();
     let mut publisher = world.publisher(X);
