@@ -43,6 +43,9 @@ struct World {
     /// Against the host's raw clock.
     host_wall: Line,
     steps: u32,
+    /// From each exchange to the next one, requests become so much faster and responses so much slower, in ns: then the
+    /// bound's middle drifts away from the truth. Negative: the other way round.
+    ramp: i64,
 }
 
 impl World {
@@ -53,7 +56,7 @@ impl World {
         let mut host_wall = line(0, -60_000);
         let x = 100 * SECOND;
         host_wall.offset = server_wall.at(x) + 5_000 - host_wall.at(host_raw.at(x));
-        World { host_raw, server_wall, host_wall, steps: 0 }
+        World { host_raw, server_wall, host_wall, steps: 0, ramp: 0 }
     }
 
     fn reading(self, raw: i64, wall: i64) -> ClockReading {
@@ -89,10 +92,13 @@ impl World {
         let server = |at| Span::exact(Time::from_nanos(at));
         let host = |at| Span::exact(Time::from_nanos(self.host_raw.at(at)));
         for ago in (0..128).rev() {
-            let at = x - ago * SECOND / 8 - 7 * MS;
+            let sent = x - ago * SECOND / 8 - 7 * MS;
+            let (early, late) = (self.ramp.abs() * (127 - ago), self.ramp.abs() * ago);
+            let (forward, backward) = if self.ramp > 0 { (late, early) } else { (early, late) };
+            let arrived = sent + 400 + forward;
             window.push(&Exchange {
-                forward: Some(Forward { sent: server(at), received: host(at + 400) }),
-                backward: Some(Backward { sent: host(at + 500), received: server(at + 1_000) }),
+                forward: Some(Forward { sent: server(sent), received: host(arrived) }),
+                backward: Some(Backward { sent: host(arrived), received: server(arrived + 500 + backward) }),
             });
         }
         let observation = Observation {
@@ -222,6 +228,22 @@ fn statements_for_another_run_or_another_time_are_not_believed() {
     assert_eq!(hear(&mut publisher, statement, 1), Ok(()));
 }
 
+/// Both wall clocks leave their rates in opposite directions, as far as they may, right after a publication.
+#[test]
+fn the_growth_allows_for_both_wall_clocks() {
+    for sign in [-1, 1] {
+        let mut world = World::plain();
+        world.host_wall.offset -= 5_000;
+        let publisher = world.publisher(X);
+        world.server_wall.bend = (X + 2 * MS, world.server_wall.ppb + sign * BUDGET);
+        world.host_wall.bend = (world.host_raw.at(X + 2 * MS), world.host_wall.ppb - sign * BUDGET);
+        let published = publisher.clone().publish(&world.host_reads(X + 2 * MS), 0).unwrap();
+        let bound = published.bound().get() + 5 * i64::from(published.growth_ppb);
+        let truth = world.truth(X + 5 * SECOND).abs();
+        assert!(truth > 90_000 && truth <= bound, "{truth} is not within {bound}");
+    }
+}
+
 proptest! {
     /// Any clocks within the assumptions, walls that are steered within the budget at the worst moments, and a reader at
     /// any time afterwards: what it concludes is true.
@@ -235,6 +257,7 @@ proptest! {
         apart in -SECOND..SECOND,
         published_after_ms in 2_i64..4_900,
         read_after_ms in 0_i64..5_000,
+        ramp in -200_i64..200,
     ) {
         let [server_ppb, host_ppb] = wall_ppb;
         let host_raw = Line { offset: raw_offset, ppb: raw_ppb, bend: (i64::MAX, 0) };
@@ -245,7 +268,7 @@ proptest! {
         let host_bend = (host_raw.at(published_at + bends_ms[1] * MS), host_ppb + steered[1]);
         let mut host_wall = Line { offset: 0, ppb: host_ppb, bend: host_bend };
         host_wall.offset = server_wall.at(X) + apart - host_wall.at(host_raw.at(X));
-        let world = World { host_raw, server_wall, host_wall, steps: 0 };
+        let world = World { host_raw, server_wall, host_wall, steps: 0, ramp };
         let published = world.publisher(X).publish(&world.host_reads(published_at), 0).unwrap();
         let truth = world.truth(published_at);
         prop_assert!(published.offset.0.get() <= truth && truth <= published.offset.1.get());
