@@ -245,6 +245,9 @@ fn the_growth_allows_for_both_wall_clocks() {
 }
 
 proptest! {
+    // Takes that many to meet each of the bound's parts at its edge.
+    #![proptest_config(ProptestConfig::with_cases(8_192))]
+
     /// Any clocks within the assumptions, walls that are steered within the budget at the worst moments, and a reader at
     /// any time afterwards: what it concludes is true.
     #[test]
