@@ -3,6 +3,7 @@
 mod coverage;
 mod probe_scale;
 mod stall;
+mod time_peers;
 
 use clap::{Parser, Subcommand};
 
@@ -21,6 +22,8 @@ enum Benchmark {
     Coverage(coverage::Arguments),
     /// What a snapshot costs its writers: timed against barrier against none.
     Stall(stall::Arguments),
+    /// Our bound against chronyd and ptp4l, on one virtual Ethernet in one kernel.
+    TimePeers(time_peers::Arguments),
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -28,5 +31,6 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Benchmark::ProbeScale(arguments) => probe_scale::run(&arguments),
         Benchmark::Coverage(arguments) => coverage::run(&arguments),
         Benchmark::Stall(arguments) => stall::run(&arguments),
+        Benchmark::TimePeers(arguments) => time_peers::run(&arguments),
     }
 }

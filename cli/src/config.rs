@@ -147,10 +147,31 @@ pub struct HostConfig {
     /// No cut holds a reply back for longer, whatever the server orders; 1us ..= 10s. Default 100ms.
     #[serde(deserialize_with = "deserialize_duration")]
     pub max_stretch: Nanos,
+    /// How other programs on this host learn of its bound. Default: not at all.
+    pub publish: PublishConfig,
     /// Plain HTTP beyond loopback: anybody on the network can then give orders. Default false.
     pub insecure: bool,
     /// HTTPS towards the server.
     pub tls: Option<TlsFiles>,
+}
+
+/// `[publish]`: how other programs on a host learn how far its `CLOCK_REALTIME` is from the server's.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PublishConfig {
+    /// A shared-memory segment for ClockBound's client libraries, which look for it at /var/run/clockbound/shm0.
+    pub clockbound: Option<PathBuf>,
+    /// The socket of chronyd's `refclock SOCK`, by which chronyd steers this host's clock to the server's.
+    pub chrony_sock: Option<PathBuf>,
+    /// Neither this host's CLOCK_REALTIME nor the server's is steered away from its present rate by more; a named
+    /// assumption of what is published. 1 ..= 10000, in ppm. Default 10.
+    pub max_drift_ppm: u32,
+}
+
+impl Default for PublishConfig {
+    fn default() -> Self {
+        PublishConfig { clockbound: None, chrony_sock: None, max_drift_ppm: 10 }
+    }
 }
 
 impl Default for HostConfig {
@@ -164,6 +185,7 @@ impl Default for HostConfig {
             nbd: vec![Endpoint::Tcp(loopback(NBD_PORT))],
             volumes: PathBuf::from("/var/lib/coeval/volumes"),
             max_stretch: Nanos::from_millis(100),
+            publish: PublishConfig::default(),
             insecure: false,
             tls: None,
         }
@@ -315,6 +337,7 @@ impl HostConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         check_tls("host", self.listen, self.insecure, self.tls.as_ref())?;
         in_range("max_stretch (in ns)", self.max_stretch.get(), 1_000, 10_000_000_000)?;
+        in_range("publish.max_drift_ppm", self.publish.max_drift_ppm, 1, 10_000)?;
         Ok(())
     }
 }
@@ -445,6 +468,11 @@ mod tests {
         let config: HostConfig = parse("max_stretch = \"20ms\"", Path::new("h")).unwrap();
         assert_eq!(config.max_stretch, Nanos::from_millis(20));
         assert!(config.check().is_ok());
+        assert_eq!(config.publish, PublishConfig::default());
+        let config: HostConfig = parse("[publish]\nclockbound = \"/run/x\"", Path::new("h")).unwrap();
+        assert_eq!((config.publish.clockbound, config.publish.max_drift_ppm), (Some("/run/x".into()), 10));
+        let config: HostConfig = parse("[publish]\nmax_drift_ppm = 0", Path::new("h")).unwrap();
+        assert!(config.check().unwrap_err().to_string().contains("publish.max_drift_ppm"));
         let error = parse::<HostConfig>("nbd = [\"udp://x\"]", Path::new("h.toml")).unwrap_err().to_string();
         assert!(error.starts_with("h.toml:1: ") && error.contains("udp://x"), "{error}");
     }

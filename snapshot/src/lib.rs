@@ -15,6 +15,7 @@ pub mod nbd;
 pub mod orders;
 pub mod remote;
 pub mod schedule;
+pub mod server_time;
 pub mod volume;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use reqwest::Url;
+use timesync::publish::ServerTime;
 
 use crate::agent::UncoordinatedOrder;
 use crate::http::{Connector, ControlClient, ControlError, HttpError};
@@ -121,6 +122,11 @@ impl RemoteHost {
         order: &UncoordinatedOrder,
     ) -> Result<(), ControlError> {
         self.client.post(self.cut(attempt, "uncoordinated"), order, self.limits.seal).await
+    }
+
+    /// Tells it what the server's clock reads when its own does.
+    pub async fn tell_time(&self, statement: &ServerTime) -> Result<(), ControlError> {
+        self.client.post(self.client.page(&["v1", "server-time"]), statement, self.limits.step).await
     }
 
     /// Creates a volume.

@@ -2,11 +2,13 @@
 #![expect(clippy::disallowed_methods, reason = "this is the module that may read clocks")]
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::prctl::set_timerslack;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use nix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_getres, clock_gettime};
 
 use crate::sys;
 use crate::time::{Host, Nanos, Raw, Server, Span, Time, Wall};
@@ -117,6 +119,13 @@ pub fn pace_now() -> Nanos {
     Nanos::new(read(ClockId::CLOCK_MONOTONIC))
 }
 
+/// How far `CLOCK_MONOTONIC_COARSE` may be behind `CLOCK_MONOTONIC`: a tick of the kernel.
+pub fn coarse_lag() -> Nanos {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE);
+    // The longest tick that Linux has is 1/100 s.
+    tick.map_or(Nanos::from_millis(10), |tick| Nanos::new(tick.tv_sec() * 1_000_000_000 + tick.tv_nsec()))
+}
+
 #[expect(
     clippy::expect_used,
     reason = "these clocks exist on every Linux since 2.6.39, and are read into our own memory"
@@ -204,6 +213,25 @@ impl Clocks {
             steps_before,
             steps_after: self.steps,
         }
+    }
+}
+
+/// Readable when the wall clock was set; [`Clocks::read`] takes that off.
+impl AsFd for Clocks {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.on_set.as_fd()
+    }
+}
+
+/// A [`SuspendWatch`] that several threads ask, so that all count the same.
+#[derive(Clone, Debug, Default)]
+pub struct SharedSuspendWatch(Arc<Mutex<SuspendWatch>>);
+
+impl SharedSuspendWatch {
+    /// See [`SuspendWatch::count`].
+    pub fn count(&self) -> u32 {
+        // A count is whole after each call, whoever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).count()
     }
 }
 

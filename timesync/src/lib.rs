@@ -9,6 +9,7 @@ pub mod exchange;
 pub mod identity;
 pub mod module;
 pub mod probe;
+pub mod publish;
 pub mod report;
 pub mod server;
 pub mod simulation;

@@ -17,7 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub use repeats::Repeats;
 
-use crate::clock::{self, Clocks, HostClock, SuspendWatch, clock_source, is_trusted_source};
+use crate::clock::{self, Clocks, HostClock, SharedSuspendWatch, clock_source, is_trusted_source};
 use crate::identity::Incarnation;
 use crate::socket::{Datagram, Endpoint, Outgoing, SocketError};
 use crate::time::{Nanos, Raw, Time, Wall};
@@ -83,6 +83,7 @@ pub struct Module {
     thread: Option<JoinHandle<()>>,
     stop: Arc<EventFd>,
     counters: Arc<Counters>,
+    suspends: SharedSuspendWatch,
     addresses: Vec<SocketAddr>,
 }
 
@@ -113,6 +114,7 @@ impl Module {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(io::Error::from)?);
         let counters = Arc::new(Counters::default());
         let mut clocks = Clocks::new()?;
+        let suspends = SharedSuspendWatch::default();
         let responder = Responder {
             domain,
             identity: own_identity(incarnation),
@@ -121,7 +123,7 @@ impl Module {
             latest: clocks.read(),
             newest: None,
             clocks,
-            suspends: SuspendWatch::new(),
+            suspends: suspends.clone(),
             trusted_source: source_is_trusted(),
             source_checked: clock::raw_now(),
             repeats: Repeats::default(),
@@ -131,7 +133,7 @@ impl Module {
         let thread = std::thread::Builder::new()
             .name("time-module".into())
             .spawn(move || responder.run(endpoints, &told))?;
-        Ok(Module { thread: Some(thread), stop, counters, addresses })
+        Ok(Module { thread: Some(thread), stop, counters, suspends, addresses })
     }
 
     /// Where it listens, in the order of [`ModuleConfig::listen`].
@@ -142,6 +144,11 @@ impl Module {
     /// What it has done.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Counts suspends as its answers do.
+    pub fn suspends(&self) -> SharedSuspendWatch {
+        self.suspends.clone()
     }
 }
 
@@ -199,7 +206,7 @@ struct Responder {
     latest: ClockReading,
     /// The newest reading since the last packets were waited for.
     newest: Option<ClockReading>,
-    suspends: SuspendWatch,
+    suspends: SharedSuspendWatch,
     trusted_source: bool,
     source_checked: Time<Raw>,
     repeats: Repeats,

@@ -14,6 +14,8 @@ pub struct Observation {
     pub window: Window,
     /// Who answered them, all of them.
     pub incarnation: Incarnation,
+    /// How often its machine was suspended, as of all of them.
+    pub suspends: u32,
     /// The worse class of timestamps on either end.
     pub timestamps: StampClass,
     /// How often the window was emptied: exchanges from before and after that are on different timelines.

@@ -6,9 +6,11 @@ use snapshot::agent;
 use snapshot::host::{HostOptions, HostService};
 use snapshot::http::Listener;
 use snapshot::nbd::{self, Endpoint};
+use snapshot::server_time;
 use timesync::clock::HostClock;
 use timesync::identity::Incarnation;
 use timesync::module::{Module, ModuleConfig};
+use timesync::publish::{Outlets, PublisherThread};
 
 use super::{Failure, daemon};
 use crate::args::HostArgs;
@@ -26,6 +28,16 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
         None => HostClock::real(),
         Some(spec) => HostClock::simulated(spec.parse()?),
     };
+    let outlets = Outlets {
+        clockbound: config.publish.clockbound.clone(),
+        chrony_sock: config.publish.chrony_sock.clone(),
+    };
+    let publishes = outlets != Outlets::default();
+    if publishes && clock.is_simulated() {
+        return Err(
+            "a simulated clock's bound is not published; leave out --simulate-clock or [publish]".into()
+        );
+    }
     if daemon_args.check {
         return super::print("the configuration is valid");
     }
@@ -53,12 +65,24 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
         domain: config.domain,
     };
     let module = Module::start(&module_config, clock, incarnation)?;
+    let mut router = agent::router(service, simulation);
+    let publisher = if publishes {
+        let max_drift_ppb = config.publish.max_drift_ppm.saturating_mul(1_000);
+        let publisher = PublisherThread::start(&outlets, incarnation, max_drift_ppb, module.suspends())?;
+        let publisher = Arc::new(publisher);
+        router = router.merge(server_time::router(Arc::clone(&publisher)));
+        Some(publisher)
+    } else {
+        None
+    };
     let time = *module.addresses().first().ok_or("the time module listens nowhere")?;
 
     let ready = HostReady { control: listener.url(), time, nbd: endpoints };
     daemon::ready(&ready)?;
     tracing::info!(name = config.name, control = ready.control, time = %ready.time, nbd = ?ready.nbd, "ready");
-    daemon::serve(listener, agent::router(service, simulation)).await?;
+    daemon::serve(listener, router).await?;
+    // What was published ends in good order.
+    drop(publisher);
     // The NBD server first: its clients see the end of the stream, and no request is under way when the rest goes.
     drop(nbd_server);
     drop(module);

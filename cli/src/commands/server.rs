@@ -6,7 +6,8 @@ use snapshot::api;
 use snapshot::catalogue::Catalogue;
 use snapshot::coordinator::{Coordinator, Options};
 use snapshot::http::{Connector, Listener};
-use snapshot::remote::HostEndpoint;
+use snapshot::remote::{HostEndpoint, Limits, RemoteHost};
+use snapshot::server_time;
 use timesync::identity::Incarnation;
 use timesync::server::TimeServer;
 
@@ -48,6 +49,11 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     let coordinator = Coordinator::new(time.clone(), &endpoints, catalogue, &connector, options)?;
     coordinator.recover().await?;
     coordinator.keep_schedules();
+
+    for endpoint in &endpoints {
+        let host = RemoteHost::new(&connector, endpoint, Limits::default())?;
+        tokio::spawn(server_time::keep_telling(time.clone(), host));
+    }
 
     let ready = ServerReady { api: listener.url() };
     daemon::ready(&ready)?;

@@ -223,10 +223,11 @@ impl Record {
     pub fn observe(&self, now: Time<Server>, allow_simulated: bool) -> Result<Observation, Unobserved> {
         let name = || self.config.name.clone();
         match (self.state(now, allow_simulated), self.responder, self.published()) {
-            (State::Ok, Some(Responder::Module { incarnation, .. }), Some((window, latest))) => {
+            (State::Ok, Some(Responder::Module { incarnation, suspends, .. }), Some((window, latest))) => {
                 Ok(Observation {
                     window: window.clone(),
                     incarnation,
+                    suspends,
                     timestamps: latest.class,
                     resets: self.resets,
                 })

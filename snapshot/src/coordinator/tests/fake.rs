@@ -323,6 +323,7 @@ impl SkewSource for FakeSource {
         Ok(Observation {
             window: window.lock().unwrap().clone(),
             incarnation: fake.incarnation,
+            suspends: 0,
             timestamps: StampClass::Software,
             resets: 0,
         })
