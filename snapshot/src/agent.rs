@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, State};
-use axum::middleware::from_fn;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
 use crate::host::{HostError, HostService};
-use crate::http::{JsonBody, Refusal, Segments, admit_server};
+use crate::http::{JsonBody, Refusal, Segments};
 use crate::orders::{
     ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
     ReleaseOrder, Sealed, Struck, VolumeDescription,
@@ -55,7 +54,7 @@ pub fn router(host: Arc<HostService>, simulation: bool) -> Router {
     if simulation {
         router = router.route("/v1/cuts/{attempt}/uncoordinated", post(uncoordinated));
     }
-    router.layer(DefaultBodyLimit::max(BODY_LIMIT)).with_state(host).layer(from_fn(admit_server))
+    router.layer(DefaultBodyLimit::max(BODY_LIMIT)).with_state(host)
 }
 
 /// Runs what may wait for storage or for a stretch's end away from the threads that answer.

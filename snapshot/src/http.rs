@@ -5,8 +5,7 @@ mod peer;
 mod tls;
 
 pub use client::{Connector, ControlClient, ControlError};
-pub use peer::{Identity, NoIdentity, Role};
-pub(crate) use peer::{admit_people, admit_server};
+pub use peer::{Admits, Identity, NoIdentity, Role};
 pub use tls::TlsFiles;
 
 use std::net::{SocketAddr, TcpListener};
@@ -17,6 +16,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use axum_server::accept::NoDelayAcceptor;
@@ -110,13 +110,15 @@ impl Listener {
         format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.address)
     }
 
-    /// Serves until `stop` says otherwise.
+    /// Serves those whom it `admits` until `stop` says otherwise.
     ///
     /// # Errors
     /// When the listening socket fails.
-    pub async fn serve(self, router: Router, stop: StopHandle) -> std::io::Result<()> {
+    pub async fn serve(self, router: Router, admits: Admits, stop: StopHandle) -> std::io::Result<()> {
+        // Around all there is, so that no route can be forgotten.
+        let router = router.fallback(no_such_page).method_not_allowed_fallback(no_such_method);
         let service =
-            router.fallback(no_such_page).method_not_allowed_fallback(no_such_method).into_make_service();
+            router.layer(from_fn(move |request, next| admits.check(request, next))).into_make_service();
         // Small requests answer each other (strike, release): Nagle's delay would dominate a barrier.
         let server = axum_server::from_tcp(self.socket)?.handle(stop).acceptor(NoDelayAcceptor::new());
         match self.tls {

@@ -7,7 +7,7 @@ use axum::Router;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use serde::Serialize;
-use snapshot::http::{Listener, StopHandle};
+use snapshot::http::{Admits, Listener, StopHandle};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -44,11 +44,11 @@ pub fn ready<T: Serialize>(addresses: &T) -> Result<(), Failure> {
     print(&format!("{READY}{}", serde_json::to_string(addresses)?))
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves those whom it `admits` until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When the listening socket fails.
-pub async fn serve(listener: Listener, router: Router) -> Result<(), Failure> {
+pub async fn serve(listener: Listener, router: Router, admits: Admits) -> Result<(), Failure> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = StopHandle::new();
     let handle = stop.clone();
@@ -60,5 +60,5 @@ pub async fn serve(listener: Listener, router: Router) -> Result<(), Failure> {
         tracing::info!("{name}: stopping");
         handle.graceful_shutdown(Some(GRACE));
     });
-    Ok(listener.serve(router, stop).await?)
+    Ok(listener.serve(router, admits, stop).await?)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use snapshot::agent;
 use snapshot::host::{HostOptions, HostService};
-use snapshot::http::Listener;
+use snapshot::http::{Admits, Listener};
 use snapshot::nbd::{self, Endpoint};
 use snapshot::server_time;
 use timesync::clock::HostClock;
@@ -80,7 +80,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     let ready = HostReady { control: listener.url(), time, nbd: endpoints };
     daemon::ready(&ready)?;
     tracing::info!(name = config.name, control = ready.control, time = %ready.time, nbd = ?ready.nbd, "ready");
-    daemon::serve(listener, router).await?;
+    daemon::serve(listener, router, Admits::TheServer).await?;
     // What was published ends in good order.
     drop(publisher);
     // The NBD server first: its clients see the end of the stream, and no request is under way when the rest goes.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use snapshot::api;
 use snapshot::catalogue::Catalogue;
 use snapshot::coordinator::{Coordinator, Options};
-use snapshot::http::{Connector, Listener};
+use snapshot::http::{Admits, Connector, Listener};
 use snapshot::remote::{HostEndpoint, Limits, RemoteHost};
 use snapshot::server_time;
 use timesync::identity::Incarnation;
@@ -60,7 +60,7 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     tracing::info!(api = ready.api, hosts = config.hosts.len(), "ready");
     // A report that cannot be turned into JSON would be a mistake in its types; nothing is shown then.
     let report = Arc::new(move || serde_json::to_value(time.report()).unwrap_or_default());
-    daemon::serve(listener, api::router(coordinator, report)).await
+    daemon::serve(listener, api::router(coordinator, report), Admits::People).await
 }
 
 /// The configuration file with the flags over it.

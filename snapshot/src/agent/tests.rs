@@ -8,7 +8,7 @@ use super::*;
 use crate::certificate::Mode;
 use crate::cut::Cause;
 use crate::host::HostOptions;
-use crate::http::{Connector, ControlError, Listener, StopHandle};
+use crate::http::{Admits, Connector, ControlError, Listener, StopHandle};
 use crate::orders::ArmTiming;
 use crate::remote::{HostEndpoint, Limits, RemoteHost};
 use crate::simulated::incarnation;
@@ -33,7 +33,7 @@ impl Rig {
         let host = HostService::open(options, incarnation, HostClock::real()).unwrap();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, false).unwrap();
         let endpoint = HostEndpoint { name: "a".to_owned(), control: listener.url() };
-        tokio::spawn(listener.serve(router(host, simulation), StopHandle::new()));
+        tokio::spawn(listener.serve(router(host, simulation), Admits::TheServer, StopHandle::new()));
         let connector = Connector::new(None, false).unwrap();
         let remote = RemoteHost::new(&connector, &endpoint, Limits::default()).unwrap();
         remote.create_volume(&CreateVolume { name: "data".to_owned(), size: 1 << 20 }).await.unwrap();

@@ -9,7 +9,7 @@ use timesync::bound::AsymmetryBudget;
 use super::*;
 use crate::api;
 use crate::client::ServerClient;
-use crate::http::{Listener, StopHandle};
+use crate::http::{Admits, Listener, StopHandle};
 use crate::messages::{Control, SnapshotState, Step, Verdict};
 use crate::simulated::{Path, incarnation};
 use fake::{FakeHost, Fleet, eventually, lopsided, near};
@@ -367,7 +367,7 @@ async fn the_api_serves_its_client_and_a_client_that_leaves_stops_nothing() {
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, false).unwrap();
     let url = listener.url();
     let report = Arc::new(|| serde_json::json!({ "hosts": [] }));
-    tokio::spawn(listener.serve(api::router(coordinator, report), StopHandle::new()));
+    tokio::spawn(listener.serve(api::router(coordinator, report), Admits::People, StopHandle::new()));
     let client = ServerClient::new(&Connector::new(None, false).unwrap(), &url).unwrap();
 
     let mut steps = 0;

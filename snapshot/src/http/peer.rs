@@ -105,32 +105,46 @@ impl Peer {
     }
 }
 
-/// The server's API: viewers read, operators do everything.
-pub(crate) async fn admit_people(request: Request, next: Next) -> Response {
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let needed = if reads { "an operator or a viewer" } else { "an operator" };
-    admit(request, next, needed, |role| role == Role::Operator || (reads && role == Role::Viewer)).await
+/// Whose requests a daemon takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admits {
+    /// The server's API: viewers read, operators do everything.
+    People,
+    /// A host's control plane: the server gives orders, and nobody else does.
+    TheServer,
 }
 
-/// A host's control plane: the server alone.
-pub(crate) async fn admit_server(request: Request, next: Next) -> Response {
-    admit(request, next, "the server", |role| role == Role::Server).await
-}
-
-async fn admit(request: Request, next: Next, needed: &str, may: impl Fn(Role) -> bool) -> Response {
-    let refusal = match request.extensions().get::<Peer>() {
-        None => None,
-        Some(Peer(Some(identity))) if may(identity.role) => None,
-        Some(Peer(Some(Identity { role, name }))) => {
-            Some(format!("this needs the certificate of {needed}; {name} has that of a {role}"))
+impl Admits {
+    /// Lets a request pass, or refuses it with a sentence.
+    pub(super) async fn check(self, request: Request, next: Next) -> Response {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let needed = match self {
+            Admits::People if reads => "an operator or a viewer",
+            Admits::People => "an operator",
+            Admits::TheServer => "the server",
+        };
+        let refusal = match request.extensions().get::<Peer>() {
+            None => None,
+            Some(Peer(Some(identity))) if self.allows(identity.role, reads) => None,
+            Some(Peer(Some(Identity { role, name }))) => {
+                Some(format!("this needs the certificate of {needed}; {name} has that of a {role}"))
+            }
+            Some(Peer(None)) => Some(format!(
+                "this needs the certificate of {needed}; this one carries no role, `coeval pki issue` makes some that \
+                 do"
+            )),
+        };
+        match refusal {
+            None => next.run(request).await,
+            Some(sentence) => Refusal::new(403, sentence).into_response(),
         }
-        Some(Peer(None)) => Some(format!(
-            "this needs the certificate of {needed}; this one carries no role, `coeval pki issue` makes some that do"
-        )),
-    };
-    match refusal {
-        None => next.run(request).await,
-        Some(sentence) => Refusal::new(403, sentence).into_response(),
+    }
+
+    fn allows(self, role: Role, reads: bool) -> bool {
+        match self {
+            Admits::People => role == Role::Operator || (reads && role == Role::Viewer),
+            Admits::TheServer => role == Role::Server,
+        }
     }
 }
 

@@ -21,7 +21,7 @@ fn echo() -> Router {
 fn serve(tls: Option<&TlsFiles>) -> String {
     let listener = Listener::bind(ANY.parse().unwrap(), tls, false).unwrap();
     let url = listener.url();
-    tokio::spawn(listener.serve(echo(), StopHandle::new()));
+    tokio::spawn(listener.serve(echo(), Admits::TheServer, StopHandle::new()));
     url
 }
 
@@ -42,8 +42,16 @@ impl Authority {
     }
 
     fn issue(&self, name: &str) -> TlsFiles {
+        self.issue_as(Some(Role::Server), name)
+    }
+
+    fn issue_as(&self, role: Option<Role>, name: &str) -> TlsFiles {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.subject_alt_names.extend(role.map(|role| {
+            let who = Identity { role, name: name.to_owned() };
+            rcgen::SanType::URI(who.to_string().try_into().unwrap())
+        }));
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let file = |suffix: &str| self.directory.path().join(format!("{name}.{suffix}"));
         let files =
@@ -67,6 +75,17 @@ async fn mutual_tls_admits_only_its_own_ca() {
     assert!(url.starts_with("https://"));
 
     assert_eq!(ping(&Connector::new(Some(&ours.issue("client")), false).unwrap(), &url).await, Ok(()));
+
+    // Everything that a listener serves asks for the role, what is not there too.
+    for role in [None, Some(Role::Host), Some(Role::Operator), Some(Role::Viewer)] {
+        let files = ours.issue_as(role, &format!("{role:?}"));
+        let connector = Connector::new(Some(&files), false).unwrap();
+        let client = connector.connect("host a", &url).unwrap();
+        for page in [&["v1", "ping"][..], &["v1", "nothing"]] {
+            let answer: Result<(), _> = client.get(client.page(page), LIMIT).await;
+            assert_eq!(answer.unwrap_err().status(), Some(403), "{role:?} at {page:?}");
+        }
+    }
 
     let stranger = theirs.issue("client");
     let foreign = TlsFiles { ca: server.ca.clone(), ..stranger.clone() };

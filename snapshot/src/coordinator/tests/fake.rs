@@ -21,7 +21,7 @@ use crate::agent::UncoordinatedOrder;
 use crate::catalogue::Catalogue;
 use crate::certificate::Mode;
 use crate::cut::{Cause, Readings, Stretch};
-use crate::http::{Connector, JsonBody, Listener, Refusal, Segments, StopHandle};
+use crate::http::{Admits, Connector, JsonBody, Listener, Refusal, Segments, StopHandle};
 use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, HostDescription, PrepareOrder,
     ReleaseOrder, Sealed, Struck, VolumeDescription,
@@ -363,7 +363,7 @@ impl Fleet {
             });
             let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, false).unwrap();
             endpoints.push(HostEndpoint { name: name.to_owned(), control: listener.url() });
-            tokio::spawn(listener.serve(Arc::clone(&host).router(), StopHandle::new()));
+            tokio::spawn(listener.serve(Arc::clone(&host).router(), Admits::TheServer, StopHandle::new()));
             let window = Mutex::new(Window::new(Assumptions::default(), 512));
             known.insert(name.to_owned(), (Arc::clone(&host), path, window));
             hosts.push(host);
