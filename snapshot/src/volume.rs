@@ -24,9 +24,9 @@ mod merge;
 mod page;
 mod ranges;
 mod request;
+mod storage;
 mod structure;
 
-use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -40,9 +40,10 @@ pub use self::structure::{Gate, VolumeCut};
 
 use self::flush::Flushes;
 use self::layer::{BASE, Layer};
-use self::manifest::{Manifest, sync_directory};
+use self::manifest::Manifest;
 use self::ranges::RangeLock;
 use self::request::{Client, Dispatch, Pin, SnapshotDevice};
+use self::storage::{Directory, Disk, StoredFile};
 use self::structure::Structure;
 use crate::device::Device;
 use crate::orders::VolumeDescription;
@@ -63,7 +64,7 @@ pub struct Volume {
 #[derive(Debug)]
 struct Core {
     name: String,
-    directory: PathBuf,
+    directory: Directory,
     size: u64,
     clock: HostClock,
     /// How requests are dispatched. Read only for the dispatch itself, never during I/O, so that it is free again at
@@ -76,7 +77,7 @@ struct Core {
     clients: AtomicUsize,
     closing: AtomicBool,
     /// The lock on the volume's directory.
-    _lock: File,
+    _lock: Box<dyn StoredFile>,
 }
 
 impl Volume {
@@ -85,25 +86,31 @@ impl Volume {
     /// # Errors
     /// If there is a volume of that name, name or size are not allowed, or the file system fails.
     pub fn create(root: &Path, name: &str, size: u64, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
+        Volume::create_in(&Directory::new(Arc::new(Disk), root), name, size, clock)
+    }
+
+    fn create_in(
+        root: &Directory,
+        name: &str,
+        size: u64,
+        clock: HostClock,
+    ) -> Result<Arc<Self>, VolumeError> {
         check_name(name)?;
         if size == 0 || !size.is_multiple_of(BLOCK) {
             return Err(VolumeError::Size { size });
         }
-        let directory = root.join(name);
-        match fs::create_dir(&directory) {
-            // A creation that did not end left it behind, or there is a volume: the manifest, written last, tells.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            result => result.map_err(at_path(&directory))?,
-        }
+        let directory = root.child(name);
+        // A creation that did not end left it behind, or there is a volume: the manifest, written last, tells.
+        directory.make()?;
         let locked = lock_directory(&directory, name)?;
         if Manifest::exists(&directory) {
             return Err(VolumeError::Exists { name: name.to_owned() });
         }
         let base = Layer::create(&directory, BASE, size)?;
-        sync_directory(&directory)?;
+        directory.sync()?;
         let manifest = Manifest::new(size);
         manifest.write(&directory)?;
-        sync_directory(root)?;
+        root.sync()?;
         Volume::start(name, directory, manifest, vec![base], clock, locked)
     }
 
@@ -112,8 +119,12 @@ impl Volume {
     /// # Errors
     /// If there is no such volume, another process has it open, its files are corrupt, or the file system fails.
     pub fn open(root: &Path, name: &str, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
+        Volume::open_in(&Directory::new(Arc::new(Disk), root), name, clock)
+    }
+
+    fn open_in(root: &Directory, name: &str, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
         check_name(name)?;
-        let directory = root.join(name);
+        let directory = root.child(name);
         if !Manifest::exists(&directory) {
             return Err(VolumeError::Missing { name: name.to_owned() });
         }
@@ -129,11 +140,11 @@ impl Volume {
 
     fn start(
         name: &str,
-        directory: PathBuf,
+        directory: Directory,
         manifest: Manifest,
         layers: Vec<Arc<Layer>>,
         clock: HostClock,
-        lock: File,
+        lock: Box<dyn StoredFile>,
     ) -> Result<Arc<Self>, VolumeError> {
         let core = Arc::new(Core {
             name: name.to_owned(),
@@ -153,7 +164,7 @@ impl Volume {
         let merger = std::thread::Builder::new()
             .name(format!("merge {name}"))
             .spawn(move || merging.merge_when_woken(&wake))
-            .map_err(at_path(&core.directory))?;
+            .map_err(at_path(core.directory.path()))?;
         Ok(Arc::new(Volume { core, merges: Some(merges), merger: Some(merger) }))
     }
 
@@ -162,16 +173,9 @@ impl Volume {
     /// # Errors
     /// If `root` cannot be listed.
     pub fn names(root: &Path) -> Result<Vec<String>, VolumeError> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(root).map_err(at_path(root))? {
-            let entry = entry.map_err(at_path(root))?;
-            if let Ok(name) = entry.file_name().into_string()
-                && check_name(&name).is_ok()
-                && Manifest::exists(&entry.path())
-            {
-                names.push(name);
-            }
-        }
+        let root = Directory::new(Arc::new(Disk), root);
+        let mut names = root.names()?;
+        names.retain(|name| is_name(name) && Manifest::exists(&root.child(name)));
         names.sort();
         Ok(names)
     }
@@ -247,15 +251,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn lock_directory(directory: &Path, name: &str) -> Result<File, VolumeError> {
-    let path = directory.join("lock");
-    let file =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(at_path(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(VolumeError::Open { name: name.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(at_path(&path)(error)),
-    }
+fn lock_directory(directory: &Directory, name: &str) -> Result<Box<dyn StoredFile>, VolumeError> {
+    directory.lock("lock")?.ok_or_else(|| VolumeError::Open { name: name.to_owned() })
 }
 
 /// Whether a volume or a snapshot may be called so: names are part of paths and of export names (`volume@snapshot`).

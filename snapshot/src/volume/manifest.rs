@@ -7,19 +7,17 @@
 //! that does not. Files that are not listed are thus left-overs, and opening a volume removes them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
-
 use serde::{Deserialize, Serialize};
 use tracing::info;
 use uuid::Uuid;
 
-use super::layer::{BASE, data_path, map_path};
+use super::layer::{BASE, data_name, map_name};
+use super::storage::Directory;
 use super::{BLOCK, VolumeError, at_path};
 
 const VERSION: u32 = 1;
 const FILE: &str = "volume.json";
+const NEW_FILE: &str = "volume.json.new";
 
 /// What a volume consists of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,17 +56,16 @@ impl Manifest {
         }
     }
 
-    /// Whether a directory holds a volume. If nobody can tell, it does: reading it will say why it cannot be read.
-    pub(super) fn exists(directory: &Path) -> bool {
-        // A plain file among the volumes is none.
-        directory.join(FILE).try_exists().unwrap_or_else(|error| error.kind() != ErrorKind::NotADirectory)
+    /// Whether a directory holds a volume.
+    pub(super) fn exists(directory: &Directory) -> bool {
+        directory.has(FILE)
     }
 
     /// Reads and checks it.
-    pub(super) fn read(directory: &Path) -> Result<Self, VolumeError> {
-        let path = directory.join(FILE);
-        let text = fs::read(&path).map_err(at_path(&path))?;
-        let corrupt = |why: String| VolumeError::Corrupt { file: path.clone(), offset: 0, why };
+    pub(super) fn read(directory: &Directory) -> Result<Self, VolumeError> {
+        let text = directory.read(FILE)?;
+        let corrupt =
+            |why: String| VolumeError::Corrupt { file: directory.path().join(FILE), offset: 0, why };
         let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| corrupt(error.to_string()))?;
         if manifest.version != VERSION {
             return Err(corrupt(format!(
@@ -87,33 +84,33 @@ impl Manifest {
     }
 
     /// Replaces the manifest in `directory`, durably.
-    pub(super) fn write(&self, directory: &Path) -> Result<(), VolumeError> {
-        let (path, new) = (directory.join(FILE), directory.join("volume.json.new"));
+    pub(super) fn write(&self, directory: &Directory) -> Result<(), VolumeError> {
+        let file = directory.create(NEW_FILE, 0)?;
         let write = || {
-            let mut file = File::create(&new)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)
+            file.write(0, &serde_json::to_vec_pretty(self)?)?;
+            file.sync_data()
         };
-        write().map_err(at_path(&path))?;
-        sync_directory(directory)
+        write().map_err(at_path(&directory.path().join(NEW_FILE)))?;
+        directory.rename(NEW_FILE, FILE)?;
+        directory.sync()
     }
 
     /// Removes what structural changes that did not end left behind.
-    pub(super) fn remove_strays(&self, directory: &Path) -> Result<(), VolumeError> {
-        let listed: Vec<PathBuf> = self
-            .layers
-            .iter()
-            .flat_map(|&layer| [data_path(directory, layer), map_path(directory, layer)])
-            .collect();
-        for entry in fs::read_dir(directory).map_err(at_path(directory))? {
-            let path = entry.map_err(at_path(directory))?.path();
-            if is_ours(&path) && !listed.contains(&path) {
-                info!(file = %path.display(), "removing what a change that did not end left behind");
-                fs::remove_file(&path).map_err(at_path(&path))?;
-            }
+    pub(super) fn remove_strays(&self, directory: &Directory) -> Result<(), VolumeError> {
+        for name in self.strays(directory)? {
+            info!(file = %directory.path().join(&name).display(), "removing what a change that did not end left behind");
+            directory.remove(&name)?;
         }
         Ok(())
+    }
+
+    /// The files that are ours and that nothing stands on.
+    fn strays(&self, directory: &Directory) -> Result<Vec<String>, VolumeError> {
+        let listed: Vec<String> =
+            self.layers.iter().flat_map(|&layer| [data_name(layer), map_name(layer)]).collect();
+        let mut names = directory.names()?;
+        names.retain(|name| is_ours(name) && !listed.contains(name));
+        Ok(names)
     }
 
     /// The snapshots, oldest first.
@@ -131,14 +128,10 @@ impl Manifest {
 }
 
 /// Whether a file's name is one that a layer or a half-written manifest has.
-fn is_ours(path: &Path) -> bool {
-    let (Some(stem), Some(extension)) = (path.file_stem(), path.extension()) else { return false };
-    let (stem, extension) = (stem.to_string_lossy(), extension.to_string_lossy());
-    let numbered = stem.len() == 6 && stem.bytes().all(|byte| byte.is_ascii_digit());
-    numbered && ["raw", "dat", "map"].contains(&&*extension) || (&*stem, &*extension) == (FILE, "new")
-}
-
-/// Makes created, renamed and removed names durable.
-pub(super) fn sync_directory(directory: &Path) -> Result<(), VolumeError> {
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(at_path(directory))
+fn is_ours(name: &str) -> bool {
+    let numbered = |stem: &str| stem.len() == 6 && stem.bytes().all(|byte| byte.is_ascii_digit());
+    let layer = name
+        .rsplit_once('.')
+        .is_some_and(|(stem, extension)| numbered(stem) && ["raw", "dat", "map"].contains(&extension));
+    layer || name == NEW_FILE
 }

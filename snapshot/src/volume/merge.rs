@@ -11,7 +11,6 @@
 //!
 //! A crash before 2 leaves the upper layer in place, and merging begins anew; after 2 its files are left-overs.
 
-use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +19,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::layer::{Layer, data_path, map_path};
+use super::layer::{Layer, data_name, map_name};
 use super::map::State;
 use super::{BLOCK, Core, VolumeError, at_path, lock};
 
@@ -91,7 +90,7 @@ impl Core {
             }
             Ok(complete)
         });
-        if !copied.map_err(at_path(&data_path(&self.directory, lower.id)))? {
+        if !copied.map_err(at_path(&self.directory.path().join(data_name(lower.id))))? {
             return Ok(false);
         }
         lock(&self.structure).update(&self.directory, |manifest| {
@@ -132,9 +131,7 @@ impl Core {
 
     /// Removes the files of a layer that the manifest does not list any more.
     pub(super) fn remove_layer(&self, id: u32) -> Result<(), VolumeError> {
-        for path in [data_path(&self.directory, id), map_path(&self.directory, id)] {
-            fs::remove_file(&path).map_err(at_path(&path))?;
-        }
-        Ok(())
+        self.directory.remove(&data_name(id))?;
+        self.directory.remove(&map_name(id))
     }
 }

@@ -1,16 +1,16 @@
 //! Changes of a volume's structure: cuts, and deleting snapshots. One at a time.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, RwLockWriteGuard};
 use std::time::Duration;
 
 use tracing::warn;
 
-use super::layer::{Layer, data_path};
-use super::manifest::{Boundary, Manifest, sync_directory};
+use super::layer::{Layer, data_name};
+use super::manifest::{Boundary, Manifest};
 use super::request::{Armed, Dispatch};
+use super::storage::Directory;
 use super::{Core, Volume, VolumeError, at_path, check_name, lock};
 use crate::cut::{Cause, Cut};
 use crate::orders::AttemptId;
@@ -41,7 +41,7 @@ impl Structure {
     /// Changes the manifest, on disk first.
     pub(super) fn update(
         &mut self,
-        directory: &Path,
+        directory: &Directory,
         change: impl FnOnce(&mut Manifest),
     ) -> Result<(), VolumeError> {
         let mut manifest = self.manifest.clone();
@@ -81,7 +81,7 @@ impl Core {
     fn add_layer(&self, structure: &mut Structure) -> Result<Arc<Layer>, VolumeError> {
         let id = self.head().id + 1;
         let layer = Layer::create(&self.directory, id, self.size)?;
-        sync_directory(&self.directory)?;
+        self.directory.sync()?;
         structure.update(&self.directory, |manifest| {
             // It is listed already if an unused layer could not be removed.
             manifest.layers.retain(|&listed| listed != id);
@@ -234,7 +234,7 @@ impl VolumeCut {
             return Err(self.out_of_order("sealed"));
         }
         let core = &self.volume.core;
-        let at_layer = |layer: &Layer| at_path(&data_path(&core.directory, layer.id));
+        let at_layer = |layer: &Layer| at_path(&core.directory.path().join(data_name(layer.id)));
         // The snapshot stands on these too. They are durable already, but for layers that discarded attempts left.
         for below in core.chain().iter().take_while(|layer| layer.id < self.sealing.id) {
             below.sync().map_err(at_layer(below))?;

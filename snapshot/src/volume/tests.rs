@@ -1,9 +1,11 @@
 //! What a user relies on, checked on real files.
 
 mod concurrency;
+mod crash;
+mod memory;
 mod model;
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -11,7 +13,7 @@ use tempfile::TempDir;
 use timesync::clock::HostClock;
 use timesync::time::Nanos;
 
-use super::layer::{data_path, map_path};
+use super::layer::{data_name, map_name};
 use super::*;
 use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, DeviceError, Outcome};
@@ -106,7 +108,7 @@ fn replace_head(volume: &Volume, file: &str) {
     let file = File::options().read(true).write(true).open(file).unwrap();
     let mut dispatch = volume.core.gate.write().unwrap();
     let (head, below) = dispatch.chain.split_last().unwrap();
-    dispatch.chain = below.iter().cloned().chain([Layer::new(head.id, file, None)]).collect();
+    dispatch.chain = below.iter().cloned().chain([Layer::new(head.id, Box::new(file), None)]).collect();
 }
 
 #[test]
@@ -314,7 +316,7 @@ fn a_corrupt_map_is_named() {
     take(&volume, "s");
     done(volume.attach().write(0, &[1; 4096], true));
     drop(volume);
-    let map = map_path(&root.path().join("v"), 1);
+    let map = root.path().join("v").join(map_name(1));
     let file = fs::OpenOptions::new().write(true).open(&map).unwrap();
     file.write_all_at(&[7; 8192], 0).unwrap();
     assert_eq!(
@@ -331,7 +333,7 @@ fn what_a_sealed_layer_holds_survives_the_loss_of_either_copy_of_its_map() {
         done(volume.attach().write(0, &[1; 4096], true));
         take(&volume, "s");
         drop(volume);
-        let map = map_path(&root.path().join("v"), 1);
+        let map = root.path().join("v").join(map_name(1));
         let file = fs::OpenOptions::new().write(true).open(&map).unwrap();
         file.write_all_at(&[7; 100], slot).unwrap();
         assert_eq!(snapshot(&open(&root).unwrap(), "s")[0], 1);
@@ -349,7 +351,7 @@ fn a_volume_is_open_once_and_left_overs_are_removed() {
     assert_eq!(again.unwrap_err().to_string(), "there is a volume v already");
 
     let directory = root.path().join("v");
-    let strays = [data_path(&directory, 9), map_path(&directory, 9), directory.join("volume.json.new")];
+    let strays = [data_name(9), map_name(9), "volume.json.new".to_owned()].map(|name| directory.join(name));
     let kept = directory.join("notes.txt");
     for file in strays.iter().chain([&kept]) {
         fs::write(file, "x").unwrap();

@@ -4,18 +4,18 @@ use proptest::prelude::*;
 
 use super::*;
 
-const BLOCKS: u64 = 24;
+pub(super) const BLOCKS: u64 = 24;
 const SIZE: usize = (BLOCKS * BLOCK) as usize;
 
 #[derive(Clone, Debug)]
-enum Request {
+pub(super) enum Request {
     Write { offset: usize, length: usize, fill: u8, fua: bool },
     Zeroes { offset: usize, length: usize, punch: bool },
     Trim { offset: usize, length: usize },
 }
 
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     Change(Request),
     Flush,
     Cut { before: Vec<Request>, after: Vec<Request>, commit: bool },
@@ -42,7 +42,7 @@ fn request() -> impl Strategy<Value = Request> {
     ]
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub(super) fn op() -> impl Strategy<Value = Op> {
     let requests = || proptest::collection::vec(request(), 0..4);
     prop_oneof![
         8 => request().prop_map(Op::Change),
@@ -56,7 +56,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 impl Request {
-    fn send(&self, device: &dyn Device) -> Outcome {
+    pub(super) fn send(&self, device: &dyn Device) -> Outcome {
         match *self {
             Request::Write { offset, length, fill, fua } => {
                 device.write(offset as u64, &pattern(offset, length, fill), fua)
@@ -68,7 +68,7 @@ impl Request {
         }
     }
 
-    fn replay(&self, image: &mut [u8]) {
+    pub(super) fn replay(&self, image: &mut [u8]) {
         match *self {
             Request::Write { offset, length, fill, .. } => {
                 image[offset..offset + length].copy_from_slice(&pattern(offset, length, fill));
@@ -77,6 +77,22 @@ impl Request {
                 image[offset..offset + length].fill(0);
             }
         }
+    }
+}
+
+impl Request {
+    /// The bytes that it changes.
+    pub(super) fn range(&self) -> std::ops::Range<usize> {
+        match *self {
+            Request::Write { offset, length, .. }
+            | Request::Zeroes { offset, length, .. }
+            | Request::Trim { offset, length } => offset..offset + length,
+        }
+    }
+
+    /// Whether it is durable once it is answered.
+    pub(super) fn is_durable(&self) -> bool {
+        matches!(self, Request::Write { fua: true, .. })
     }
 }
 
