@@ -6,8 +6,8 @@
 //! Files are created and synced *before* the manifest that lists them is written, and removed *after* one is durable
 //! that does not. Files that are not listed are thus left-overs, and opening a volume removes them.
 
-use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use tracing::info;
 use uuid::Uuid;
 

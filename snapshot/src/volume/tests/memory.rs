@@ -20,10 +20,15 @@ const SECTOR: u64 = 512;
 /// What changes a file.
 #[derive(Clone, Debug)]
 pub enum Change {
-    Write { offset: u64, data: Arc<[u8]> },
+    Write {
+        offset: u64,
+        data: Arc<[u8]>,
+    },
     Zero(Range<u64>),
     /// Cut down to nothing, and made this long again.
-    Empty { length: u64 },
+    Empty {
+        length: u64,
+    },
 }
 
 /// What changes a directory. A name without a file is a directory.
@@ -43,14 +48,28 @@ pub enum Op {
     SyncDirectory(PathBuf),
 }
 
+impl std::fmt::Display for Op {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Op::Change { file, change: Change::Write { offset, data } } => {
+                write!(f, "write {} bytes at {offset} of file {file}", data.len())
+            }
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
 /// A disk that does not do as it is told: what a volume would be on it that had forgotten a step or its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     NoDataSync,
     NoMapSync,
-    NoDirectorySync,
     /// The map's sync takes effect before the data's.
     DataSyncAfterMap,
+    /// A directory's sync is forgotten where files were made.
+    NoSyncOfNewFiles,
+    /// A directory's sync is forgotten where a file was renamed.
+    NoSyncOfRename,
     /// The new manifest's sync takes effect after it was renamed.
     ManifestSyncAfterRename,
 }
@@ -287,10 +306,9 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn with_fault(fault: Option<Fault>) -> Self {
-        let memory = Memory::default();
-        memory.inner().fault = fault;
-        memory
+    /// From now on it does this wrongly.
+    pub fn fail(&self, fault: Fault) {
+        self.inner().fault = Some(fault);
     }
 
     /// What came up again after a crash.
@@ -345,7 +363,7 @@ impl Inner {
     fn sync(&mut self, file: usize) {
         let name = self.state.files[file].name.to_string_lossy().into_owned();
         let is_map = name.ends_with(".map");
-        let is_data = name.ends_with(".dat") || name.ends_with(".raw");
+        let is_data = name.ends_with(".dat");
         match self.fault {
             Some(Fault::NoDataSync) if is_data => {}
             Some(Fault::NoMapSync) if is_map => {}
@@ -426,8 +444,11 @@ impl Storage for Memory {
 
     fn sync_directory(&self, directory: &Path) -> io::Result<()> {
         let mut inner = self.inner();
-        if inner.fault != Some(Fault::NoDirectorySync) {
-            inner.record(Op::SyncDirectory(directory.to_owned()));
+        let renamed = inner.state.pending.iter().any(|change| matches!(change, NameChange::Move { .. }));
+        match inner.fault {
+            Some(Fault::NoSyncOfNewFiles) if !renamed => {}
+            Some(Fault::NoSyncOfRename) if renamed => {}
+            _ => inner.record(Op::SyncDirectory(directory.to_owned())),
         }
         Ok(())
     }
