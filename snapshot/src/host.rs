@@ -471,7 +471,7 @@ impl Exports for HostService {
 
     fn open(&self, name: &str) -> Option<Arc<dyn Device>> {
         match name.split_once('@') {
-            None => Some(self.volume(name).ok()?.attach()),
+            None => self.volume(name).ok()?.attach(),
             Some((volume, snapshot)) => self.volume(volume).ok()?.snapshot_device(snapshot).ok(),
         }
     }

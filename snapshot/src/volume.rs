@@ -15,6 +15,7 @@
 //! reads as before. The order of writes that this rests on stands in `manifest.rs`, `layer.rs` and `merge.rs`.
 
 mod chain;
+mod clients;
 mod digest;
 mod flush;
 mod layer;
@@ -24,25 +25,29 @@ mod merge;
 mod page;
 mod ranges;
 mod request;
+mod restore;
 mod storage;
 mod structure;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
 
 use timesync::clock::HostClock;
 use tracing::warn;
 
+pub use self::restore::VolumeRestore;
 pub use self::structure::{Gate, VolumeCut};
 
+use self::clients::Clients;
 use self::flush::Flushes;
 use self::layer::{BASE, Layer};
 use self::manifest::Manifest;
 use self::ranges::RangeLock;
-use self::request::{Client, Dispatch, Pin, SnapshotDevice};
+use self::request::{Client, Dispatch, SnapshotDevice};
 use self::storage::{Directory, Disk, StoredFile};
 use self::structure::Structure;
 use crate::device::Device;
@@ -74,7 +79,7 @@ struct Core {
     flushes: Flushes,
     /// Locked before `gate`, never the other way round.
     structure: Mutex<Structure>,
-    clients: AtomicUsize,
+    clients: Clients,
     closing: AtomicBool,
     /// The lock on the volume's directory.
     _lock: Box<dyn StoredFile>,
@@ -111,7 +116,7 @@ impl Volume {
         let manifest = Manifest::new(size);
         manifest.write(&directory)?;
         root.sync()?;
-        Volume::start(name, directory, manifest, vec![base], clock, locked)
+        Volume::start(name, directory, manifest, BTreeMap::from([(BASE, base)]), clock, locked)
     }
 
     /// Opens the volume `name` in `root`, and removes what a crash left behind.
@@ -130,8 +135,8 @@ impl Volume {
         }
         let locked = lock_directory(&directory, name)?;
         let manifest = Manifest::read(&directory)?;
-        let open = |&id: &u32| Layer::open(&directory, id, manifest.size);
-        let layers = manifest.layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let open = |&id: &u32| Ok((id, Layer::open(&directory, id, manifest.size)?));
+        let layers = manifest.layers.keys().map(open).collect::<Result<_, VolumeError>>()?;
         manifest.remove_strays(&directory)?;
         let volume = Volume::start(name, directory, manifest, layers, clock, locked)?;
         volume.wake_merger();
@@ -142,20 +147,21 @@ impl Volume {
         name: &str,
         directory: Directory,
         manifest: Manifest,
-        layers: Vec<Arc<Layer>>,
+        layers: BTreeMap<u32, Arc<Layer>>,
         clock: HostClock,
         lock: Box<dyn StoredFile>,
     ) -> Result<Arc<Self>, VolumeError> {
+        let structure = Structure::new(manifest, layers);
         let core = Arc::new(Core {
             name: name.to_owned(),
             directory,
-            size: manifest.size,
+            size: structure.manifest.size,
             clock,
-            gate: RwLock::new(Dispatch::new(layers)),
+            gate: RwLock::new(Dispatch::new(structure.chain(structure.manifest.head))),
             ranges: RangeLock::default(),
             flushes: Flushes::default(),
-            structure: Mutex::new(Structure::new(manifest)),
-            clients: AtomicUsize::new(0),
+            structure: Mutex::new(structure),
+            clients: Clients::default(),
             closing: AtomicBool::new(false),
             _lock: lock,
         });
@@ -187,21 +193,23 @@ impl Volume {
 
     /// Size, snapshots, layers, space and clients at present.
     pub fn describe(&self) -> VolumeDescription {
-        let snapshots = lock(&self.core.structure).manifest.snapshots_by_age();
-        let layers = self.core.chain();
+        let structure = lock(&self.core.structure);
+        let snapshots = structure.manifest.snapshots_by_age();
+        let layers: Vec<_> = structure.layers.values().cloned().collect();
+        drop(structure);
         VolumeDescription {
             name: self.core.name.clone(),
             size: self.core.size,
             snapshots,
             layers: layers.len(),
             allocated: layers.iter().map(|layer| layer.allocated()).sum(),
-            clients: self.core.clients.load(Ordering::SeqCst),
+            clients: self.core.clients.count(),
         }
     }
 
-    /// The live volume, for one client: it counts as one while the device lives.
-    pub fn attach(self: &Arc<Self>) -> Arc<dyn Device> {
-        Arc::new(Client::new(Arc::clone(self)))
+    /// The live volume, for one client: it counts as one while the device lives. None while it is being restored.
+    pub fn attach(self: &Arc<Self>) -> Option<Arc<dyn Device>> {
+        Some(Arc::new(Client::new(Arc::clone(self))?))
     }
 
     /// A snapshot, read-only. It cannot be deleted while the device lives.
@@ -215,10 +223,8 @@ impl Volume {
     fn pin(&self, name: &str) -> Result<SnapshotDevice, VolumeError> {
         let mut structure = lock(&self.core.structure);
         let boundary = structure.boundary(&self.core.name, name)?;
-        // Under the lock: what is renamed and then taken out of the chain by a merge is in both or in neither.
-        let layers = self.core.chain().iter().take_while(|layer| layer.id <= boundary).cloned().collect();
-        *structure.pins.entry(name.to_owned()).or_default() += 1;
-        Ok(SnapshotDevice { layers, size: self.core.size, _pin: Pin::new(&self.core, name) })
+        let layers = structure.chain(boundary);
+        Ok(SnapshotDevice { layers, size: self.core.size, _pin: structure.pin(&self.core, name) })
     }
 
     fn wake_merger(&self) {
@@ -337,6 +343,16 @@ pub enum VolumeError {
         volume: String,
         /// The snapshot.
         snapshot: String,
+    },
+    /// Restoring would change what they have open.
+    #[error(
+        "volume {volume} has {clients} clients connected: disconnect them first, or let the restore do it with --disconnect"
+    )]
+    HasClients {
+        /// The volume.
+        volume: String,
+        /// How many.
+        clients: usize,
     },
     /// The caller's deadline passed first.
     #[error("volume {volume} could not be {what} in time")]

@@ -51,8 +51,7 @@ fn snapshot(volume: &Arc<Volume>, name: &str) -> Vec<u8> {
 
 /// Waits for the merging thread.
 fn settle(volume: &Volume) {
-    let listed = || lock(&volume.core.structure).manifest.layers.len();
-    while volume.core.next_merge().is_some() || volume.core.chain().len() != listed() {
+    while volume.core.next_tidying().is_some() {
         std::thread::sleep(std::time::Duration::from_micros(200));
     }
 }
@@ -103,6 +102,11 @@ fn take(volume: &Arc<Volume>, name: &str) {
     attempt.commit(name, uuid::Uuid::nil()).unwrap();
 }
 
+fn restore(volume: &Arc<Volume>, snapshot: &str, keep: Option<&str>) {
+    let prepared = volume.prepare_restore(snapshot, "restoring", false).unwrap();
+    prepared.switch(keep, uuid::Uuid::nil()).unwrap();
+}
+
 /// Puts a layer whose data goes into `file` in the head's place.
 fn replace_head(volume: &Volume, file: &str) {
     let file = File::options().read(true).write(true).open(file).unwrap();
@@ -114,7 +118,7 @@ fn replace_head(volume: &Volume, file: &str) {
 #[test]
 fn requests_before_the_cut_are_in_the_snapshot_and_later_ones_are_held() {
     let (_root, volume) = create(4);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     done(device.write(0, &[1; 4096], false));
     let (attempt, cut) = armed(&volume);
     done(device.write(4096, &[2; 4096], false));
@@ -140,7 +144,7 @@ fn a_request_that_fails_after_the_cut_is_held_too() {
     let (_root, volume) = create(4);
     let (attempt, cut) = armed(&volume);
     strike(&volume, &attempt, &cut);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     replace_head(&volume, "/dev/full");
     let outcome = device.write(0, &[1; 4096], false);
     assert_eq!(outcome.result, Err(DeviceError::NoSpace));
@@ -150,7 +154,7 @@ fn a_request_that_fails_after_the_cut_is_held_too() {
 #[test]
 fn a_read_waits_with_the_held_write_that_it_overlaps_and_no_other_does() {
     let (_root, volume) = create(4);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     let (attempt, cut) = armed(&volume);
     let read = |offset| device.read(offset, &mut [0; 512]);
     done(device.write(512, &[1; 512], false));
@@ -198,7 +202,7 @@ fn a_layer_is_sealed_when_the_requests_before_the_cut_have_finished() {
     strike(&volume, &attempt, &cut);
     let post = dispatch();
     assert!(post.hold.is_some());
-    assert!(held(&volume.attach().read(4095, &mut [0]), &cut), "held before its data is there");
+    assert!(held(&volume.attach().unwrap().read(4095, &mut [0]), &cut), "held before its data is there");
     assert!(!attempt.wait_drained(&mut || true));
     drop(unarmed);
     assert!(!attempt.wait_drained(&mut || true));
@@ -224,7 +228,7 @@ fn one_structural_change_at_a_time() {
 #[test]
 fn an_attempt_that_is_dropped_while_it_stretches_frees_its_writers_and_loses_nothing() {
     let (_root, volume) = create(4);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     let (attempt, cut) = armed(&volume);
     done(device.write(0, &[1; 4096], false));
     strike(&volume, &attempt, &cut);
@@ -277,7 +281,7 @@ fn no_request_is_the_last_to_let_go_of_a_merged_layer() {
 fn a_flush_covers_the_layer_being_sealed() {
     let (root, volume) = create(8);
     take(&volume, "s");
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     let (attempt, cut) = armed(&volume);
     done(device.write(0, &[1; 4096], false));
     strike(&volume, &attempt, &cut);
@@ -286,14 +290,14 @@ fn a_flush_covers_the_layer_being_sealed() {
     assert!(held(&device.write(8192, &[3; 4096], true), &cut));
     let copy = crash(&root, &volume);
     let reopened = open(&copy).unwrap();
-    assert_eq!(content(&*reopened.attach()), content(&*device));
+    assert_eq!(content(&*reopened.attach().unwrap()), content(&*device));
     assert!(snapshot(&reopened, "s").iter().all(|&byte| byte == 0));
 }
 
 #[test]
 fn after_a_failed_sync_no_flush_succeeds_until_the_volume_is_opened_anew() {
     let (root, volume) = create(4);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     // It takes writes, and cannot be synced.
     replace_head(&volume, "/dev/null");
     done(device.write(0, &[1; 512], false));
@@ -307,14 +311,14 @@ fn after_a_failed_sync_no_flush_succeeds_until_the_volume_is_opened_anew() {
     assert!(attempt.seal().is_err(), "nothing is certified on top of what may be lost");
     assert!(attempt.commit("s", uuid::Uuid::nil()).is_err());
     drop((device, volume));
-    done(open(&root).unwrap().attach().flush());
+    done(open(&root).unwrap().attach().unwrap().flush());
 }
 
 #[test]
 fn a_corrupt_map_is_named() {
     let (root, volume) = create(4);
     take(&volume, "s");
-    done(volume.attach().write(0, &[1; 4096], true));
+    done(volume.attach().unwrap().write(0, &[1; 4096], true));
     drop(volume);
     let map = root.path().join("v").join(map_name(1));
     let file = fs::OpenOptions::new().write(true).open(&map).unwrap();
@@ -330,7 +334,7 @@ fn what_a_sealed_layer_holds_survives_the_loss_of_either_copy_of_its_map() {
     for slot in [0, 4096] {
         let (root, volume) = create(4);
         take(&volume, "below");
-        done(volume.attach().write(0, &[1; 4096], true));
+        done(volume.attach().unwrap().write(0, &[1; 4096], true));
         take(&volume, "s");
         drop(volume);
         let map = root.path().join("v").join(map_name(1));
@@ -360,10 +364,71 @@ fn a_volume_is_open_once_and_left_overs_are_removed() {
     assert!(strays.iter().all(|file| !file.exists()));
     assert!(kept.exists(), "not ours");
     assert_eq!(Volume::names(root.path()).unwrap(), ["v"]);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     assert_eq!(volume.describe().clients, 1);
     drop(device);
     assert_eq!(volume.describe().clients, 0);
+}
+
+#[test]
+fn a_restore_replaces_the_live_volume_and_keeps_what_it_replaced() {
+    let (root, volume) = create(4);
+    let write = |fill: u8| done(volume.attach().unwrap().write(0, &[fill; 4096], false));
+    write(1);
+    take(&volume, "a");
+    write(2);
+    take(&volume, "b");
+    write(3);
+    let id = uuid::Uuid::from_u128(7);
+    volume.prepare_restore("a", "restoring a", false).unwrap().switch(Some("replaced"), id).unwrap();
+    let live = |volume: &Arc<Volume>| content(&*volume.attach().unwrap())[0];
+    assert_eq!(live(&volume), 1);
+    write(4);
+    assert_eq!(["a", "b", "replaced"].map(|name| snapshot(&volume, name)[0]), [1, 2, 3]);
+    assert_eq!(volume.restored(), Some(id));
+    // Forth again, and the state that is not kept is gone with its layers.
+    restore(&volume, "replaced", None);
+    assert_eq!(live(&volume), 3);
+    settle(&volume);
+    assert_eq!(volume.describe().layers, 4, "base, b, the replaced state, the head");
+    drop(volume);
+    let volume = open(&root).unwrap();
+    assert_eq!(live(&volume), 3);
+    for name in ["b", "a", "replaced"] {
+        volume.delete_snapshot(name).unwrap();
+        settle(&volume);
+        assert_eq!(live(&volume), 3);
+    }
+    take(&volume, "last");
+    settle(&volume);
+    assert_eq!((live(&volume), volume.describe().layers), (3, 2));
+}
+
+#[test]
+fn a_volume_in_use_is_restored_only_if_its_clients_may_be_disconnected() {
+    let (_root, volume) = create(4);
+    take(&volume, "a");
+    let client = volume.attach().unwrap();
+    let told = volume.prepare_restore("a", "restoring a", false).unwrap_err().to_string();
+    assert!(told.starts_with("volume v has 1 clients connected"), "{told}");
+    done(client.write(0, &[1], false));
+    assert!(matches!(volume.prepare_restore("x", "", true), Err(VolumeError::NoSnapshot { .. })));
+
+    let (sender, receiver) = std::sync::mpsc::channel();
+    client.on_disconnect(Box::new(move || sender.send(()).unwrap()));
+    let leaving = std::thread::spawn(move || {
+        receiver.recv().unwrap();
+        drop(client);
+    });
+    let prepared = volume.prepare_restore("a", "restoring a", true).unwrap();
+    leaving.join().unwrap();
+    assert!(volume.attach().is_none(), "nobody comes in while it is being restored");
+    assert!(matches!(volume.delete_snapshot("a"), Err(VolumeError::Busy { .. })));
+    assert!(matches!(volume.prepare("taking b"), Err(VolumeError::Busy { .. })));
+    drop(prepared);
+    assert_eq!(content(&*volume.attach().unwrap())[0], 1, "given up, it is as it was");
+    restore(&volume, "a", None);
+    assert_eq!(content(&*volume.attach().unwrap())[0], 0);
 }
 
 #[test]
@@ -378,7 +443,7 @@ fn bad_names_sizes_and_ranges_are_refused() {
         assert!(matches!(created, Err(VolumeError::Size { .. })));
     }
     assert!(matches!(Volume::open(root.path(), "w", HostClock::real()), Err(VolumeError::Missing { .. })));
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     for offset in [4 * BLOCK - 1, 4 * BLOCK, u64::MAX] {
         assert_eq!(device.write(offset, &[1, 2], false).result, Err(DeviceError::Invalid));
         assert_eq!(device.read(offset, &mut [0; 2]).result, Err(DeviceError::Invalid));
@@ -391,7 +456,7 @@ fn bad_names_sizes_and_ranges_are_refused() {
 #[test]
 fn trimming_gives_space_back() {
     let (_root, volume) = create(256);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     for name in [None, Some("s")] {
         if let Some(name) = name {
             take(&volume, name);

@@ -78,7 +78,7 @@ impl Recorder {
 
     fn change(&mut self, request: &Request) -> Option<Arc<Cut>> {
         let ordered = self.memory.position();
-        let outcome = request.send(&*self.volume().attach());
+        let outcome = request.send(&*self.volume().attach().unwrap());
         assert_eq!(outcome.result, Ok(()));
         let durable = if request.is_durable() { self.memory.position() } else { NEVER };
         let mut image = self.live().to_vec();
@@ -89,7 +89,7 @@ impl Recorder {
     }
 
     fn flush(&mut self) {
-        assert_eq!(self.volume().attach().flush().result, Ok(()));
+        assert_eq!(self.volume().attach().unwrap().flush().result, Ok(()));
         let now = self.memory.position();
         self.written.iter_mut().for_each(|written| written.durable = written.durable.min(now));
     }
@@ -128,6 +128,32 @@ impl Recorder {
         (deleted.delete_ordered, deleted.delete_answered) = (ordered, answered);
     }
 
+    fn restore(&mut self, which: usize, keep: bool) {
+        let left: Vec<_> = self.named.iter().filter(|named| named.delete_ordered == NEVER).collect();
+        if left.is_empty() {
+            return;
+        }
+        let Named { name, image, .. } = left[which % left.len()];
+        let (name, image, replaced) = (name.clone(), Arc::clone(image), self.live());
+        let kept = format!("s{}", self.named.len());
+        let ordered = self.memory.position();
+        super::restore(self.volume(), &name, keep.then_some(&kept));
+        let answered = self.memory.position();
+        self.images.push(image);
+        self.written.push(Written { range: 0..SIZE, ordered, durable: answered });
+        if keep {
+            let (delete_ordered, delete_answered) = (NEVER, NEVER);
+            self.named.push(Named {
+                name: kept,
+                image: replaced,
+                ordered,
+                answered,
+                delete_ordered,
+                delete_answered,
+            });
+        }
+    }
+
     fn reopen(&mut self) {
         self.volume = None;
         // Closing in good order is a flush.
@@ -142,6 +168,7 @@ impl Recorder {
             model::Op::Flush => self.flush(),
             model::Op::Cut { before, after, commit } => self.cut(before, after, *commit),
             model::Op::Delete(which) => self.delete(*which),
+            model::Op::Restore { which, keep } => self.restore(*which, *keep),
             model::Op::Crash => settle(self.volume()),
             model::Op::Reopen => self.reopen(),
         }
@@ -203,11 +230,11 @@ impl Recorder {
             }
             Err(error) => return Err(error.to_string()),
         };
-        self.check_live(&content(&*volume.attach()), position)?;
+        self.check_live(&content(&*volume.attach().unwrap()), position)?;
         self.check_snapshots(&volume, position)?;
         if thorough {
             settle(&volume);
-            self.check_live(&content(&*volume.attach()), position)?;
+            self.check_live(&content(&*volume.attach().unwrap()), position)?;
             self.check_snapshots(&volume, position)?;
             let (began, log) = memory.recording();
             let mut random = Random(position as u64);
@@ -221,7 +248,7 @@ impl Recorder {
                     .map_err(|why| format!("{why}, after a second crash {done} operations later"))?;
             }
             take(&volume, "after");
-            self.check_live(&content(&*volume.attach()), position)?;
+            self.check_live(&content(&*volume.attach().unwrap()), position)?;
         }
         Ok(())
     }
@@ -309,6 +336,14 @@ fn workload(fault: Option<Fault>) -> Recorder {
     run.change(&write(6, 2, 18, false));
     run.cut(&[write(6, 1, 19, false)], &[], true);
     run.change(&write(7, 1, 20, true));
+    run.restore(0, true);
+    run.change(&write(1, 2, 24, false));
+    run.change(&part(50, 9, 25, true));
+    run.cut(&[], &[write(9, 1, 26, false)], true);
+    run.restore(1, false);
+    run.change(&write(9, 1, 27, true));
+    run.delete(0);
+    drop(run.volume().prepare_restore("s4", "restoring", false).unwrap());
     // And one that is armed and never ends.
     let (attempt, cut) = armed(run.volume());
     run.change(&write(0, 1, 21, false));

@@ -20,6 +20,7 @@ pub(super) enum Op {
     Flush,
     Cut { before: Vec<Request>, after: Vec<Request>, commit: bool },
     Delete(usize),
+    Restore { which: usize, keep: bool },
     Crash,
     Reopen,
 }
@@ -50,6 +51,7 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
         3 => (requests(), requests(), proptest::bool::weighted(0.7))
             .prop_map(|(before, after, commit)| Op::Cut { before, after, commit }),
         2 => any::<usize>().prop_map(Op::Delete),
+        1 => (any::<usize>(), any::<bool>()).prop_map(|(which, keep)| Op::Restore { which, keep }),
         2 => Just(Op::Crash),
         1 => Just(Op::Reopen),
     ]
@@ -120,7 +122,7 @@ impl Checked {
     }
 
     fn apply(&mut self, op: &Op) {
-        let device = self.volume().attach();
+        let device = self.volume().attach().unwrap();
         match op {
             Op::Change(request) => {
                 done(request.send(&*device));
@@ -155,7 +157,19 @@ impl Checked {
                 let (name, _) = self.snapshots.remove(which % self.snapshots.len());
                 self.volume().delete_snapshot(&name).unwrap();
             }
-            Op::Delete(_) => {}
+            Op::Restore { which, keep } if !self.snapshots.is_empty() => {
+                let (name, image) = self.snapshots[which % self.snapshots.len()].clone();
+                drop(device);
+                let kept = format!("s{}", self.cuts);
+                restore(self.volume(), &name, keep.then_some(&kept));
+                let replaced = std::mem::replace(&mut self.live, image);
+                if *keep {
+                    self.snapshots.push((kept, replaced));
+                    self.cuts += 1;
+                }
+                self.check_crash();
+            }
+            Op::Delete(_) | Op::Restore { .. } => {}
             Op::Crash => self.check_crash(),
             Op::Reopen => {
                 drop(device);
@@ -169,7 +183,7 @@ impl Checked {
     fn check_crash(&self) {
         let root = crash(&self.root, self.volume());
         self.check_snapshots(&open(&root).unwrap());
-        done(self.volume().attach().flush());
+        done(self.volume().attach().unwrap().flush());
         let root = crash(&self.root, self.volume());
         let crashed = open(&root).unwrap();
         self.check(&crashed);
@@ -178,7 +192,10 @@ impl Checked {
     }
 
     fn check(&self, volume: &Arc<Volume>) {
-        assert!(content(&*volume.attach()) == self.live, "the live volume is not the replay of its writes");
+        assert!(
+            content(&*volume.attach().unwrap()) == self.live,
+            "the live volume is not the replay of its writes"
+        );
         self.check_snapshots(volume);
     }
 
@@ -205,8 +222,9 @@ proptest! {
         }
         settle(checked.volume());
         checked.check(checked.volume());
-        // The base, one boundary for each snapshot, the head, and one that waits for the head to be sealed.
-        assert!(checked.volume().describe().layers <= checked.snapshots.len() + 2);
+        // The base, one for each boundary that has a name or at which restored states part, of which there are fewer
+        // than of snapshots, the head, and one that waits for the head to be sealed.
+        assert!(checked.volume().describe().layers <= 2 * checked.snapshots.len() + 2);
         checked.apply(&Op::Reopen);
         checked.check(checked.volume());
     }
@@ -215,7 +233,7 @@ proptest! {
 #[test]
 fn the_digest_is_a_tree_over_ranges_and_does_not_depend_on_the_layers() {
     let (root, volume) = create(4 * 1024 + 3);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     done(device.write(5 << 20, &[1; 5000], false));
     take(&volume, "a");
     done(device.write(9 << 20, &[2; 100], false));
