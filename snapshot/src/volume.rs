@@ -137,6 +137,10 @@ impl Volume {
         let manifest = Manifest::read(&directory)?;
         let open = |&id: &u32| Ok((id, Layer::open(&directory, id, manifest.size)?));
         let layers = manifest.layers.keys().map(open).collect::<Result<_, VolumeError>>()?;
+        // Whoever wrote the manifest may have been killed before its name was durable, and the volume's own: until they
+        // are, nothing that an older manifest may list is removed, and nothing is promised to anybody.
+        directory.sync()?;
+        root.sync()?;
         manifest.remove_strays(&directory)?;
         let volume = Volume::start(name, directory, manifest, layers, clock, locked)?;
         volume.wake_merger();

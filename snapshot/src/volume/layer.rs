@@ -7,6 +7,9 @@
 //! - A sync first *copies* the dirty map pages, then syncs the data, then writes the copies, then syncs the map. A bit
 //!   therefore reaches the disk only after the data it stands for: after a crash no block shows what was never written
 //!   to it. A page goes over its older slot (`page.rs`), so a torn write costs nothing that was flushed.
+//! - Opening a layer syncs both its files first. A process that was killed may have left writes that the system has in
+//!   memory only: they are read, so the next flush has to cover them; and a map's page must not go over its older slot
+//!   before the newer one is durable.
 //! - After a failed `fdatasync` the kernel may have dropped the data and will not say so again. Every later sync of the
 //!   layer fails, until the volume is opened anew and shows what is really there.
 
@@ -101,6 +104,7 @@ impl Layer {
                 let why = format!("it has {found} bytes instead of {expected}");
                 return Err(VolumeError::Corrupt { file: path, offset: found.min(expected), why });
             }
+            file.sync_data().map_err(at_path(&path))?;
             Ok(file)
         };
         let data = open(data_name(id), size)?;

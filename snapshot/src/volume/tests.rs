@@ -75,10 +75,15 @@ fn crash(root: &TempDir, volume: &Volume) -> TempDir {
 /// A cut that cuts when [`strike`] says so.
 fn armed(volume: &Arc<Volume>) -> (VolumeCut, Arc<Cut>) {
     let attempt = volume.prepare("taking a snapshot").unwrap();
+    let cut = arm(volume, &attempt);
+    (attempt, cut)
+}
+
+fn arm(volume: &Volume, attempt: &VolumeCut) -> Arc<Cut> {
     let cut = Arc::new(Cut::new(Timing::Barrier, MAX_STRETCH));
     attempt.arm(&cut, &mut || false).unwrap();
     cut.armed(volume.core.clock.now()).unwrap();
-    (attempt, cut)
+    cut
 }
 
 fn strike(volume: &Volume, attempt: &VolumeCut, cut: &Cut) {

@@ -16,6 +16,7 @@ use super::super::lock;
 use super::super::storage::{Storage, StoredFile};
 
 const SECTOR: u64 = 512;
+const NEVER: usize = usize::MAX;
 
 /// What changes a file.
 #[derive(Clone, Debug)]
@@ -295,6 +296,8 @@ struct Inner {
     state: State,
     log: Vec<Op>,
     fault: Option<Fault>,
+    /// How many more operations succeed before one fails.
+    until_failure: Option<usize>,
     deferred: Vec<Op>,
     locked: BTreeSet<usize>,
 }
@@ -319,6 +322,25 @@ impl Memory {
         memory
     }
 
+    /// After this many operations that change or sync something, one fails, and does nothing.
+    pub fn fail_after(&self, operations: usize) {
+        self.inner().until_failure = Some(operations);
+    }
+
+    /// Whether it has failed as [`Memory::fail_after`] asked.
+    pub fn has_failed(&self) -> bool {
+        self.inner().until_failure == Some(NEVER)
+    }
+
+    /// What the next process finds when this one is killed: all that was done, none of it synced by that.
+    pub fn after_kill(&self) -> Self {
+        let inner = self.inner();
+        let (began, state, log) = (inner.began.clone(), inner.state.clone(), inner.log.clone());
+        let (fault, until_failure) = (inner.fault, inner.until_failure);
+        let inner = Inner { began, state, log, fault, until_failure, ..Inner::default() };
+        Memory { inner: Arc::new(Mutex::new(inner)) }
+    }
+
     /// Number of operations so far.
     pub fn position(&self) -> usize {
         self.inner().log.len()
@@ -332,6 +354,21 @@ impl Memory {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         lock(&self.inner)
+    }
+
+    /// For an operation that may fail.
+    fn try_inner(&self) -> io::Result<MutexGuard<'_, Inner>> {
+        let mut inner = self.inner();
+        match inner.until_failure {
+            Some(0) => {
+                inner.until_failure = Some(NEVER);
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            left => {
+                inner.until_failure = left.map(|left| if left == NEVER { NEVER } else { left - 1 });
+                Ok(inner)
+            }
+        }
     }
 }
 
@@ -387,7 +424,7 @@ impl Inner {
 
 impl Storage for Memory {
     fn create_directory(&self, path: &Path) -> io::Result<()> {
-        let mut inner = self.inner();
+        let mut inner = self.try_inner()?;
         if inner.state.seen.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -396,7 +433,7 @@ impl Storage for Memory {
     }
 
     fn create(&self, path: &Path, length: u64) -> io::Result<Box<dyn StoredFile>> {
-        let mut inner = self.inner();
+        let mut inner = self.try_inner()?;
         let file = inner.find_or_make(path)?;
         inner.record(Op::Change { file, change: Change::Empty { length } });
         Ok(Box::new(MemoryFile { memory: self.clone(), file, locks: false }))
@@ -417,7 +454,7 @@ impl Storage for Memory {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut inner = self.inner();
+        let mut inner = self.try_inner()?;
         let file = Some(inner.find(from)?);
         inner.record(Op::Name(NameChange::Move { from: from.to_owned(), to: to.to_owned(), file }));
         if inner.fault == Some(Fault::ManifestSyncAfterRename) {
@@ -427,7 +464,7 @@ impl Storage for Memory {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut inner = self.inner();
+        let mut inner = self.try_inner()?;
         let file = Some(inner.find(path)?);
         inner.record(Op::Name(NameChange::Remove { path: path.to_owned(), file }));
         Ok(())
@@ -443,7 +480,7 @@ impl Storage for Memory {
     }
 
     fn sync_directory(&self, directory: &Path) -> io::Result<()> {
-        let mut inner = self.inner();
+        let mut inner = self.try_inner()?;
         let renamed = inner.state.pending.iter().any(|change| matches!(change, NameChange::Move { .. }));
         match inner.fault {
             Some(Fault::NoSyncOfNewFiles) if !renamed => {}
@@ -466,8 +503,9 @@ impl MemoryFile {
         Arc::clone(&self.memory.inner().state.files[self.file].seen)
     }
 
-    fn change(&self, change: Change) {
-        self.memory.inner().record(Op::Change { file: self.file, change });
+    fn change(&self, change: Change) -> io::Result<()> {
+        self.memory.try_inner()?.record(Op::Change { file: self.file, change });
+        Ok(())
     }
 }
 
@@ -488,17 +526,15 @@ impl StoredFile for MemoryFile {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.change(Change::Write { offset, data: data.into() });
-        Ok(())
+        self.change(Change::Write { offset, data: data.into() })
     }
 
     fn zero(&self, range: &Range<u64>, _keep_space: bool) -> io::Result<()> {
-        self.change(Change::Zero(range.clone()));
-        Ok(())
+        self.change(Change::Zero(range.clone()))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.memory.inner().sync(self.file);
+        self.memory.try_inner()?.sync(self.file);
         Ok(())
     }
 

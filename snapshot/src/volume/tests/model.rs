@@ -23,6 +23,7 @@ pub(super) enum Op {
     Restore { which: usize, keep: bool },
     Crash,
     Reopen,
+    Kill,
 }
 
 /// Byte ranges, whole blocks among them.
@@ -54,6 +55,7 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
         1 => (any::<usize>(), any::<bool>()).prop_map(|(which, keep)| Op::Restore { which, keep }),
         2 => Just(Op::Crash),
         1 => Just(Op::Reopen),
+        1 => Just(Op::Kill),
     ]
 }
 
@@ -170,7 +172,7 @@ impl Checked {
                 self.check_crash();
             }
             Op::Delete(_) | Op::Restore { .. } => {}
-            Op::Crash => self.check_crash(),
+            Op::Crash | Op::Kill => self.check_crash(),
             Op::Reopen => {
                 drop(device);
                 self.volume = None;
