@@ -188,6 +188,8 @@ pub enum SnapshotCommand {
     Show(NamedArgs),
     /// Compute a snapshot's verdict and digests again
     Verify(NamedArgs),
+    /// Put the volumes of a snapshot back to it, on all its hosts
+    Restore(RestoreArgs),
     /// Delete a snapshot on all its hosts
     Delete(NamedArgs),
 }
@@ -243,6 +245,22 @@ impl From<ModeArg> for RequestedMode {
 pub struct NamedArgs {
     /// The snapshot's name or id
     pub snapshot: String,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `coeval snapshot restore`
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The snapshot's name or id
+    pub snapshot: String,
+    /// Drop the present state of the volumes, which is otherwise kept as a snapshot of its own
+    #[arg(long)]
+    pub discard_current: bool,
+    /// Disconnect the volumes' clients, which are otherwise a reason to refuse
+    #[arg(long)]
+    pub disconnect: bool,
     /// How to reach the server.
     #[command(flatten)]
     pub remote: Remote,

@@ -33,6 +33,7 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Snapshot(SnapshotCommand::List(remote)) => wait(snapshot::list(&remote))?,
         Command::Snapshot(SnapshotCommand::Show(args)) => wait(snapshot::show(&args))?,
         Command::Snapshot(SnapshotCommand::Verify(args)) => return wait(snapshot::verify(&args)),
+        Command::Snapshot(SnapshotCommand::Restore(args)) => wait(snapshot::restore(&args))?,
         Command::Snapshot(SnapshotCommand::Delete(args)) => wait(snapshot::delete(&args))?,
         Command::Volume(VolumeCommand::Create(args)) => wait(volume::create(&args))?,
         Command::Volume(VolumeCommand::List(remote)) => wait(volume::list(&remote))?,

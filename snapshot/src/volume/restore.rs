@@ -14,7 +14,7 @@
 
 use std::sync::Arc;
 
-use tracing::warn;
+use tracing::{error, warn};
 use uuid::Uuid;
 
 use super::layer::{Layer, data_name};
@@ -122,12 +122,17 @@ impl VolumeRestore {
 impl Drop for VolumeRestore {
     fn drop(&mut self) {
         let core = &self.volume.core;
-        // Where the manifest could not be written, nobody knows whether the one on disk lists the layer.
-        if !self.switched
-            && !lock(&core.structure).is_uncertain()
-            && let Err(error) = core.remove_layer(self.next.id)
-        {
-            warn!(volume = %core.name, %error, "an unused layer stays until the volume is opened again");
+        if !self.switched {
+            // The manifest on disk may be the restored volume's already. Whoever wrote to this one then would lose it.
+            let certain = lock(&core.structure).make_certain(&core.directory);
+            if let Err(error) = certain {
+                let volume = &core.name;
+                error!(%volume, %error, "nobody knows whether the volume is restored: it is closed until the next start");
+                return;
+            }
+            if let Err(error) = core.remove_layer(self.next.id) {
+                warn!(volume = %core.name, %error, "an unused layer stays until the volume is opened again");
+            }
         }
         drop(Barred(&self.volume));
     }

@@ -67,12 +67,8 @@ impl Structure {
         Ok(())
     }
 
-    /// Whether it is unknown which manifest is on disk. A layer that an unwanted one names must not be changed.
-    pub(super) fn is_uncertain(&self) -> bool {
-        self.uncertain
-    }
-
-    /// Makes the manifest on disk the right one again, if it may be another.
+    /// Makes the manifest on disk the right one again, if it may be another. A layer that an unwanted manifest names must
+    /// not be changed before, and the live volume of an unwanted one must not be left to its clients.
     pub(super) fn make_certain(&mut self, directory: &Directory) -> Result<(), VolumeError> {
         if self.uncertain { self.update(directory, |_| {}) } else { Ok(()) }
     }
