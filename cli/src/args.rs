@@ -273,6 +273,19 @@ pub enum VolumeCommand {
     Create(CreateVolumeArgs),
     /// List volumes
     List(Remote),
+    /// Check the files of a volume that no host has open; fails if data is lost or in doubt
+    Check(CheckArgs),
+}
+
+/// `coeval volume check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The volume's directory, such as /var/lib/coeval/volumes/data
+    #[arg(value_name = "DIRECTORY/VOLUME")]
+    pub volume: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `coeval volume create`

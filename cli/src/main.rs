@@ -36,6 +36,7 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Snapshot(SnapshotCommand::Restore(args)) => wait(snapshot::restore(&args))?,
         Command::Snapshot(SnapshotCommand::Delete(args)) => wait(snapshot::delete(&args))?,
         Command::Volume(VolumeCommand::Create(args)) => wait(volume::create(&args))?,
+        Command::Volume(VolumeCommand::Check(args)) => return volume::check(&args),
         Command::Volume(VolumeCommand::List(remote)) => wait(volume::list(&remote))?,
     }
     Ok(Finding::Good)

@@ -12,9 +12,12 @@
 //! | `lock` | locked by the process that has the volume open |
 //!
 //! After a crash at any point, everything is there that a FLUSH or a FUA write was answered for, and every snapshot
-//! reads as before. The order of writes that this rests on stands in `manifest.rs`, `layer.rs` and `merge.rs`.
+//! reads as before. The order of writes that this rests on stands in `manifest.rs`, `layer.rs`, `merge.rs` and
+//! `restore.rs`; `tests/crash.rs` tries it at every point. A restore makes layers part: they are a tree, and the live
+//! volume is the path from the base to the head.
 
 mod chain;
+mod check;
 mod clients;
 mod digest;
 mod flush;
@@ -39,6 +42,7 @@ use std::thread::JoinHandle;
 use timesync::clock::HostClock;
 use tracing::warn;
 
+pub use self::check::{CheckReport, Finding};
 pub use self::restore::VolumeRestore;
 pub use self::structure::{Gate, VolumeCut};
 
@@ -249,7 +253,11 @@ impl Drop for Volume {
             warn!(volume = %self.core.name, "the merging thread had panicked");
         }
         // A volume that is closed in good order keeps all its writes, flushed or not.
-        if let Err(error) = self.core.sync() {
+        let synced = self.core.sync().and_then(|()| {
+            // And from here on one copy of each page of its maps may decay.
+            self.core.head().seal().map_err(crate::device::DeviceError::from)
+        });
+        if let Err(error) = synced {
             warn!(volume = %self.core.name, %error, "closing without having made the last writes durable");
         }
     }

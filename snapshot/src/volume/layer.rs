@@ -71,6 +71,46 @@ pub(super) fn map_name(id: u32) -> String {
     format!("{id:06}.map")
 }
 
+/// What is wrong with a page of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PageFault {
+    /// A write of one of its copies tore, or the medium decays. The other one counts.
+    OneCopy,
+    /// Nobody knows which of its blocks count.
+    BothCopies,
+}
+
+/// Bytes in a map's file.
+pub(super) fn map_length(map: &Map) -> u64 {
+    page::offset(map.pages(), 0)
+}
+
+/// Fills `map` from its file, and tells `fault` of each page with which something is wrong, and where it is.
+pub(super) fn load_map(
+    file: &dyn StoredFile,
+    layer: u32,
+    map: &Map,
+    mut fault: impl FnMut(u64, PageFault),
+) -> io::Result<()> {
+    let mut slots = vec![0; 2 * SLOT];
+    for number in 0..map.pages() {
+        let offset = page::offset(number, 0);
+        file.read(offset, &mut slots)?;
+        match page::decode(&slots, layer, number) {
+            None => fault(offset, PageFault::BothCopies),
+            Some(stored) => {
+                if stored.torn {
+                    fault(offset, PageFault::OneCopy);
+                }
+                if stored.generation > 0 {
+                    map.load(number, stored.generation, &stored.words);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Layer {
     /// Makes an empty layer (or a base of zeros), files synced; the caller syncs the directory.
     ///
@@ -86,7 +126,7 @@ impl Layer {
             None
         } else {
             let map = Map::new(size / BLOCK);
-            Some(MapFile { file: create(map_name(id), page::offset(map.pages(), 0))?, map })
+            Some(MapFile { file: create(map_name(id), map_length(&map))?, map })
         };
         Ok(Layer::new(id, data, map))
     }
@@ -112,21 +152,18 @@ impl Layer {
             return Ok(Layer::new(id, data, None));
         }
         let (map, path) = (Map::new(size / BLOCK), directory.path().join(map_name(id)));
-        let file = open(map_name(id), page::offset(map.pages(), 0))?;
-        let mut slots = vec![0; 2 * SLOT];
-        for number in 0..map.pages() {
-            let offset = page::offset(number, 0);
-            file.read(offset, &mut slots).map_err(at_path(&path))?;
-            let Some(stored) = page::decode(&slots, id, number) else {
-                let why = "neither copy of the map page there is valid".to_owned();
-                return Err(VolumeError::Corrupt { file: path, offset, why });
-            };
-            if stored.torn {
+        let file = open(map_name(id), map_length(&map))?;
+        let mut corrupt = None;
+        let loaded = load_map(&*file, id, &map, |offset, fault| match fault {
+            PageFault::OneCopy => {
                 warn!(file = %path.display(), offset, "one copy of a map page is not valid; the other one is used");
             }
-            if stored.generation > 0 {
-                map.load(number, stored.generation, &stored.words);
-            }
+            PageFault::BothCopies => corrupt = corrupt.or(Some(offset)),
+        });
+        loaded.map_err(at_path(&path))?;
+        if let Some(offset) = corrupt {
+            let why = "neither copy of the map page there is valid".to_owned();
+            return Err(VolumeError::Corrupt { file: path, offset, why });
         }
         Ok(Layer::new(id, data, Some(MapFile { file, map })))
     }

@@ -16,7 +16,7 @@ use super::storage::Directory;
 use super::{BLOCK, VolumeError, at_path};
 
 const VERSION: u64 = 2;
-const FILE: &str = "volume.json";
+pub(super) const FILE: &str = "volume.json";
 const NEW_FILE: &str = "volume.json.new";
 
 /// What a volume consists of.

@@ -335,17 +335,71 @@ fn a_corrupt_map_is_named() {
 }
 
 #[test]
-fn what_a_sealed_layer_holds_survives_the_loss_of_either_copy_of_its_map() {
+fn a_check_names_what_is_damaged_and_changes_nothing() {
+    let (root, volume) = create(4);
+    done(volume.attach().unwrap().write(0, &[1; 4096], false));
+    take(&volume, "s");
+    done(volume.attach().unwrap().write(4096, &[1; 4096], true));
+    let check = || Volume::check(root.path(), "v");
+    assert_eq!(check().unwrap_err().to_string(), "volume v is open in another process");
+    drop(volume);
+    assert!(matches!(Volume::check(root.path(), "w"), Err(VolumeError::Missing { .. })));
+    let sound = check().unwrap();
+    assert_eq!((sound.layers, sound.snapshots, sound.findings), (2, 1, vec![]));
+    assert!(sound.read >= 2 * 4096);
+
+    let directory = root.path().join("v");
+    let spoil = |name: &str, at: u64, bytes: &[u8]| {
+        let file = File::options().read(true).write(true).open(directory.join(name)).unwrap();
+        let mut before = vec![0; bytes.len()];
+        file.read_exact_at(&mut before, at).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+        before
+    };
+    let found = || {
+        let report = check().unwrap();
+        let say = |finding: &Finding| format!("{} {} {}", finding.file, finding.offset, finding.what);
+        (report.is_damaged(), report.findings.iter().map(say).collect::<Vec<_>>().join("\n"))
+    };
+    let older = spoil(&map_name(1), 4096, &[7; 10]);
+    let (damaged, what) = found();
+    assert!(!damaged && what.starts_with("000001.map 0 one copy of the map page"), "{what}");
+    let newer = spoil(&map_name(1), 0, &[7; 10]);
+    let (damaged, what) = found();
+    assert!(damaged && what.starts_with("000001.map 0 neither copy of the map page"), "{what}");
+    spoil(&map_name(1), 0, &newer);
+    spoil(&map_name(1), 4096, &older);
+
+    let text = fs::read_to_string(directory.join("volume.json")).unwrap();
+    let at = text.find("\"head\": 1").unwrap() as u64 + 8;
+    spoil("volume.json", at, b"0");
+    let (damaged, what) = found();
+    assert!(damaged && what == "volume.json 0 its checksum does not fit", "{what}");
+    spoil("volume.json", at, b"1");
+    fs::write(directory.join(data_name(7)), "x").unwrap();
+    File::options().write(true).open(directory.join(data_name(1))).unwrap().set_len(4096).unwrap();
+    let (damaged, what) = found();
+    assert!(damaged && what.contains("000001.dat 4096 it has 4096 bytes instead of 16384"), "{what}");
+    assert!(what.contains("000007.dat 0 it belongs to a change that did not end"), "{what}");
+    assert!(directory.join(data_name(7)).exists());
+}
+
+#[test]
+fn what_a_closed_volume_holds_survives_the_loss_of_either_copy_of_a_map() {
     for slot in [0, 4096] {
         let (root, volume) = create(4);
         take(&volume, "below");
         done(volume.attach().unwrap().write(0, &[1; 4096], true));
         take(&volume, "s");
+        done(volume.attach().unwrap().write(0, &[2; 4096], true));
         drop(volume);
-        let map = root.path().join("v").join(map_name(1));
-        let file = fs::OpenOptions::new().write(true).open(&map).unwrap();
-        file.write_all_at(&[7; 100], slot).unwrap();
-        assert_eq!(snapshot(&open(&root).unwrap(), "s")[0], 1);
+        for layer in [1, 2] {
+            let map = root.path().join("v").join(map_name(layer));
+            let file = fs::OpenOptions::new().write(true).open(&map).unwrap();
+            file.write_all_at(&[7; 100], slot).unwrap();
+        }
+        let volume = open(&root).unwrap();
+        assert_eq!((snapshot(&volume, "s")[0], content(&*volume.attach().unwrap())[0]), (1, 2));
     }
 }
 

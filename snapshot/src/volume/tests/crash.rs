@@ -204,8 +204,7 @@ impl Recorder {
             // Closing in good order is a flush.
             self.all_durable();
         }
-        let open = || Volume::open_in(&root(&self.memory), "v", self.clock.clone());
-        self.volume = Some(self.went(open()).unwrap_or_else(|| open().unwrap()));
+        self.open();
         self.reread(self.memory.position()).unwrap();
     }
 
@@ -213,11 +212,14 @@ impl Recorder {
     fn kill(&mut self) -> Result<(), String> {
         self.memory = self.memory.after_kill();
         let position = self.memory.position();
-        self.volume = Some(
-            Volume::open_in(&root(&self.memory), "v", self.clock.clone())
-                .map_err(|error| error.to_string())?,
-        );
+        self.open();
         self.reread(position)
+    }
+
+    /// Opens the volume; where the disk fails at that, anew.
+    fn open(&mut self) {
+        let open = || Volume::open_in(&root(&self.memory), "v", self.clock.clone());
+        self.volume = Some(self.went(open()).unwrap_or_else(|| open().unwrap()));
     }
 
     /// What clients find in a volume that was opened anew, and may rely on from the next flush on.
