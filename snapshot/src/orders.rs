@@ -149,7 +149,7 @@ pub struct VolumeDescription {
     pub size: u64,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<String>,
-    /// Layers in its chain, the base included.
+    /// Its layers, the base and those of snapshots beside the live volume included.
     pub layers: usize,
     /// Bytes allocated on disk.
     pub allocated: u64,

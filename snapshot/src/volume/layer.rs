@@ -11,7 +11,7 @@
 //!   memory only: they are read, so the next flush has to cover them; and a map's page must not go over its older slot
 //!   before the newer one is durable.
 //! - After a failed `fdatasync` the kernel may have dropped the data and will not say so again. Every later sync of the
-//!   layer fails, until the volume is opened anew and shows what is really there.
+//!   layer fails, until the volume is opened anew.
 
 use std::io;
 use std::ops::Range;

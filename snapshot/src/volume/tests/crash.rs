@@ -357,7 +357,7 @@ impl Recorder {
                 Fate::Drawn { random: seed(draw), kept, torn: draw % 2 == 0 }
             });
             for (index, mut fate) in chosen.chain(drawn).enumerate() {
-                let thorough = (position / stride + index) % 11 == 0;
+                let thorough = (position / stride + index).is_multiple_of(11);
                 self.check(state.crash(&mut fate), position, thorough).map_err(|why| {
                     let next = log.get(position).map(|op| op.to_string());
                     format!("crash before operation {position} ({next:?}), state {index}: {why}")
