@@ -296,6 +296,8 @@ pub enum SnapshotCommand {
     Show(NamedArgs),
     /// Compute a snapshot's verdict and digests again
     Verify(NamedArgs),
+    /// Put the volumes of a snapshot back to it, on all its hosts
+    Restore(RestoreArgs),
     /// Delete a snapshot on all its hosts
     Delete(NamedArgs),
 }
@@ -364,6 +366,22 @@ pub struct NamedArgs {
     pub remote: Remote,
 }
 
+/// `coeval snapshot restore`
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The snapshot's name or id
+    pub snapshot: String,
+    /// Drop the present state of the volumes, which is otherwise kept as a snapshot of its own
+    #[arg(long)]
+    pub discard_current: bool,
+    /// Disconnect the volumes' clients, which are otherwise a reason to refuse
+    #[arg(long)]
+    pub disconnect: bool,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
 /// `coeval volume`
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
@@ -371,6 +389,19 @@ pub enum VolumeCommand {
     Create(CreateVolumeArgs),
     /// List volumes
     List(Remote),
+    /// Check the files of a volume that no host has open; fails if data is lost or in doubt
+    Check(CheckArgs),
+}
+
+/// `coeval volume check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The volume's directory, such as /var/lib/coeval/volumes/data
+    #[arg(value_name = "DIRECTORY/VOLUME")]
+    pub volume: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `coeval volume create`

@@ -6,12 +6,13 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::host::{HostError, HostService};
 use crate::http::{JsonBody, Refusal, Segments};
 use crate::orders::{
     ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
-    ReleaseOrder, Sealed, Struck, VolumeDescription,
+    ReleaseOrder, RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
 };
 
 /// A release order for a thousand hosts takes 40 kB.
@@ -48,6 +49,9 @@ pub fn router(host: Arc<HostService>, simulation: bool) -> Router {
         .route("/v1/cuts/{attempt}/seal", post(seal))
         .route("/v1/cuts/{attempt}/commit", post(commit))
         .route("/v1/cuts/{attempt}/abort", post(abort))
+        .route("/v1/restores/{restore}/prepare", post(prepare_restore))
+        .route("/v1/restores/{restore}/switch", post(switch_restore))
+        .route("/v1/restores/{restore}/give-up", post(give_up_restore))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(delete_snapshot))
         .route("/v1/volumes/{volume}/snapshots/{snapshot}/digest", get(digest));
@@ -121,6 +125,26 @@ async fn commit(
 
 async fn abort(State(host): Host, Segments(attempt): Segments<AttemptId>) -> Answer<()> {
     blocking(host, move |host| host.abort(attempt)).await
+}
+
+async fn prepare_restore(
+    State(host): Host,
+    Segments(restore): Segments<Uuid>,
+    JsonBody(order): JsonBody<RestoreOrder>,
+) -> Answer<RestorePrepared> {
+    blocking(host, move |host| host.prepare_restore(restore, &order)).await
+}
+
+async fn switch_restore(
+    State(host): Host,
+    Segments(restore): Segments<Uuid>,
+    JsonBody(order): JsonBody<RestoreOrder>,
+) -> Answer<()> {
+    blocking(host, move |host| host.switch_restore(restore, &order)).await
+}
+
+async fn give_up_restore(State(host): Host, Segments(restore): Segments<Uuid>) -> Answer<bool> {
+    blocking(host, move |host| Ok(host.give_up_restore(restore))).await
 }
 
 async fn uncoordinated(

@@ -16,7 +16,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::coordinator::{Coordinator, CoordinatorError};
 use crate::http::{JsonBody, Refusal, Segments};
 use crate::messages::{
-    CreateEvent, CreateRequest, CreateVolumeOn, HostVolumes, Snapshot, SnapshotDetails, VerifyReport,
+    CreateEvent, CreateRequest, CreateVolumeOn, HostVolumes, RestoreReport, RestoreRequest, Snapshot,
+    SnapshotDetails, VerifyReport,
 };
 use crate::orders::VolumeDescription;
 use crate::schedule::{Schedule, ScheduleStatus};
@@ -42,6 +43,7 @@ pub fn router(coordinator: Arc<Coordinator>, report: Report) -> Router {
         .route("/api/v1/snapshots", get(list).post(create))
         .route("/api/v1/snapshots/{key}", get(show).delete(delete))
         .route("/api/v1/snapshots/{key}/verify", post(verify))
+        .route("/api/v1/snapshots/{key}/restore", post(restore))
         .route("/api/v1/volumes", get(volumes).post(create_volume))
         .route("/api/v1/schedules", get(schedules).post(add_schedule))
         .route("/api/v1/schedules/{name}", axum::routing::delete(remove_schedule))
@@ -103,6 +105,18 @@ async fn show(
 
 async fn verify(State(coordinator): Server, Segments(key): Segments<String>) -> Answer<VerifyReport> {
     Ok(Json(coordinator.verify(&key).await?))
+}
+
+/// A task of its own: it goes on to its end if the caller goes away.
+async fn restore(
+    State(coordinator): Server,
+    Segments(key): Segments<String>,
+    JsonBody(request): JsonBody<RestoreRequest>,
+) -> Answer<RestoreReport> {
+    match tokio::spawn(async move { coordinator.restore(&key, request).await }).await {
+        Ok(result) => Ok(Json(result?)),
+        Err(panic) => Err(Refusal::new(500, format!("the restore failed: {panic}"))),
+    }
 }
 
 async fn delete(State(coordinator): Server, Segments(key): Segments<String>) -> Answer<()> {

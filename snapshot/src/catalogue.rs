@@ -24,10 +24,11 @@ use timesync::time::Time;
 use uuid::Uuid;
 
 use crate::certificate::Evidence;
+use crate::coordinator::RestorePlan;
 use crate::messages::{Manifest, Snapshot, SnapshotState, StoryEntry};
 use crate::orders::AttemptId;
 
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 
 /// A failed snapshot gives its name back; any other holds it.
 const SCHEMA: &str = "
@@ -57,6 +58,16 @@ const SCHEMA: &str = "
         detail TEXT NOT NULL
     ) STRICT;
     CREATE INDEX story_of_snapshot ON story (snapshot);
+";
+
+/// Restores that are on their way: `preparing` until every host is prepared, then `decided` until every host has
+/// switched.
+const RESTORES: &str = "
+    CREATE TABLE restores (
+        id TEXT PRIMARY KEY,
+        state TEXT NOT NULL,
+        plan TEXT NOT NULL
+    ) STRICT;
 ";
 
 const COLUMNS: &str = "id, name, state, why, created, manifest, schedule";
@@ -141,12 +152,14 @@ impl Catalogue {
             return Err(CatalogueError::Newer { found });
         }
         // Each version's schema is what it added to the one before.
-        for (version, added) in (1..).zip([SCHEMA, schedules::SCHEMA]) {
+        for (version, added) in (1..).zip([SCHEMA, schedules::SCHEMA, RESTORES]) {
             if found < version {
                 transaction.execute_batch(added)?;
             }
         }
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        // Hosts give up by themselves what nobody goes on with.
+        transaction.execute("DELETE FROM restores WHERE state = 'preparing'", [])?;
         transaction.execute(
             "UPDATE snapshots SET state = 'failed', why = 'the server stopped while the snapshot was being taken'
              WHERE state IN ('planning', 'committing')",
@@ -338,6 +351,67 @@ impl Catalogue {
         transaction.execute("DELETE FROM story WHERE snapshot = ?1", [id.to_string()])?;
         transaction.execute("DELETE FROM attempts WHERE snapshot = ?1 AND owed = 0", [id.to_string()])?;
         Ok(transaction.commit()?)
+    }
+
+    /// Notes a restore that hosts are asked to prepare.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn begin_restore(&self, plan: &RestorePlan) -> Result<(), CatalogueError> {
+        self.lock().execute(
+            "INSERT INTO restores (id, state, plan) VALUES (?1, 'preparing', ?2)",
+            params![plan.id.to_string(), serde_json::to_string(plan)?],
+        )?;
+        Ok(())
+    }
+
+    /// Every host is prepared: from now on the restore goes forward.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn decide_restore(&self, plan: &RestorePlan) -> Result<(), CatalogueError> {
+        self.change(
+            plan.id,
+            "UPDATE restores SET state = 'decided', plan = ?2 WHERE id = ?1",
+            params![plan.id.to_string(), serde_json::to_string(plan)?],
+        )
+    }
+
+    /// A restore that was not decided has come to nothing.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn forget_restore(&self, id: Uuid) -> Result<(), CatalogueError> {
+        self.change(id, "DELETE FROM restores WHERE id = ?1 AND state = 'preparing'", [id.to_string()])
+    }
+
+    /// Every host has switched: what was replaced is a snapshot now, if it was to be kept.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn finish_restore(&self, plan: &RestorePlan) -> Result<(), CatalogueError> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        let removed = transaction.execute("DELETE FROM restores WHERE id = ?1", [plan.id.to_string()])?;
+        if let Some(kept) = plan.kept.as_ref().filter(|_| removed == 1) {
+            transaction.execute(
+                "INSERT INTO snapshots (id, name, state, manifest) VALUES (?1, ?2, 'inconsistent', ?3)",
+                params![kept.id.to_string(), kept.name, serde_json::to_string(kept)?],
+            )?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// The restores that have still to be completed.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn decided_restores(&self) -> Result<Vec<RestorePlan>, CatalogueError> {
+        let connection = self.lock();
+        let mut query =
+            connection.prepare("SELECT plan FROM restores WHERE state = 'decided' ORDER BY id")?;
+        let rows = query.query_map([], |row| from_json(0, &row.get::<_, String>(0)?))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// All snapshots, oldest first.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::http::{Connector, ControlClient, ControlError, HttpError};
 use crate::messages::{
-    CreateEvent, CreateRequest, CreateVolumeOn, HostVolumes, Manifest, Progress, Snapshot, SnapshotDetails,
-    VerifyReport,
+    CreateEvent, CreateRequest, CreateVolumeOn, HostVolumes, Manifest, Progress, RestoreReport,
+    RestoreRequest, Snapshot, SnapshotDetails, VerifyReport,
 };
 use crate::orders::VolumeDescription;
 use crate::schedule::{Schedule, ScheduleStatus};
@@ -65,6 +65,11 @@ impl ServerClient {
     /// Computes a snapshot's verdict and digests again.
     pub async fn verify(&self, key: &str) -> Result<VerifyReport, ControlError> {
         self.client.post(self.client.page(&["api", "v1", "snapshots", key, "verify"]), &(), LONG).await
+    }
+
+    /// Puts a snapshot's volumes back to it. The server goes on if this is cut short.
+    pub async fn restore(&self, key: &str, request: &RestoreRequest) -> Result<RestoreReport, ControlError> {
+        self.client.post(self.client.page(&["api", "v1", "snapshots", key, "restore"]), request, LONG).await
     }
 
     /// Deletes a snapshot on every host.

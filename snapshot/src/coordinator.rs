@@ -8,6 +8,7 @@ mod attempt;
 mod library;
 mod manifest;
 pub mod plan;
+mod restore;
 mod scheduler;
 mod undo;
 
@@ -25,6 +26,7 @@ use crate::messages::{CreateRequest, Manifest, Member, Progress, RequestedMode, 
 use crate::remote::{HostEndpoint, Limits, RemoteHost};
 use crate::volume::is_name;
 use attempt::{Attempt, Stop};
+pub use restore::RestorePlan;
 use undo::Undo;
 
 /// How the coordinator behaves where a request does not say.
@@ -81,6 +83,9 @@ pub enum CoordinatorError {
         /// Why the last one was refused.
         why: String,
     },
+    /// A restore was decided and is not done on every host.
+    #[error("{0} is not restored everywhere yet; the server goes on until it is. Not yet on {1}")]
+    Unfinished(String, String),
     /// A thread of this server died.
     #[error("the server failed at this: {0}")]
     Internal(String),
@@ -103,6 +108,7 @@ impl CoordinatorError {
             ) => 409,
             CoordinatorError::Catalogue(_) | CoordinatorError::Internal(_) => 500,
             CoordinatorError::Host(error) => error.status().unwrap_or(502),
+            CoordinatorError::Unfinished(..) => 502,
             CoordinatorError::Refused { .. } => 503,
         }
     }

@@ -55,6 +55,9 @@ impl From<std::io::Error> for DeviceError {
     }
 }
 
+/// Disconnects a client.
+pub type Disconnect = Box<dyn Fn() + Send + Sync>;
+
 /// A block device. All methods may be called from many threads at once; each call does one whole request and blocks for
 /// as long as the storage takes. Offsets and lengths are in bytes and need no alignment.
 pub trait Device: Send + Sync {
@@ -78,6 +81,10 @@ pub trait Device: Send + Sync {
 
     /// Makes every write answered before this call durable.
     fn flush(&self) -> Outcome;
+
+    /// Says how to disconnect the client that this was opened for: done when the volume is to be restored under it.
+    /// The device is expected to be dropped soon after. One that is never taken from its client needs no answer.
+    fn on_disconnect(&self, _disconnect: Disconnect) {}
 }
 
 /// The exports an NBD server offers: `volume` and `volume@snapshot`.
@@ -85,6 +92,7 @@ pub trait Exports: Send + Sync {
     /// Their names, sorted.
     fn list(&self) -> Vec<String>;
 
-    /// Opens one; it stays in use (and cannot be deleted) while the device lives. None if there is no such export.
+    /// Opens one; it stays in use (and cannot be deleted) while the device lives. None if there is no such export, or
+    /// nobody is let in at present.
     fn open(&self, name: &str) -> Option<Arc<dyn Device>>;
 }

@@ -5,6 +5,7 @@
 //! It waits for no message and takes no lock on its way to the release but the cut's own.
 
 mod attempt;
+mod restore;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{File, TryLockError};
@@ -52,6 +53,7 @@ pub struct HostService {
     clock: HostClock,
     volumes: RwLock<BTreeMap<String, Result<Arc<Volume>, String>>>,
     attempts: Mutex<Attempts>,
+    restores: Mutex<restore::Restores>,
     nbd: OnceLock<Vec<String>>,
     /// The lock on the volume directory.
     _lock: File,
@@ -144,6 +146,7 @@ impl HostService {
             clock,
             volumes: RwLock::new(volumes),
             attempts: Mutex::default(),
+            restores: Mutex::default(),
             nbd: OnceLock::new(),
             _lock: lock,
         }))
@@ -471,7 +474,7 @@ impl Exports for HostService {
 
     fn open(&self, name: &str) -> Option<Arc<dyn Device>> {
         match name.split_once('@') {
-            None => Some(self.volume(name).ok()?.attach()),
+            None => self.volume(name).ok()?.attach(),
             Some((volume, snapshot)) => self.volume(volume).ok()?.snapshot_device(snapshot).ok(),
         }
     }

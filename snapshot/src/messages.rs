@@ -263,7 +263,7 @@ pub enum SnapshotState {
     Committing,
     /// Certified, and named on every host.
     Complete,
-    /// A control: kept although the certificate refuses it.
+    /// A control, or what a restore replaced: kept although nothing certifies it.
     Inconsistent,
     /// Undone. Nothing of it is left but this row.
     Failed,
@@ -348,6 +348,29 @@ pub struct DigestCheck {
     pub now: Option<String>,
     /// Why it could not be computed now.
     pub problem: Option<String>,
+}
+
+/// Put a snapshot's volumes back to it. `POST /api/v1/snapshots/{id or name}/restore`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// Drop the state that is replaced, which is otherwise kept as a snapshot.
+    pub discard_current: bool,
+    /// Disconnect the clients of the volumes, which are otherwise a reason to refuse.
+    pub disconnect: bool,
+}
+
+/// What was restored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreReport {
+    /// The restore's id.
+    pub id: Uuid,
+    /// The snapshot's name.
+    pub snapshot: String,
+    /// The snapshot that the replaced state became.
+    pub kept: Option<String>,
+    /// The volumes.
+    pub volumes: Vec<Member>,
 }
 
 /// A host's volumes. `GET /api/v1/volumes`

@@ -101,6 +101,28 @@ pub struct CommitOrder {
     pub name: String,
 }
 
+/// Put volumes back to a snapshot. `POST /v1/restores/{restore}/prepare`, then `POST /v1/restores/{restore}/switch`,
+/// which may be repeated; or `POST /v1/restores/{restore}/give-up`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreOrder {
+    /// The volumes.
+    pub volumes: Vec<String>,
+    /// The snapshot that they all have.
+    pub snapshot: String,
+    /// The name under which the state that is replaced is kept; none: it is dropped.
+    pub keep: Option<String>,
+    /// Whether clients that are connected are disconnected; otherwise they are a reason to refuse.
+    pub disconnect: bool,
+}
+
+/// No client is let in any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePrepared {
+    /// Who prepared.
+    pub host: Incarnation,
+}
+
 /// Who a host is and what it has. `GET /v1/host`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostDescription {
@@ -129,7 +151,7 @@ pub struct VolumeDescription {
     pub snapshots: Vec<String>,
     /// Those of its snapshots that somebody reads now.
     pub in_use: Vec<String>,
-    /// Layers in its chain, the base included.
+    /// Its layers, the base and those of snapshots beside the live volume included.
     pub layers: usize,
     /// Bytes allocated on disk.
     pub allocated: u64,

@@ -5,12 +5,13 @@ use std::time::Duration;
 use axum::body::Bytes;
 use reqwest::Url;
 use timesync::publish::ServerTime;
+use uuid::Uuid;
 
 use crate::agent::UncoordinatedOrder;
 use crate::http::{Connector, ControlClient, ControlError, HttpError};
 use crate::orders::{
     ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
-    Sealed, Struck, VolumeDescription,
+    RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
 };
 
 /// Where a host's control plane is.
@@ -127,6 +128,29 @@ impl RemoteHost {
     /// Tells it what the server's clock reads when its own does.
     pub async fn tell_time(&self, statement: &ServerTime) -> Result<(), ControlError> {
         self.client.post(self.client.page(&["v1", "server-time"]), statement, self.limits.step).await
+    }
+
+    fn restore(&self, restore: Uuid, step: &str) -> Url {
+        self.client.page(&["v1", "restores", &restore.to_string(), step])
+    }
+
+    /// Lets no client in any more, and does what can fail.
+    pub async fn prepare_restore(
+        &self,
+        restore: Uuid,
+        order: &RestoreOrder,
+    ) -> Result<RestorePrepared, ControlError> {
+        self.client.post(self.restore(restore, "prepare"), order, self.limits.seal).await
+    }
+
+    /// Puts the volumes back. It may be repeated.
+    pub async fn switch_restore(&self, restore: Uuid, order: &RestoreOrder) -> Result<(), ControlError> {
+        self.client.post(self.restore(restore, "switch"), order, self.limits.seal).await
+    }
+
+    /// Gives up what was prepared. A host that hears nothing does so by itself.
+    pub async fn give_up_restore(&self, restore: Uuid) -> Result<bool, ControlError> {
+        self.client.post_bytes(self.restore(restore, "give-up"), Bytes::new(), self.limits.step).await
     }
 
     /// Creates a volume.

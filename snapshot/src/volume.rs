@@ -12,9 +12,13 @@
 //! | `lock` | locked by the process that has the volume open |
 //!
 //! After a crash at any point, everything is there that a FLUSH or a FUA write was answered for, and every snapshot
-//! reads as before. The order of writes that this rests on stands in `manifest.rs`, `layer.rs` and `merge.rs`.
+//! reads as before. The order of writes that this rests on stands in `manifest.rs`, `layer.rs`, `merge.rs` and
+//! `restore.rs`; `tests/crash.rs` tries it at every point. A restore makes layers part: they are a tree, and the live
+//! volume is the path from the base to the head.
 
 mod chain;
+mod check;
+mod clients;
 mod digest;
 mod flush;
 mod layer;
@@ -24,25 +28,31 @@ mod merge;
 mod page;
 mod ranges;
 mod request;
+mod restore;
+mod storage;
 mod structure;
 
-use std::fs::{self, File, TryLockError};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
 
 use timesync::clock::HostClock;
 use tracing::warn;
 
+pub use self::check::{CheckReport, Finding};
+pub use self::restore::VolumeRestore;
 pub use self::structure::{Gate, VolumeCut};
 
+use self::clients::Clients;
 use self::flush::Flushes;
 use self::layer::{BASE, Layer};
-use self::manifest::{Manifest, sync_directory};
+use self::manifest::Manifest;
 use self::ranges::RangeLock;
-use self::request::{Client, Dispatch, Pin, SnapshotDevice};
+use self::request::{Client, Dispatch, SnapshotDevice};
+use self::storage::{Directory, Disk, StoredFile};
 use self::structure::Structure;
 use crate::device::Device;
 use crate::orders::VolumeDescription;
@@ -63,7 +73,7 @@ pub struct Volume {
 #[derive(Debug)]
 struct Core {
     name: String,
-    directory: PathBuf,
+    directory: Directory,
     size: u64,
     clock: HostClock,
     /// How requests are dispatched. Read only for the dispatch itself, never during I/O, so that it is free again at
@@ -73,10 +83,10 @@ struct Core {
     flushes: Flushes,
     /// Locked before `gate`, never the other way round.
     structure: Mutex<Structure>,
-    clients: AtomicUsize,
+    clients: Clients,
     closing: AtomicBool,
     /// The lock on the volume's directory.
-    _lock: File,
+    _lock: Box<dyn StoredFile>,
 }
 
 impl Volume {
@@ -85,26 +95,32 @@ impl Volume {
     /// # Errors
     /// If there is a volume of that name, name or size are not allowed, or the file system fails.
     pub fn create(root: &Path, name: &str, size: u64, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
+        Volume::create_in(&Directory::new(Arc::new(Disk), root), name, size, clock)
+    }
+
+    fn create_in(
+        root: &Directory,
+        name: &str,
+        size: u64,
+        clock: HostClock,
+    ) -> Result<Arc<Self>, VolumeError> {
         check_name(name)?;
         if size == 0 || !size.is_multiple_of(BLOCK) {
             return Err(VolumeError::Size { size });
         }
-        let directory = root.join(name);
-        match fs::create_dir(&directory) {
-            // A creation that did not end left it behind, or there is a volume: the manifest, written last, tells.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            result => result.map_err(at_path(&directory))?,
-        }
+        let directory = root.child(name);
+        // A creation that did not end left it behind, or there is a volume: the manifest, written last, tells.
+        directory.make()?;
         let locked = lock_directory(&directory, name)?;
         if Manifest::exists(&directory) {
             return Err(VolumeError::Exists { name: name.to_owned() });
         }
         let base = Layer::create(&directory, BASE, size)?;
-        sync_directory(&directory)?;
+        directory.sync()?;
         let manifest = Manifest::new(size);
         manifest.write(&directory)?;
-        sync_directory(root)?;
-        Volume::start(name, directory, manifest, vec![base], clock, locked)
+        root.sync()?;
+        Volume::start(name, directory, manifest, BTreeMap::from([(BASE, base)]), clock, locked)
     }
 
     /// Opens the volume `name` in `root`, and removes what a crash left behind.
@@ -112,15 +128,23 @@ impl Volume {
     /// # Errors
     /// If there is no such volume, another process has it open, its files are corrupt, or the file system fails.
     pub fn open(root: &Path, name: &str, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
+        Volume::open_in(&Directory::new(Arc::new(Disk), root), name, clock)
+    }
+
+    fn open_in(root: &Directory, name: &str, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
         check_name(name)?;
-        let directory = root.join(name);
+        let directory = root.child(name);
         if !Manifest::exists(&directory) {
             return Err(VolumeError::Missing { name: name.to_owned() });
         }
         let locked = lock_directory(&directory, name)?;
         let manifest = Manifest::read(&directory)?;
-        let open = |&id: &u32| Layer::open(&directory, id, manifest.size);
-        let layers = manifest.layers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let open = |&id: &u32| Ok((id, Layer::open(&directory, id, manifest.size)?));
+        let layers = manifest.layers.keys().map(open).collect::<Result<_, VolumeError>>()?;
+        // Whoever wrote the manifest may have been killed before its name was durable, and the volume's own: until they
+        // are, nothing that an older manifest may list is removed, and nothing is promised to anybody.
+        directory.sync()?;
+        root.sync()?;
         manifest.remove_strays(&directory)?;
         let volume = Volume::start(name, directory, manifest, layers, clock, locked)?;
         volume.wake_merger();
@@ -129,22 +153,23 @@ impl Volume {
 
     fn start(
         name: &str,
-        directory: PathBuf,
+        directory: Directory,
         manifest: Manifest,
-        layers: Vec<Arc<Layer>>,
+        layers: BTreeMap<u32, Arc<Layer>>,
         clock: HostClock,
-        lock: File,
+        lock: Box<dyn StoredFile>,
     ) -> Result<Arc<Self>, VolumeError> {
+        let structure = Structure::new(manifest, layers);
         let core = Arc::new(Core {
             name: name.to_owned(),
             directory,
-            size: manifest.size,
+            size: structure.manifest.size,
             clock,
-            gate: RwLock::new(Dispatch::new(layers)),
+            gate: RwLock::new(Dispatch::new(structure.chain(structure.manifest.head))),
             ranges: RangeLock::default(),
             flushes: Flushes::default(),
-            structure: Mutex::new(Structure::new(manifest)),
-            clients: AtomicUsize::new(0),
+            structure: Mutex::new(structure),
+            clients: Clients::default(),
             closing: AtomicBool::new(false),
             _lock: lock,
         });
@@ -153,7 +178,7 @@ impl Volume {
         let merger = std::thread::Builder::new()
             .name(format!("merge {name}"))
             .spawn(move || merging.merge_when_woken(&wake))
-            .map_err(at_path(&core.directory))?;
+            .map_err(at_path(core.directory.path()))?;
         Ok(Arc::new(Volume { core, merges: Some(merges), merger: Some(merger) }))
     }
 
@@ -162,16 +187,9 @@ impl Volume {
     /// # Errors
     /// If `root` cannot be listed.
     pub fn names(root: &Path) -> Result<Vec<String>, VolumeError> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(root).map_err(at_path(root))? {
-            let entry = entry.map_err(at_path(root))?;
-            if let Ok(name) = entry.file_name().into_string()
-                && check_name(&name).is_ok()
-                && Manifest::exists(&entry.path())
-            {
-                names.push(name);
-            }
-        }
+        let root = Directory::new(Arc::new(Disk), root);
+        let mut names = root.names()?;
+        names.retain(|name| is_name(name) && Manifest::exists(&root.child(name)));
         names.sort();
         Ok(names)
     }
@@ -187,8 +205,8 @@ impl Volume {
         let snapshots = structure.manifest.snapshots_by_age();
         let read = structure.pins.iter().filter(|(_, readers)| **readers > 0);
         let in_use = read.map(|(snapshot, _)| snapshot.clone()).collect();
+        let layers: Vec<_> = structure.layers.values().cloned().collect();
         drop(structure);
-        let layers = self.core.chain();
         VolumeDescription {
             name: self.core.name.clone(),
             size: self.core.size,
@@ -196,13 +214,13 @@ impl Volume {
             in_use,
             layers: layers.len(),
             allocated: layers.iter().map(|layer| layer.allocated()).sum(),
-            clients: self.core.clients.load(Ordering::SeqCst),
+            clients: self.core.clients.count(),
         }
     }
 
-    /// The live volume, for one client: it counts as one while the device lives.
-    pub fn attach(self: &Arc<Self>) -> Arc<dyn Device> {
-        Arc::new(Client::new(Arc::clone(self)))
+    /// The live volume, for one client: it counts as one while the device lives. None while it is being restored.
+    pub fn attach(self: &Arc<Self>) -> Option<Arc<dyn Device>> {
+        Some(Arc::new(Client::new(Arc::clone(self))?))
     }
 
     /// A snapshot, read-only. It cannot be deleted while the device lives.
@@ -216,10 +234,8 @@ impl Volume {
     fn pin(&self, name: &str) -> Result<SnapshotDevice, VolumeError> {
         let mut structure = lock(&self.core.structure);
         let boundary = structure.boundary(&self.core.name, name)?;
-        // Under the lock: what is renamed and then taken out of the chain by a merge is in both or in neither.
-        let layers = self.core.chain().iter().take_while(|layer| layer.id <= boundary).cloned().collect();
-        *structure.pins.entry(name.to_owned()).or_default() += 1;
-        Ok(SnapshotDevice { layers, size: self.core.size, _pin: Pin::new(&self.core, name) })
+        let layers = structure.chain(boundary);
+        Ok(SnapshotDevice { layers, size: self.core.size, _pin: structure.pin(&self.core, name) })
     }
 
     fn wake_merger(&self) {
@@ -240,7 +256,11 @@ impl Drop for Volume {
             warn!(volume = %self.core.name, "the merging thread had panicked");
         }
         // A volume that is closed in good order keeps all its writes, flushed or not.
-        if let Err(error) = self.core.sync() {
+        let synced = self.core.sync().and_then(|()| {
+            // And from here on one copy of each page of its maps may decay.
+            self.core.head().seal().map_err(crate::device::DeviceError::from)
+        });
+        if let Err(error) = synced {
             warn!(volume = %self.core.name, %error, "closing without having made the last writes durable");
         }
     }
@@ -252,15 +272,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn lock_directory(directory: &Path, name: &str) -> Result<File, VolumeError> {
-    let path = directory.join("lock");
-    let file =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(at_path(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(VolumeError::Open { name: name.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(at_path(&path)(error)),
-    }
+fn lock_directory(directory: &Directory, name: &str) -> Result<Box<dyn StoredFile>, VolumeError> {
+    directory.lock("lock")?.ok_or_else(|| VolumeError::Open { name: name.to_owned() })
 }
 
 /// Whether a volume or a snapshot may be called so: names are part of paths and of export names (`volume@snapshot`).
@@ -345,6 +358,16 @@ pub enum VolumeError {
         volume: String,
         /// The snapshot.
         snapshot: String,
+    },
+    /// Restoring would change what they have open.
+    #[error(
+        "volume {volume} has {clients} clients connected: disconnect them first, or let the restore do it with --disconnect"
+    )]
+    HasClients {
+        /// The volume.
+        volume: String,
+        /// How many.
+        clients: usize,
     },
     /// The caller's deadline passed first.
     #[error("volume {volume} could not be {what} in time")]

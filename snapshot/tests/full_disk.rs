@@ -23,7 +23,7 @@ fn a_full_disk_fails_the_write_and_nothing_else() {
 
     let clock = HostClock::real();
     let volume = Volume::create(root.path(), "v", SIZE, clock.clone()).unwrap();
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     assert_eq!(device.write(0, &[1; 8192], true).result, Ok(()));
     let attempt = volume.prepare("taking a snapshot").unwrap();
     let cut = Arc::new(Cut::new(Timing::Barrier, Nanos::from_millis(100)));
@@ -56,7 +56,7 @@ fn a_full_disk_fails_the_write_and_nothing_else() {
     let volume = Volume::open(root.path(), "v", clock).unwrap();
     let byte = |offset| {
         let mut byte = [0];
-        assert_eq!(volume.attach().read(offset, &mut byte).result, Ok(()));
+        assert_eq!(volume.attach().unwrap().read(offset, &mut byte).result, Ok(()));
         byte[0]
     };
     assert_eq!((byte(0), byte(4096), byte(SIZE / 2), byte(SIZE / 2 + 4096)), (1, 3, 4, 0));

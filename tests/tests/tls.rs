@@ -49,7 +49,7 @@ fn only_certificates_of_the_fleets_authority_are_admitted() {
 }
 
 /// Method and path of everything that the server offers; then of everything that a host does.
-const API: [&str; 11] = [
+const API: [&str; 12] = [
     "GET api/v1/snapshots",
     "GET api/v1/snapshots/none",
     "GET api/v1/volumes",
@@ -59,11 +59,12 @@ const API: [&str; 11] = [
     "DELETE api/v1/schedules/none",
     "POST api/v1/snapshots",
     "POST api/v1/snapshots/none/verify",
+    "POST api/v1/snapshots/none/restore",
     "POST api/v1/volumes",
     "DELETE api/v1/snapshots/none",
 ];
 const ATTEMPT: &str = "01940000-0000-7000-8000-000000000000";
-const HOST: [&str; 13] = [
+const HOST: [&str; 16] = [
     "GET v1/host",
     "GET v1/ping",
     "GET v1/volumes",
@@ -77,6 +78,9 @@ const HOST: [&str; 13] = [
     "POST v1/cuts/ATTEMPT/seal",
     "POST v1/cuts/ATTEMPT/commit",
     "POST v1/cuts/ATTEMPT/abort",
+    "POST v1/restores/ATTEMPT/prepare",
+    "POST v1/restores/ATTEMPT/switch",
+    "POST v1/restores/ATTEMPT/give-up",
 ];
 
 #[test]

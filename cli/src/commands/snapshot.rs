@@ -1,13 +1,13 @@
 //! `coeval snapshot`
 
 use snapshot::messages::{
-    CreateRequest, HostResult, Manifest, Progress, RequestedPolicy, SnapshotDetails, Verdict,
+    CreateRequest, HostResult, Manifest, Progress, RequestedPolicy, RestoreRequest, SnapshotDetails, Verdict,
 };
 use timesync::bound::AsymmetryBudget;
 use timesync::time::{Nanos, Server, Time};
 
 use super::{Failure, Finding, connect, print, print_json, word};
-use crate::args::{CreateArgs, CutArgs, NamedArgs, Remote};
+use crate::args::{CreateArgs, CutArgs, NamedArgs, Remote, RestoreArgs};
 use crate::picture::{self, Bar};
 use crate::progress::ProgressLine;
 use crate::table::Table;
@@ -131,6 +131,26 @@ pub async fn verify(args: &NamedArgs) -> Result<Finding, Failure> {
         print(&text)?;
     }
     Ok(if good { Finding::Good } else { Finding::Bad })
+}
+
+/// Puts the volumes of a snapshot back to it.
+///
+/// # Errors
+/// When there is none of that name, clients are connected, or a host does not do it.
+pub async fn restore(args: &RestoreArgs) -> Result<(), Failure> {
+    let RestoreArgs { snapshot, discard_current, disconnect, remote } = args;
+    let order = RestoreRequest { discard_current: *discard_current, disconnect: *disconnect };
+    let report = connect(remote)?.restore(snapshot, &order).await?;
+    if remote.json {
+        return print_json(&report);
+    }
+    let count = report.volumes.len();
+    let mut text =
+        format!("restored {}: {count} volume{}", report.snapshot, if count == 1 { "" } else { "s" });
+    if let Some(kept) = &report.kept {
+        text += &format!("; what they were is snapshot {kept}");
+    }
+    print(&text)
 }
 
 /// Deletes a snapshot.

@@ -1,9 +1,10 @@
 //! `coeval volume`
 
 use snapshot::messages::CreateVolumeOn;
+use snapshot::volume::{CheckReport, Volume};
 
-use super::{Failure, connect, print, print_json};
-use crate::args::{CreateVolumeArgs, Remote};
+use super::{Failure, Finding, connect, print, print_json};
+use crate::args::{CheckArgs, CreateVolumeArgs, Remote};
 use crate::table::Table;
 use crate::units;
 
@@ -19,6 +20,32 @@ pub async fn create(args: &CreateVolumeArgs) -> Result<(), Failure> {
         return print_json(&created);
     }
     print(&format!("created {}/{}, {}", volume.host, created.name, units::format_size(created.size)))
+}
+
+/// Checks a volume's files.
+///
+/// # Errors
+/// When there is no such volume, or a host has it open.
+pub fn check(args: &CheckArgs) -> Result<Finding, Failure> {
+    let path = std::path::absolute(&args.volume)?;
+    let (Some(root), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Err(format!("{} is no volume's directory", path.display()).into());
+    };
+    let report = Volume::check(root, name)?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        let CheckReport { layers, snapshots, read, findings } = &report;
+        let read = units::format_size(*read);
+        let mut text = format!("{name}: {layers} layers, {snapshots} snapshots, {read} of data read\n");
+        for found in findings {
+            let weight = if found.damage { "DAMAGE" } else { "note" };
+            text += &format!("{weight}: {} at byte {}: {}\n", found.file, found.offset, found.what);
+        }
+        text += if report.is_damaged() { "the volume is damaged" } else { "the volume is sound" };
+        print(&text)?;
+    }
+    Ok(if report.is_damaged() { Finding::Bad } else { Finding::Good })
 }
 
 /// Lists all hosts' volumes, and where to find them.

@@ -31,6 +31,7 @@ impl Coordinator {
                 ),
             }
         }
+        self.recover_restores().await?;
         for snapshot in self.with_catalogue(|catalogue| catalogue.list()).await? {
             if let (SnapshotState::Complete, Some(manifest)) = (snapshot.state, snapshot.manifest) {
                 self.digest_later(manifest);
@@ -99,15 +100,18 @@ impl Coordinator {
 
     /// Deletes a snapshot on every host, then forgets it. Where a host fails, the row stays as `deleting`.
     pub async fn delete(&self, key: &str) -> Result<(), CoordinatorError> {
-        let key = key.to_owned();
-        let found = self.with_catalogue({
-            let key = key.clone();
-            move |catalogue| catalogue.find(&key)
-        });
+        let found = self.show(key, false).await?.snapshot;
+        if self.is_being_restored(found.id).await? {
+            return Err(CoordinatorError::Conflict(format!(
+                "snapshot {} is being restored; delete it when that is done on every host",
+                found.name
+            )));
+        }
         // Before anything is deleted anywhere: what one host cannot delete should not be gone on the others.
-        if let Some(manifest) = found.await?.manifest {
+        if let Some(manifest) = found.manifest.filter(|_| found.state != SnapshotState::Failed) {
             self.refuse_if_in_use(&manifest).await?;
         }
+        let key = found.id.to_string();
         let snapshot = self.with_catalogue(move |catalogue| catalogue.deleting(&key)).await?;
         // A failed snapshot is on no host, and its name may belong to another by now.
         if let Some(manifest) = snapshot.manifest.filter(|_| snapshot.state != SnapshotState::Failed) {
@@ -195,7 +199,7 @@ impl Coordinator {
 }
 
 /// A snapshot's volumes with their stored digests.
-fn volumes(manifest: &Manifest) -> impl Iterator<Item = (Member, Option<String>)> {
+pub(super) fn volumes(manifest: &Manifest) -> impl Iterator<Item = (Member, Option<String>)> {
     manifest.hosts.iter().flat_map(|host| {
         host.volumes.iter().map(|volume| {
             (Member { host: host.host.clone(), volume: volume.name.clone() }, volume.digest.clone())

@@ -1,4 +1,5 @@
 mod fake;
+mod restore;
 mod schedules;
 
 use std::sync::Mutex;
@@ -24,6 +25,13 @@ fn timed() -> CreateRequest {
 
 async fn state(coordinator: &Coordinator, key: &str) -> SnapshotState {
     coordinator.show(key, false).await.unwrap().snapshot.state
+}
+
+/// The state directory is free once every task of a server is done.
+async fn stop(coordinator: Arc<Coordinator>) {
+    let catalogue = Arc::downgrade(&coordinator.catalogue);
+    drop(coordinator);
+    eventually(async || catalogue.upgrade().is_none()).await;
 }
 
 #[tokio::test]
@@ -201,12 +209,6 @@ async fn an_abort_is_repeated_until_the_host_answers_it() {
 #[tokio::test]
 async fn a_crash_at_any_state_is_rolled_back_at_the_next_start() {
     let fleet = Fleet::new(near());
-    // The state directory is free once every task of a server is done.
-    let stop = async |coordinator: Arc<Coordinator>| {
-        let catalogue = Arc::downgrade(&coordinator.catalogue);
-        drop(coordinator);
-        eventually(async || catalogue.upgrade().is_none()).await;
-    };
     let first = fleet.coordinator(|_| {});
     let done = first.create(named("done", RequestedMode::Timed), |_| {}).await.unwrap();
     stop(first).await;

@@ -113,6 +113,12 @@ impl Connection {
 
     /// Executes requests until the client says that it leaves.
     fn transmit(&mut self, export: &Chosen) -> Result<(), Ended> {
+        let outbox = Arc::downgrade(&self.outbox);
+        export.device.on_disconnect(Box::new(move || {
+            if let Some(outbox) = outbox.upgrade() {
+                outbox.shutdown();
+            }
+        }));
         // Rest of a payload too long to be looked at.
         let mut skip = 0;
         loop {

@@ -24,7 +24,7 @@ impl Volume {
                 zeros
             } else {
                 let range = &mut buffer[..length as usize];
-                read(&pinned.layers, start, range).map_err(at_path(&self.core.directory))?;
+                read(&pinned.layers, start, range).map_err(at_path(self.core.directory.path()))?;
                 blake3::hash(range)
             };
             tree.update(leaf.as_bytes());

@@ -7,24 +7,22 @@
 //! - A sync first *copies* the dirty map pages, then syncs the data, then writes the copies, then syncs the map. A bit
 //!   therefore reaches the disk only after the data it stands for: after a crash no block shows what was never written
 //!   to it. A page goes over its older slot (`page.rs`), so a torn write costs nothing that was flushed.
+//! - Opening a layer syncs both its files first. A process that was killed may have left writes that the system has in
+//!   memory only: they are read, so the next flush has to cover them; and a map's page must not go over its older slot
+//!   before the newer one is durable.
 //! - After a failed `fdatasync` the kernel may have dropped the data and will not say so again. Every later sync of the
-//!   layer fails, until the volume is opened anew and shows what is really there.
+//!   layer fails, until the volume is opened anew.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
-use nix::unistd::{Whence, lseek};
 use tracing::warn;
 
 use super::map::{Image, Map, State};
 use super::page::{self, SLOT};
+use super::storage::{Directory, StoredFile};
 use super::{BLOCK, VolumeError, at_path, lock};
 
 /// The id of the base, which has no map.
@@ -33,7 +31,7 @@ pub(super) const BASE: u32 = 0;
 /// A map and where it is kept.
 #[derive(Debug)]
 pub(super) struct MapFile {
-    file: File,
+    file: Box<dyn StoredFile>,
     map: Map,
 }
 
@@ -41,7 +39,7 @@ pub(super) struct MapFile {
 #[derive(Debug)]
 pub(super) struct Layer {
     pub id: u32,
-    data: File,
+    data: Box<dyn StoredFile>,
     map: Option<MapFile>,
     /// Requests that may still write to this layer.
     in_flight: AtomicU64,
@@ -64,33 +62,71 @@ impl Drop for Ticket {
 }
 
 /// The data file of a layer.
-pub(super) fn data_path(directory: &Path, id: u32) -> PathBuf {
-    directory.join(if id == BASE { format!("{id:06}.raw") } else { format!("{id:06}.dat") })
+pub(super) fn data_name(id: u32) -> String {
+    if id == BASE { format!("{id:06}.raw") } else { format!("{id:06}.dat") }
 }
 
 /// The map file of a layer.
-pub(super) fn map_path(directory: &Path, id: u32) -> PathBuf {
-    directory.join(format!("{id:06}.map"))
+pub(super) fn map_name(id: u32) -> String {
+    format!("{id:06}.map")
+}
+
+/// What is wrong with a page of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PageFault {
+    /// A write of one of its copies tore, or the medium decays. The other one counts.
+    OneCopy,
+    /// Nobody knows which of its blocks count.
+    BothCopies,
+}
+
+/// Bytes in a map's file.
+pub(super) fn map_length(map: &Map) -> u64 {
+    page::offset(map.pages(), 0)
+}
+
+/// Fills `map` from its file, and tells `fault` of each page with which something is wrong, and where it is.
+pub(super) fn load_map(
+    file: &dyn StoredFile,
+    layer: u32,
+    map: &Map,
+    mut fault: impl FnMut(u64, PageFault),
+) -> io::Result<()> {
+    let mut slots = vec![0; 2 * SLOT];
+    for number in 0..map.pages() {
+        let offset = page::offset(number, 0);
+        file.read(offset, &mut slots)?;
+        match page::decode(&slots, layer, number) {
+            None => fault(offset, PageFault::BothCopies),
+            Some(stored) => {
+                if stored.torn {
+                    fault(offset, PageFault::OneCopy);
+                }
+                if stored.generation > 0 {
+                    map.load(number, stored.generation, &stored.words);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Layer {
     /// Makes an empty layer (or a base of zeros), files synced; the caller syncs the directory.
     ///
     /// Files of that name are left-overs of a structural change that failed, and are overwritten.
-    pub(super) fn create(directory: &Path, id: u32, size: u64) -> Result<Arc<Layer>, VolumeError> {
-        let create = |path: PathBuf, length: u64| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(true);
-            let file = options.open(&path).map_err(at_path(&path))?;
-            file.set_len(length).and_then(|()| file.sync_all()).map_err(at_path(&path))?;
+    pub(super) fn create(directory: &Directory, id: u32, size: u64) -> Result<Arc<Layer>, VolumeError> {
+        let create = |name: String, length: u64| {
+            let file = directory.create(&name, length)?;
+            file.sync_data().map_err(at_path(&directory.path().join(name)))?;
             Ok::<_, VolumeError>(file)
         };
-        let data = create(data_path(directory, id), size)?;
+        let data = create(data_name(id), size)?;
         let map = if id == BASE {
             None
         } else {
             let map = Map::new(size / BLOCK);
-            Some(MapFile { file: create(map_path(directory, id), page::offset(map.pages(), 0))?, map })
+            Some(MapFile { file: create(map_name(id), map_length(&map))?, map })
         };
         Ok(Layer::new(id, data, map))
     }
@@ -99,41 +135,40 @@ impl Layer {
     ///
     /// # Errors
     /// [`VolumeError::Corrupt`] where neither slot of a map page is valid, or a file has the wrong length.
-    pub(super) fn open(directory: &Path, id: u32, size: u64) -> Result<Arc<Layer>, VolumeError> {
-        let open = |path: PathBuf, expected: u64| {
-            let file = OpenOptions::new().read(true).write(true).open(&path).map_err(at_path(&path))?;
-            let found = file.metadata().map_err(at_path(&path))?.len();
+    pub(super) fn open(directory: &Directory, id: u32, size: u64) -> Result<Arc<Layer>, VolumeError> {
+        let open = |name: String, expected: u64| {
+            let file = directory.open(&name)?;
+            let path = directory.path().join(name);
+            let found = file.length().map_err(at_path(&path))?;
             if found != expected {
                 let why = format!("it has {found} bytes instead of {expected}");
                 return Err(VolumeError::Corrupt { file: path, offset: found.min(expected), why });
             }
+            file.sync_data().map_err(at_path(&path))?;
             Ok(file)
         };
-        let data = open(data_path(directory, id), size)?;
+        let data = open(data_name(id), size)?;
         if id == BASE {
             return Ok(Layer::new(id, data, None));
         }
-        let (map, path) = (Map::new(size / BLOCK), map_path(directory, id));
-        let file = open(path.clone(), page::offset(map.pages(), 0))?;
-        let mut slots = vec![0; 2 * SLOT];
-        for number in 0..map.pages() {
-            let offset = page::offset(number, 0);
-            file.read_exact_at(&mut slots, offset).map_err(at_path(&path))?;
-            let Some(stored) = page::decode(&slots, id, number) else {
-                let why = "neither copy of the map page there is valid".to_owned();
-                return Err(VolumeError::Corrupt { file: path, offset, why });
-            };
-            if stored.torn {
+        let (map, path) = (Map::new(size / BLOCK), directory.path().join(map_name(id)));
+        let file = open(map_name(id), map_length(&map))?;
+        let mut corrupt = None;
+        let loaded = load_map(&*file, id, &map, |offset, fault| match fault {
+            PageFault::OneCopy => {
                 warn!(file = %path.display(), offset, "one copy of a map page is not valid; the other one is used");
             }
-            if stored.generation > 0 {
-                map.load(number, stored.generation, &stored.words);
-            }
+            PageFault::BothCopies => corrupt = corrupt.or(Some(offset)),
+        });
+        loaded.map_err(at_path(&path))?;
+        if let Some(offset) = corrupt {
+            let why = "neither copy of the map page there is valid".to_owned();
+            return Err(VolumeError::Corrupt { file: path, offset, why });
         }
         Ok(Layer::new(id, data, Some(MapFile { file, map })))
     }
 
-    pub(super) fn new(id: u32, data: File, map: Option<MapFile>) -> Arc<Layer> {
+    pub(super) fn new(id: u32, data: Box<dyn StoredFile>, map: Option<MapFile>) -> Arc<Layer> {
         Arc::new(Layer {
             id,
             data,
@@ -168,12 +203,12 @@ impl Layer {
 
     /// Reads from the data file, whatever the map says.
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.data.read_exact_at(buffer, offset)
+        self.data.read(offset, buffer)
     }
 
     /// Writes to the data file; the blocks that lie wholly in the range count from then on.
     pub(super) fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.data.write_all_at(data, offset)?;
+        self.data.write(offset, data)?;
         self.changed(offset.div_ceil(BLOCK)..(offset + data.len() as u64) / BLOCK, State::Data);
         Ok(())
     }
@@ -181,21 +216,16 @@ impl Layer {
     /// Makes whole blocks read as zeros, with `punch` without keeping space for them.
     pub(super) fn zero(&self, blocks: Range<u64>, punch: bool) -> io::Result<()> {
         let (offset, length) = (blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
-        let mode = if punch {
-            FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE
-        } else {
-            FallocateFlags::FALLOC_FL_ZERO_RANGE
-        };
-        match fallocate(&self.data, mode, offset.cast_signed(), length.cast_signed()) {
+        match self.data.zero(&(offset..offset + length), !punch) {
             Ok(()) => {}
-            Err(Errno::EOPNOTSUPP) => {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 let zeros = vec![0; length.min(1 << 20) as usize];
                 for at in (offset..offset + length).step_by(zeros.len()) {
                     let count = zeros.len().min((offset + length - at) as usize);
-                    self.data.write_all_at(&zeros[..count], at)?;
+                    self.data.write(at, &zeros[..count])?;
                 }
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
         self.changed(blocks, if punch { State::Zero } else { State::Data });
         Ok(())
@@ -210,10 +240,7 @@ impl Layer {
 
     /// Whether a range of the data file is a hole, as far as the file system says.
     pub(super) fn is_hole(&self, range: &Range<u64>) -> bool {
-        match lseek(&self.data, range.start.cast_signed(), Whence::SeekData) {
-            Ok(next) => next.cast_unsigned() >= range.end,
-            Err(error) => error == Errno::ENXIO,
-        }
+        self.data.is_hole(range)
     }
 
     /// Makes everything durable that was written before the call.
@@ -245,7 +272,7 @@ impl Layer {
         let Some(MapFile { file, map }) = &self.map else { return Ok(()) };
         for image in images {
             let offset = page::offset(image.page, image.generation);
-            if let Err(error) = file.write_all_at(&image.encode(self.id), offset) {
+            if let Err(error) = file.write(offset, &image.encode(self.id)) {
                 // Nothing is lost, a later sync may find room: the same generation goes to the same slot again.
                 map.not_written(images);
                 self.unsynced.store(true, Ordering::SeqCst);
@@ -269,6 +296,6 @@ impl Layer {
     /// Bytes allocated on disk.
     pub(super) fn allocated(&self) -> u64 {
         let files = [Some(&self.data), self.map.as_ref().map(|map| &map.file)];
-        files.into_iter().flatten().filter_map(|file| file.metadata().ok()).map(|m| m.blocks() * 512).sum()
+        files.into_iter().flatten().filter_map(|file| file.allocated().ok()).sum()
     }
 }

@@ -1,7 +1,8 @@
-//! Merging a layer into the one below it, once the boundary between them has no name.
+//! Merging a layer into the one below it, once the boundary between them has no name and nothing else stands on it.
+//! And dropping one that has no name and that nothing stands on: what a restore replaced.
 //!
-//! Both take no requests any more, and the upper one shadows the lower wherever it is merged, so readers never notice:
-//! those with an old chain still see the upper layer, whose files stay readable for them.
+//! Both layers take no requests any more, and the upper one shadows the lower wherever it is merged, so readers never
+//! notice: those with an old chain still see the upper layer, whose files stay readable for them.
 //!
 //! # Order of writes
 //!
@@ -11,7 +12,6 @@
 //!
 //! A crash before 2 leaves the upper layer in place, and merging begins anew; after 2 its files are left-overs.
 
-use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,12 +20,18 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::layer::{Layer, data_path, map_path};
+use super::layer::{Layer, data_name, map_name};
 use super::map::State;
 use super::{BLOCK, Core, VolumeError, at_path, lock};
 
 /// Bytes copied at a time; closing the volume waits no longer than for one of them.
 const CHUNK: u64 = 1 << 20;
+
+/// Something that makes a volume's layers fewer.
+pub(super) enum Tidying {
+    Merge { lower: Arc<Layer>, upper: Arc<Layer> },
+    Drop(Arc<Layer>),
+}
 
 impl Core {
     /// The merging thread: works when it is woken, until the volume is closed.
@@ -51,9 +57,13 @@ impl Core {
 
     /// Merges until there is nothing to merge, or the volume is closed.
     fn collapse(&self, removed: &mut Vec<Arc<Layer>>) {
-        while let Some((lower, upper)) = self.next_merge() {
-            match self.merge(&lower, &upper) {
-                Ok(true) => removed.push(upper),
+        while let Some(tidying) = self.next_tidying() {
+            let (done, gone) = match tidying {
+                Tidying::Merge { lower, upper } => (self.merge(&lower, &upper), upper),
+                Tidying::Drop(layer) => (self.drop_layer(&layer).map(|()| true), layer),
+            };
+            match done {
+                Ok(true) => removed.push(gone),
                 Ok(false) => return,
                 Err(error) => {
                     warn!(volume = %self.name, %error, "layers could not be merged; they stay as they are for now");
@@ -63,17 +73,52 @@ impl Core {
         }
     }
 
-    /// The lowest layer without a name, and the one above it. Never the head, which takes requests, and never the layer
-    /// that the structural change under way may yet name or still has requests for.
-    pub(super) fn next_merge(&self) -> Option<(Arc<Layer>, Arc<Layer>)> {
-        let structure = lock(&self.structure);
+    /// What is to be done to the lowest layer without a name that something can be done to. Never to the head, which
+    /// takes requests, and never to the layer that the structural change under way may yet name or still has requests
+    /// for.
+    pub(super) fn next_tidying(&self) -> Option<Tidying> {
+        let mut structure = lock(&self.structure);
+        if let Err(error) = structure.make_certain(&self.directory) {
+            warn!(volume = %self.name, %error, "layers stay as they are while the manifest cannot be written");
+            return None;
+        }
+        let structure = &*structure;
+        let manifest = &structure.manifest;
         let chain = self.chain();
-        let (_head, sealed) = chain.split_last()?;
-        sealed.windows(2).find_map(|pair| {
-            let [lower, upper] = pair else { return None };
-            let free = !structure.manifest.is_named(lower.id) && !structure.may_name(upper.id);
-            free.then(|| (Arc::clone(lower), Arc::clone(upper)))
+        // The manifest's head may be one that no request sees yet, or not any more.
+        let heads = [Some(manifest.head), chain.last().map(|head| head.id)];
+        let busy = |layer: u32| heads.contains(&Some(layer)) || structure.may_name(layer);
+        structure.layers.values().find_map(|lower| {
+            if manifest.is_named(lower.id) || busy(lower.id) {
+                return None;
+            }
+            match manifest.standing_on(lower.id)[..] {
+                [] => Some(Tidying::Drop(Arc::clone(lower))),
+                [upper] if !busy(upper) => {
+                    let upper = Arc::clone(structure.layers.get(&upper)?);
+                    Some(Tidying::Merge { lower: Arc::clone(lower), upper })
+                }
+                _ => None,
+            }
         })
+    }
+
+    /// Removes a layer that nothing stands on any more.
+    fn drop_layer(&self, layer: &Layer) -> Result<(), VolumeError> {
+        let mut structure = lock(&self.structure);
+        structure.update(&self.directory, |manifest| {
+            manifest.layers.remove(&layer.id);
+        })?;
+        structure.layers.remove(&layer.id);
+        drop(structure);
+        self.remove_files(layer);
+        Ok(())
+    }
+
+    fn remove_files(&self, layer: &Layer) {
+        if let Err(error) = self.remove_layer(layer.id) {
+            warn!(volume = %self.name, %error, "the files of a removed layer stay until the volume is opened again");
+        }
     }
 
     /// False if the volume is being closed.
@@ -91,21 +136,24 @@ impl Core {
             }
             Ok(complete)
         });
-        if !copied.map_err(at_path(&data_path(&self.directory, lower.id)))? {
+        if !copied.map_err(at_path(&self.directory.path().join(data_name(lower.id))))? {
             return Ok(false);
         }
-        lock(&self.structure).update(&self.directory, |manifest| {
-            manifest.layers.retain(|&layer| layer != upper.id);
+        let mut structure = lock(&self.structure);
+        structure.update(&self.directory, |manifest| {
+            manifest.layers.remove(&upper.id);
+            for below in manifest.layers.values_mut().filter(|below| **below == Some(upper.id)) {
+                *below = Some(lower.id);
+            }
             for boundary in manifest.snapshots.values_mut().filter(|boundary| boundary.layer == upper.id) {
                 boundary.layer = lower.id;
             }
         })?;
+        structure.layers.remove(&upper.id);
         let mut dispatch = self.close_gate();
         dispatch.chain = dispatch.chain.iter().filter(|layer| layer.id != upper.id).cloned().collect();
-        drop(dispatch);
-        if let Err(error) = self.remove_layer(upper.id) {
-            warn!(volume = %self.name, %error, "the files of a merged layer stay until the volume is opened again");
-        }
+        drop((dispatch, structure));
+        self.remove_files(upper);
         Ok(true)
     }
 
@@ -132,9 +180,7 @@ impl Core {
 
     /// Removes the files of a layer that the manifest does not list any more.
     pub(super) fn remove_layer(&self, id: u32) -> Result<(), VolumeError> {
-        for path in [data_path(&self.directory, id), map_path(&self.directory, id)] {
-            fs::remove_file(&path).map_err(at_path(&path))?;
-        }
-        Ok(())
+        self.directory.remove(&data_name(id))?;
+        self.directory.remove(&map_name(id))
     }
 }

@@ -1,7 +1,6 @@
 //! The path of a request: where it goes, and what its answer waits for.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use super::layer::{Layer, Ticket};
 use super::ranges::RangeSet;
 use super::{BLOCK, Core, Volume, lock};
 use crate::cut::{Cut, Epoch};
-use crate::device::{Device, DeviceError, Outcome};
+use crate::device::{Device, DeviceError, Disconnect, Outcome};
 
 /// How often a closing of the gate is tried again before it sleeps.
 const SPINS: u32 = 200;
@@ -188,18 +187,20 @@ impl Core {
 #[derive(Debug)]
 pub(super) struct Client {
     volume: Arc<Volume>,
+    number: u64,
 }
 
 impl Client {
-    pub(super) fn new(volume: Arc<Volume>) -> Self {
-        volume.core.clients.fetch_add(1, Ordering::SeqCst);
-        Client { volume }
+    /// None while nobody is let in.
+    pub(super) fn new(volume: Arc<Volume>) -> Option<Self> {
+        let number = volume.core.clients.enter()?;
+        Some(Client { volume, number })
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.volume.core.clients.fetch_sub(1, Ordering::SeqCst);
+        self.volume.core.clients.leave(self.number);
     }
 }
 
@@ -230,6 +231,10 @@ impl Device for Client {
 
     fn flush(&self) -> Outcome {
         Outcome::now(self.volume.core.sync())
+    }
+
+    fn on_disconnect(&self, disconnect: Disconnect) {
+        self.volume.core.clients.on_disconnect(self.number, disconnect);
     }
 }
 

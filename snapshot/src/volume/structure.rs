@@ -1,17 +1,17 @@
 //! Changes of a volume's structure: cuts, and deleting snapshots. One at a time.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, RwLockWriteGuard};
 use std::time::Duration;
 
 use tracing::warn;
 
-use super::layer::{Layer, data_path};
-use super::manifest::{Boundary, Manifest, sync_directory};
-use super::request::{Armed, Dispatch};
-use super::{Core, Volume, VolumeError, at_path, check_name, lock};
+use super::layer::{BASE, Layer};
+use super::manifest::Manifest;
+use super::request::{Armed, Dispatch, Pin};
+use super::storage::Directory;
+use super::{Core, Volume, VolumeError, check_name, lock};
 use crate::cut::{Cause, Cut};
 use crate::orders::AttemptId;
 
@@ -20,6 +20,13 @@ use crate::orders::AttemptId;
 pub(super) struct Structure {
     /// As on disk.
     pub manifest: Manifest,
+    /// The layers that it lists, open.
+    pub layers: BTreeMap<u32, Arc<Layer>>,
+    /// No layer of this run of the program has this id or a greater one, not even one that came to nothing: what the
+    /// disk lists after a failed change of the manifest nobody knows.
+    next_id: u32,
+    /// Whether the manifest on disk may be another: a write of it failed.
+    uncertain: bool,
     under_way: Option<UnderWay>,
     /// How many readers each snapshot has.
     pub pins: BTreeMap<String, usize>,
@@ -34,21 +41,53 @@ struct UnderWay {
 }
 
 impl Structure {
-    pub(super) fn new(manifest: Manifest) -> Self {
-        Structure { manifest, under_way: None, pins: BTreeMap::new() }
+    pub(super) fn new(manifest: Manifest, layers: BTreeMap<u32, Arc<Layer>>) -> Self {
+        let next_id = layers.keys().last().map_or(BASE, |last| last + 1);
+        Structure { manifest, layers, next_id, uncertain: false, under_way: None, pins: BTreeMap::new() }
+    }
+
+    /// A layer and those below it, the base first.
+    pub(super) fn chain(&self, layer: u32) -> Vec<Arc<Layer>> {
+        self.manifest.path(layer).iter().filter_map(|id| self.layers.get(id).cloned()).collect()
     }
 
     /// Changes the manifest, on disk first.
     pub(super) fn update(
         &mut self,
-        directory: &Path,
+        directory: &Directory,
         change: impl FnOnce(&mut Manifest),
     ) -> Result<(), VolumeError> {
         let mut manifest = self.manifest.clone();
         change(&mut manifest);
+        // If it fails, either may be on disk.
+        self.uncertain = true;
         manifest.write(directory)?;
+        self.uncertain = false;
         self.manifest = manifest;
         Ok(())
+    }
+
+    /// Makes the manifest on disk the right one again, if it may be another. A layer that an unwanted manifest names must
+    /// not be changed before, and the live volume of an unwanted one must not be left to its clients.
+    pub(super) fn make_certain(&mut self, directory: &Directory) -> Result<(), VolumeError> {
+        if self.uncertain { self.update(directory, |_| {}) } else { Ok(()) }
+    }
+
+    /// Begins a structural change, if none is under way. `sealing`: the layer that it may name.
+    pub(super) fn begin_change(&mut self, volume: &str, what: &str, sealing: u32) -> Result<(), VolumeError> {
+        self.refuse_if_busy(volume)?;
+        self.under_way = Some(UnderWay { what: what.to_owned(), sealing });
+        Ok(())
+    }
+
+    pub(super) fn end_change(&mut self) {
+        self.under_way = None;
+    }
+
+    /// Keeps a snapshot from being deleted while the pin lives.
+    pub(super) fn pin(&mut self, core: &Arc<Core>, snapshot: &str) -> Pin {
+        *self.pins.entry(snapshot.to_owned()).or_default() += 1;
+        Pin::new(core, snapshot)
     }
 
     /// The layer that a snapshot's content ends with.
@@ -72,21 +111,29 @@ impl Structure {
 }
 
 impl Core {
-    fn head(&self) -> Arc<Layer> {
+    pub(super) fn head(&self) -> Arc<Layer> {
         let chain = self.chain();
         Arc::clone(&chain[chain.len() - 1])
     }
 
+    /// Makes an empty layer, files only. The manifest may list it then.
+    pub(super) fn create_layer(&self, structure: &mut Structure) -> Result<Arc<Layer>, VolumeError> {
+        let id = structure.next_id;
+        structure.next_id += 1;
+        let layer = Layer::create(&self.directory, id, self.size)?;
+        self.directory.sync()?;
+        Ok(layer)
+    }
+
     /// Makes the layer that comes next, in files and in the manifest. Empty, it changes nothing there.
     fn add_layer(&self, structure: &mut Structure) -> Result<Arc<Layer>, VolumeError> {
-        let id = self.head().id + 1;
-        let layer = Layer::create(&self.directory, id, self.size)?;
-        sync_directory(&self.directory)?;
+        let below = self.head().id;
+        let layer = self.create_layer(structure)?;
         structure.update(&self.directory, |manifest| {
-            // It is listed already if an unused layer could not be removed.
-            manifest.layers.retain(|&listed| listed != id);
-            manifest.layers.push(id);
+            manifest.layers.insert(layer.id, Some(below));
+            manifest.head = layer.id;
         })?;
+        structure.layers.insert(layer.id, Arc::clone(&layer));
         Ok(layer)
     }
 
@@ -112,7 +159,7 @@ impl Volume {
         structure.refuse_if_busy(&core.name)?;
         let sealing = core.head();
         let next = core.add_layer(&mut structure)?;
-        structure.under_way = Some(UnderWay { what: what.to_owned(), sealing: sealing.id });
+        structure.begin_change(&core.name, what, sealing.id)?;
         let stage = AtomicU8::new(Stage::Prepared as u8);
         Ok(VolumeCut { volume: Arc::clone(self), sealing, next, stage })
     }
@@ -140,7 +187,7 @@ impl Volume {
         }
         let chain = core.chain();
         let newest = chain.len() >= 2 && chain[chain.len() - 2].id == boundary;
-        if newest {
+        if newest && structure.manifest.standing_on(boundary).len() == 1 {
             // The layer above takes requests, and only one that takes none can be merged: a fresh one takes over.
             // Before the name is dropped, so that a failure here leaves the snapshot as it was.
             let next = core.add_layer(&mut structure)?;
@@ -233,13 +280,7 @@ impl VolumeCut {
         if !self.reached(Stage::Drained) {
             return Err(self.out_of_order("sealed"));
         }
-        let core = &self.volume.core;
-        let at_layer = |layer: &Layer| at_path(&data_path(&core.directory, layer.id));
-        // The snapshot stands on these too. They are durable already, but for layers that discarded attempts left.
-        for below in core.chain().iter().take_while(|layer| layer.id < self.sealing.id) {
-            below.sync().map_err(at_layer(below))?;
-        }
-        self.sealing.seal().map_err(at_layer(&self.sealing))?;
+        self.volume.core.seal_chain(&self.sealing)?;
         self.reach(Stage::Sealed);
         Ok(())
     }
@@ -269,9 +310,7 @@ impl VolumeCut {
         if structure.manifest.snapshots.contains_key(name) {
             return Err(VolumeError::SnapshotExists { volume: core.name.clone(), snapshot: name.to_owned() });
         }
-        structure.update(&core.directory, |manifest| {
-            manifest.snapshots.insert(name.to_owned(), Boundary { layer: self.sealing.id, attempt });
-        })
+        structure.update(&core.directory, |manifest| manifest.name(name, self.sealing.id, attempt))
     }
 
     /// Drops the attempt, not what it holds: see [`VolumeCut`].
@@ -298,16 +337,22 @@ impl Drop for VolumeCut {
         }
         let mut structure = lock(&core.structure);
         if !self.reached(Stage::Armed) {
-            let unused = self.next.id;
+            let (unused, head) = (self.next.id, self.sealing.id);
             let removed = structure
-                .update(&core.directory, |manifest| manifest.layers.retain(|&layer| layer != unused))
-                .and_then(|()| core.remove_layer(unused));
+                .update(&core.directory, |manifest| {
+                    manifest.layers.remove(&unused);
+                    manifest.head = head;
+                })
+                .and_then(|()| {
+                    structure.layers.remove(&unused);
+                    core.remove_layer(unused)
+                });
             if let Err(error) = removed {
-                // It is empty: listed or not, it changes nothing, and the next cut overwrites it.
+                // It is empty: listed or not, it changes nothing. Once it is not the head any more, it is dropped.
                 warn!(volume = %core.name, %error, "an unused layer could not be removed");
             }
         }
-        structure.under_way = None;
+        structure.end_change();
         drop(structure);
         self.volume.wake_merger();
     }

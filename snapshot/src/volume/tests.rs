@@ -1,9 +1,11 @@
 //! What a user relies on, checked on real files.
 
 mod concurrency;
+mod crash;
+mod memory;
 mod model;
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -11,7 +13,7 @@ use tempfile::TempDir;
 use timesync::clock::HostClock;
 use timesync::time::Nanos;
 
-use super::layer::{data_path, map_path};
+use super::layer::{data_name, map_name};
 use super::*;
 use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, DeviceError, Outcome};
@@ -49,8 +51,7 @@ fn snapshot(volume: &Arc<Volume>, name: &str) -> Vec<u8> {
 
 /// Waits for the merging thread.
 fn settle(volume: &Volume) {
-    let listed = || lock(&volume.core.structure).manifest.layers.len();
-    while volume.core.next_merge().is_some() || volume.core.chain().len() != listed() {
+    while volume.core.next_tidying().is_some() {
         std::thread::sleep(std::time::Duration::from_micros(200));
     }
 }
@@ -74,10 +75,15 @@ fn crash(root: &TempDir, volume: &Volume) -> TempDir {
 /// A cut that cuts when [`strike`] says so.
 fn armed(volume: &Arc<Volume>) -> (VolumeCut, Arc<Cut>) {
     let attempt = volume.prepare("taking a snapshot").unwrap();
+    let cut = arm(volume, &attempt);
+    (attempt, cut)
+}
+
+fn arm(volume: &Volume, attempt: &VolumeCut) -> Arc<Cut> {
     let cut = Arc::new(Cut::new(Timing::Barrier, MAX_STRETCH));
     attempt.arm(&cut, &mut || false).unwrap();
     cut.armed(volume.core.clock.now()).unwrap();
-    (attempt, cut)
+    cut
 }
 
 fn strike(volume: &Volume, attempt: &VolumeCut, cut: &Cut) {
@@ -101,18 +107,23 @@ fn take(volume: &Arc<Volume>, name: &str) {
     attempt.commit(name, uuid::Uuid::nil()).unwrap();
 }
 
+fn restore(volume: &Arc<Volume>, snapshot: &str, keep: Option<&str>) {
+    let prepared = volume.prepare_restore(snapshot, "restoring", false).unwrap();
+    prepared.switch(keep, uuid::Uuid::nil()).unwrap();
+}
+
 /// Puts a layer whose data goes into `file` in the head's place.
 fn replace_head(volume: &Volume, file: &str) {
     let file = File::options().read(true).write(true).open(file).unwrap();
     let mut dispatch = volume.core.gate.write().unwrap();
     let (head, below) = dispatch.chain.split_last().unwrap();
-    dispatch.chain = below.iter().cloned().chain([Layer::new(head.id, file, None)]).collect();
+    dispatch.chain = below.iter().cloned().chain([Layer::new(head.id, Box::new(file), None)]).collect();
 }
 
 #[test]
 fn requests_before_the_cut_are_in_the_snapshot_and_later_ones_are_held() {
     let (_root, volume) = create(4);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     done(device.write(0, &[1; 4096], false));
     let (attempt, cut) = armed(&volume);
     done(device.write(4096, &[2; 4096], false));
@@ -138,7 +149,7 @@ fn a_request_that_fails_after_the_cut_is_held_too() {
     let (_root, volume) = create(4);
     let (attempt, cut) = armed(&volume);
     strike(&volume, &attempt, &cut);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     replace_head(&volume, "/dev/full");
     let outcome = device.write(0, &[1; 4096], false);
     assert_eq!(outcome.result, Err(DeviceError::NoSpace));
@@ -148,7 +159,7 @@ fn a_request_that_fails_after_the_cut_is_held_too() {
 #[test]
 fn a_read_waits_with_the_held_write_that_it_overlaps_and_no_other_does() {
     let (_root, volume) = create(4);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     let (attempt, cut) = armed(&volume);
     let read = |offset| device.read(offset, &mut [0; 512]);
     done(device.write(512, &[1; 512], false));
@@ -196,7 +207,7 @@ fn a_layer_is_sealed_when_the_requests_before_the_cut_have_finished() {
     strike(&volume, &attempt, &cut);
     let post = dispatch();
     assert!(post.hold.is_some());
-    assert!(held(&volume.attach().read(4095, &mut [0]), &cut), "held before its data is there");
+    assert!(held(&volume.attach().unwrap().read(4095, &mut [0]), &cut), "held before its data is there");
     assert!(!attempt.wait_drained(&mut || true));
     drop(unarmed);
     assert!(!attempt.wait_drained(&mut || true));
@@ -222,7 +233,7 @@ fn one_structural_change_at_a_time() {
 #[test]
 fn an_attempt_that_is_dropped_while_it_stretches_frees_its_writers_and_loses_nothing() {
     let (_root, volume) = create(4);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     let (attempt, cut) = armed(&volume);
     done(device.write(0, &[1; 4096], false));
     strike(&volume, &attempt, &cut);
@@ -275,7 +286,7 @@ fn no_request_is_the_last_to_let_go_of_a_merged_layer() {
 fn a_flush_covers_the_layer_being_sealed() {
     let (root, volume) = create(8);
     take(&volume, "s");
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     let (attempt, cut) = armed(&volume);
     done(device.write(0, &[1; 4096], false));
     strike(&volume, &attempt, &cut);
@@ -284,14 +295,14 @@ fn a_flush_covers_the_layer_being_sealed() {
     assert!(held(&device.write(8192, &[3; 4096], true), &cut));
     let copy = crash(&root, &volume);
     let reopened = open(&copy).unwrap();
-    assert_eq!(content(&*reopened.attach()), content(&*device));
+    assert_eq!(content(&*reopened.attach().unwrap()), content(&*device));
     assert!(snapshot(&reopened, "s").iter().all(|&byte| byte == 0));
 }
 
 #[test]
 fn after_a_failed_sync_no_flush_succeeds_until_the_volume_is_opened_anew() {
     let (root, volume) = create(4);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     // It takes writes, and cannot be synced.
     replace_head(&volume, "/dev/null");
     done(device.write(0, &[1; 512], false));
@@ -305,16 +316,16 @@ fn after_a_failed_sync_no_flush_succeeds_until_the_volume_is_opened_anew() {
     assert!(attempt.seal().is_err(), "nothing is certified on top of what may be lost");
     assert!(attempt.commit("s", uuid::Uuid::nil()).is_err());
     drop((device, volume));
-    done(open(&root).unwrap().attach().flush());
+    done(open(&root).unwrap().attach().unwrap().flush());
 }
 
 #[test]
 fn a_corrupt_map_is_named() {
     let (root, volume) = create(4);
     take(&volume, "s");
-    done(volume.attach().write(0, &[1; 4096], true));
+    done(volume.attach().unwrap().write(0, &[1; 4096], true));
     drop(volume);
-    let map = map_path(&root.path().join("v"), 1);
+    let map = root.path().join("v").join(map_name(1));
     let file = fs::OpenOptions::new().write(true).open(&map).unwrap();
     file.write_all_at(&[7; 8192], 0).unwrap();
     assert_eq!(
@@ -324,17 +335,71 @@ fn a_corrupt_map_is_named() {
 }
 
 #[test]
-fn what_a_sealed_layer_holds_survives_the_loss_of_either_copy_of_its_map() {
+fn a_check_names_what_is_damaged_and_changes_nothing() {
+    let (root, volume) = create(4);
+    done(volume.attach().unwrap().write(0, &[1; 4096], false));
+    take(&volume, "s");
+    done(volume.attach().unwrap().write(4096, &[1; 4096], true));
+    let check = || Volume::check(root.path(), "v");
+    assert_eq!(check().unwrap_err().to_string(), "volume v is open in another process");
+    drop(volume);
+    assert!(matches!(Volume::check(root.path(), "w"), Err(VolumeError::Missing { .. })));
+    let sound = check().unwrap();
+    assert_eq!((sound.layers, sound.snapshots, sound.findings), (2, 1, vec![]));
+    assert!(sound.read >= 2 * 4096);
+
+    let directory = root.path().join("v");
+    let spoil = |name: &str, at: u64, bytes: &[u8]| {
+        let file = File::options().read(true).write(true).open(directory.join(name)).unwrap();
+        let mut before = vec![0; bytes.len()];
+        file.read_exact_at(&mut before, at).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+        before
+    };
+    let found = || {
+        let report = check().unwrap();
+        let say = |finding: &Finding| format!("{} {} {}", finding.file, finding.offset, finding.what);
+        (report.is_damaged(), report.findings.iter().map(say).collect::<Vec<_>>().join("\n"))
+    };
+    let older = spoil(&map_name(1), 4096, &[7; 10]);
+    let (damaged, what) = found();
+    assert!(!damaged && what.starts_with("000001.map 0 one copy of the map page"), "{what}");
+    let newer = spoil(&map_name(1), 0, &[7; 10]);
+    let (damaged, what) = found();
+    assert!(damaged && what.starts_with("000001.map 0 neither copy of the map page"), "{what}");
+    spoil(&map_name(1), 0, &newer);
+    spoil(&map_name(1), 4096, &older);
+
+    let text = fs::read_to_string(directory.join("volume.json")).unwrap();
+    let at = text.find("\"head\": 1").unwrap() as u64 + 8;
+    spoil("volume.json", at, b"0");
+    let (damaged, what) = found();
+    assert!(damaged && what == "volume.json 0 its checksum does not fit", "{what}");
+    spoil("volume.json", at, b"1");
+    fs::write(directory.join(data_name(7)), "x").unwrap();
+    File::options().write(true).open(directory.join(data_name(1))).unwrap().set_len(4096).unwrap();
+    let (damaged, what) = found();
+    assert!(damaged && what.contains("000001.dat 4096 it has 4096 bytes instead of 16384"), "{what}");
+    assert!(what.contains("000007.dat 0 it belongs to a change that did not end"), "{what}");
+    assert!(directory.join(data_name(7)).exists());
+}
+
+#[test]
+fn what_a_closed_volume_holds_survives_the_loss_of_either_copy_of_a_map() {
     for slot in [0, 4096] {
         let (root, volume) = create(4);
         take(&volume, "below");
-        done(volume.attach().write(0, &[1; 4096], true));
+        done(volume.attach().unwrap().write(0, &[1; 4096], true));
         take(&volume, "s");
+        done(volume.attach().unwrap().write(0, &[2; 4096], true));
         drop(volume);
-        let map = map_path(&root.path().join("v"), 1);
-        let file = fs::OpenOptions::new().write(true).open(&map).unwrap();
-        file.write_all_at(&[7; 100], slot).unwrap();
-        assert_eq!(snapshot(&open(&root).unwrap(), "s")[0], 1);
+        for layer in [1, 2] {
+            let map = root.path().join("v").join(map_name(layer));
+            let file = fs::OpenOptions::new().write(true).open(&map).unwrap();
+            file.write_all_at(&[7; 100], slot).unwrap();
+        }
+        let volume = open(&root).unwrap();
+        assert_eq!((snapshot(&volume, "s")[0], content(&*volume.attach().unwrap())[0]), (1, 2));
     }
 }
 
@@ -349,7 +414,7 @@ fn a_volume_is_open_once_and_left_overs_are_removed() {
     assert_eq!(again.unwrap_err().to_string(), "there is a volume v already");
 
     let directory = root.path().join("v");
-    let strays = [data_path(&directory, 9), map_path(&directory, 9), directory.join("volume.json.new")];
+    let strays = [data_name(9), map_name(9), "volume.json.new".to_owned()].map(|name| directory.join(name));
     let kept = directory.join("notes.txt");
     for file in strays.iter().chain([&kept]) {
         fs::write(file, "x").unwrap();
@@ -358,10 +423,71 @@ fn a_volume_is_open_once_and_left_overs_are_removed() {
     assert!(strays.iter().all(|file| !file.exists()));
     assert!(kept.exists(), "not ours");
     assert_eq!(Volume::names(root.path()).unwrap(), ["v"]);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     assert_eq!(volume.describe().clients, 1);
     drop(device);
     assert_eq!(volume.describe().clients, 0);
+}
+
+#[test]
+fn a_restore_replaces_the_live_volume_and_keeps_what_it_replaced() {
+    let (root, volume) = create(4);
+    let write = |fill: u8| done(volume.attach().unwrap().write(0, &[fill; 4096], false));
+    write(1);
+    take(&volume, "a");
+    write(2);
+    take(&volume, "b");
+    write(3);
+    let id = uuid::Uuid::from_u128(7);
+    volume.prepare_restore("a", "restoring a", false).unwrap().switch(Some("replaced"), id).unwrap();
+    let live = |volume: &Arc<Volume>| content(&*volume.attach().unwrap())[0];
+    assert_eq!(live(&volume), 1);
+    write(4);
+    assert_eq!(["a", "b", "replaced"].map(|name| snapshot(&volume, name)[0]), [1, 2, 3]);
+    assert_eq!(volume.restored(), Some(id));
+    // Forth again, and the state that is not kept is gone with its layers.
+    restore(&volume, "replaced", None);
+    assert_eq!(live(&volume), 3);
+    settle(&volume);
+    assert_eq!(volume.describe().layers, 4, "base, b, the replaced state, the head");
+    drop(volume);
+    let volume = open(&root).unwrap();
+    assert_eq!(live(&volume), 3);
+    for name in ["b", "a", "replaced"] {
+        volume.delete_snapshot(name).unwrap();
+        settle(&volume);
+        assert_eq!(live(&volume), 3);
+    }
+    take(&volume, "last");
+    settle(&volume);
+    assert_eq!((live(&volume), volume.describe().layers), (3, 2));
+}
+
+#[test]
+fn a_volume_in_use_is_restored_only_if_its_clients_may_be_disconnected() {
+    let (_root, volume) = create(4);
+    take(&volume, "a");
+    let client = volume.attach().unwrap();
+    let told = volume.prepare_restore("a", "restoring a", false).unwrap_err().to_string();
+    assert!(told.starts_with("volume v has 1 clients connected"), "{told}");
+    done(client.write(0, &[1], false));
+    assert!(matches!(volume.prepare_restore("x", "", true), Err(VolumeError::NoSnapshot { .. })));
+
+    let (sender, receiver) = std::sync::mpsc::channel();
+    client.on_disconnect(Box::new(move || sender.send(()).unwrap()));
+    let leaving = std::thread::spawn(move || {
+        receiver.recv().unwrap();
+        drop(client);
+    });
+    let prepared = volume.prepare_restore("a", "restoring a", true).unwrap();
+    leaving.join().unwrap();
+    assert!(volume.attach().is_none(), "nobody comes in while it is being restored");
+    assert!(matches!(volume.delete_snapshot("a"), Err(VolumeError::Busy { .. })));
+    assert!(matches!(volume.prepare("taking b"), Err(VolumeError::Busy { .. })));
+    drop(prepared);
+    assert_eq!(content(&*volume.attach().unwrap())[0], 1, "given up, it is as it was");
+    restore(&volume, "a", None);
+    assert_eq!(content(&*volume.attach().unwrap())[0], 0);
 }
 
 #[test]
@@ -376,7 +502,7 @@ fn bad_names_sizes_and_ranges_are_refused() {
         assert!(matches!(created, Err(VolumeError::Size { .. })));
     }
     assert!(matches!(Volume::open(root.path(), "w", HostClock::real()), Err(VolumeError::Missing { .. })));
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     for offset in [4 * BLOCK - 1, 4 * BLOCK, u64::MAX] {
         assert_eq!(device.write(offset, &[1, 2], false).result, Err(DeviceError::Invalid));
         assert_eq!(device.read(offset, &mut [0; 2]).result, Err(DeviceError::Invalid));
@@ -389,7 +515,7 @@ fn bad_names_sizes_and_ranges_are_refused() {
 #[test]
 fn trimming_gives_space_back() {
     let (_root, volume) = create(256);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     for name in [None, Some("s")] {
         if let Some(name) = name {
             take(&volume, name);

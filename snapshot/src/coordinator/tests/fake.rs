@@ -24,7 +24,7 @@ use crate::cut::{Cause, Readings, Stretch};
 use crate::http::{Admits, Connector, JsonBody, Listener, Refusal, Segments, StopHandle};
 use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, HostDescription, PrepareOrder,
-    ReleaseOrder, Sealed, Struck, VolumeDescription,
+    ReleaseOrder, RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
 };
 use crate::remote::HostEndpoint;
 use crate::simulated::{Clock, Path, incarnation};
@@ -144,6 +144,9 @@ impl FakeHost {
             .route("/v1/cuts/{attempt}/commit", post(commit))
             .route("/v1/cuts/{attempt}/abort", post(abort))
             .route("/v1/cuts/{attempt}/uncoordinated", post(uncoordinated))
+            .route("/v1/restores/{restore}/prepare", post(prepare_restore))
+            .route("/v1/restores/{restore}/switch", post(switch_restore))
+            .route("/v1/restores/{restore}/give-up", post(give_up_restore))
             .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(delete_snapshot))
             .route("/v1/volumes/{volume}/snapshots/{snapshot}/digest", get(digest))
             .with_state(self)
@@ -277,6 +280,32 @@ async fn uncoordinated(
     host.enter("uncoordinated", id).await?;
     host.inner().names.insert(order.name, id);
     Ok(Json(()))
+}
+
+async fn prepare_restore(
+    State(host): Host,
+    Segments(id): Segments<Uuid>,
+    JsonBody(_order): JsonBody<RestoreOrder>,
+) -> Answer<RestorePrepared> {
+    host.enter("prepare restore", id).await?;
+    Ok(Json(RestorePrepared { host: host.incarnation }))
+}
+
+async fn switch_restore(
+    State(host): Host,
+    Segments(id): Segments<Uuid>,
+    JsonBody(order): JsonBody<RestoreOrder>,
+) -> Answer<()> {
+    host.enter("switch", id).await?;
+    if let Some(kept) = order.keep {
+        host.inner().names.insert(kept, id);
+    }
+    Ok(Json(()))
+}
+
+async fn give_up_restore(State(host): Host, Segments(id): Segments<Uuid>) -> Answer<bool> {
+    host.enter("give up", id).await?;
+    Ok(Json(true))
 }
 
 async fn delete_snapshot(State(host): Host, Segments((_, name)): Segments<(String, String)>) -> Answer<()> {

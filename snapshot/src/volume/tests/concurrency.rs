@@ -39,7 +39,7 @@ fn sequence(image: &[u8], sector: u64) -> u64 {
 
 /// Writes its own blocks, several at once, and its sector of the shared ones, each time with a new sequence number.
 fn write(volume: &Arc<Volume>, writer: u64, stop: &AtomicBool) -> Vec<Entry> {
-    let (device, clock, mut log) = (volume.attach(), volume.core.clock.clone(), Vec::new());
+    let (device, clock, mut log) = (volume.attach().unwrap(), volume.core.clock.clone(), Vec::new());
     for sequence in 1.. {
         if stop.load(Ordering::SeqCst) {
             break;
@@ -133,7 +133,7 @@ fn snapshots_are_the_replay_of_the_writes_before_them_and_no_write_is_lost() {
         writers.into_iter().map(|writer| writer.join().unwrap()).collect()
     });
     assert!(!cuts.is_empty(), "all cuts were armed too late");
-    let live = content(&*volume.attach());
+    let live = content(&*volume.attach().unwrap());
     for log in &logs {
         for (image, cut) in images.iter().zip(&cuts) {
             check_snapshot(image, cut, log);
@@ -161,7 +161,7 @@ fn writers_of_parts_of_a_block_lose_nothing() {
             for writer in 0..WRITERS {
                 let (volume, start) = (&volume, &start);
                 scope.spawn(move || {
-                    let device = volume.attach();
+                    let device = volume.attach().unwrap();
                     start.wait();
                     for block in 0..BLOCKS {
                         done(device.write((block * 8 + writer) * SECTOR, &data(round, 1), false));
@@ -169,7 +169,7 @@ fn writers_of_parts_of_a_block_lose_nothing() {
                 });
             }
         });
-        let live = content(&*volume.attach());
+        let live = content(&*volume.attach().unwrap());
         for sector in (0..BLOCKS * 8).filter(|sector| sector % 8 < WRITERS) {
             assert_eq!(sequence(&live, sector), round, "sector {sector}");
         }

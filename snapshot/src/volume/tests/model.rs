@@ -4,24 +4,26 @@ use proptest::prelude::*;
 
 use super::*;
 
-const BLOCKS: u64 = 24;
+pub(super) const BLOCKS: u64 = 24;
 const SIZE: usize = (BLOCKS * BLOCK) as usize;
 
 #[derive(Clone, Debug)]
-enum Request {
+pub(super) enum Request {
     Write { offset: usize, length: usize, fill: u8, fua: bool },
     Zeroes { offset: usize, length: usize, punch: bool },
     Trim { offset: usize, length: usize },
 }
 
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     Change(Request),
     Flush,
     Cut { before: Vec<Request>, after: Vec<Request>, commit: bool },
     Delete(usize),
+    Restore { which: usize, keep: bool },
     Crash,
     Reopen,
+    Kill,
 }
 
 /// Byte ranges, whole blocks among them.
@@ -42,7 +44,7 @@ fn request() -> impl Strategy<Value = Request> {
     ]
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub(super) fn op() -> impl Strategy<Value = Op> {
     let requests = || proptest::collection::vec(request(), 0..4);
     prop_oneof![
         8 => request().prop_map(Op::Change),
@@ -50,13 +52,15 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (requests(), requests(), proptest::bool::weighted(0.7))
             .prop_map(|(before, after, commit)| Op::Cut { before, after, commit }),
         2 => any::<usize>().prop_map(Op::Delete),
+        1 => (any::<usize>(), any::<bool>()).prop_map(|(which, keep)| Op::Restore { which, keep }),
         2 => Just(Op::Crash),
         1 => Just(Op::Reopen),
+        1 => Just(Op::Kill),
     ]
 }
 
 impl Request {
-    fn send(&self, device: &dyn Device) -> Outcome {
+    pub(super) fn send(&self, device: &dyn Device) -> Outcome {
         match *self {
             Request::Write { offset, length, fill, fua } => {
                 device.write(offset as u64, &pattern(offset, length, fill), fua)
@@ -68,7 +72,7 @@ impl Request {
         }
     }
 
-    fn replay(&self, image: &mut [u8]) {
+    pub(super) fn replay(&self, image: &mut [u8]) {
         match *self {
             Request::Write { offset, length, fill, .. } => {
                 image[offset..offset + length].copy_from_slice(&pattern(offset, length, fill));
@@ -77,6 +81,22 @@ impl Request {
                 image[offset..offset + length].fill(0);
             }
         }
+    }
+}
+
+impl Request {
+    /// The bytes that it changes.
+    pub(super) fn range(&self) -> std::ops::Range<usize> {
+        match *self {
+            Request::Write { offset, length, .. }
+            | Request::Zeroes { offset, length, .. }
+            | Request::Trim { offset, length } => offset..offset + length,
+        }
+    }
+
+    /// Whether it is durable once it is answered.
+    pub(super) fn is_durable(&self) -> bool {
+        matches!(self, Request::Write { fua: true, .. })
     }
 }
 
@@ -104,7 +124,7 @@ impl Checked {
     }
 
     fn apply(&mut self, op: &Op) {
-        let device = self.volume().attach();
+        let device = self.volume().attach().unwrap();
         match op {
             Op::Change(request) => {
                 done(request.send(&*device));
@@ -139,8 +159,20 @@ impl Checked {
                 let (name, _) = self.snapshots.remove(which % self.snapshots.len());
                 self.volume().delete_snapshot(&name).unwrap();
             }
-            Op::Delete(_) => {}
-            Op::Crash => self.check_crash(),
+            Op::Restore { which, keep } if !self.snapshots.is_empty() => {
+                let (name, image) = self.snapshots[which % self.snapshots.len()].clone();
+                drop(device);
+                let kept = format!("s{}", self.cuts);
+                restore(self.volume(), &name, keep.then_some(&kept));
+                let replaced = std::mem::replace(&mut self.live, image);
+                if *keep {
+                    self.snapshots.push((kept, replaced));
+                    self.cuts += 1;
+                }
+                self.check_crash();
+            }
+            Op::Delete(_) | Op::Restore { .. } => {}
+            Op::Crash | Op::Kill => self.check_crash(),
             Op::Reopen => {
                 drop(device);
                 self.volume = None;
@@ -153,7 +185,7 @@ impl Checked {
     fn check_crash(&self) {
         let root = crash(&self.root, self.volume());
         self.check_snapshots(&open(&root).unwrap());
-        done(self.volume().attach().flush());
+        done(self.volume().attach().unwrap().flush());
         let root = crash(&self.root, self.volume());
         let crashed = open(&root).unwrap();
         self.check(&crashed);
@@ -162,7 +194,10 @@ impl Checked {
     }
 
     fn check(&self, volume: &Arc<Volume>) {
-        assert!(content(&*volume.attach()) == self.live, "the live volume is not the replay of its writes");
+        assert!(
+            content(&*volume.attach().unwrap()) == self.live,
+            "the live volume is not the replay of its writes"
+        );
         self.check_snapshots(volume);
     }
 
@@ -189,8 +224,9 @@ proptest! {
         }
         settle(checked.volume());
         checked.check(checked.volume());
-        // The base, one boundary for each snapshot, the head, and one that waits for the head to be sealed.
-        assert!(checked.volume().describe().layers <= checked.snapshots.len() + 2);
+        // The base, one for each boundary that has a name or at which restored states part, of which there are fewer
+        // than of snapshots, the head, and one that waits for the head to be sealed.
+        assert!(checked.volume().describe().layers <= 2 * checked.snapshots.len() + 2);
         checked.apply(&Op::Reopen);
         checked.check(checked.volume());
     }
@@ -199,7 +235,7 @@ proptest! {
 #[test]
 fn the_digest_is_a_tree_over_ranges_and_does_not_depend_on_the_layers() {
     let (root, volume) = create(4 * 1024 + 3);
-    let device = volume.attach();
+    let device = volume.attach().unwrap();
     done(device.write(5 << 20, &[1; 5000], false));
     take(&volume, "a");
     done(device.write(9 << 20, &[2; 100], false));

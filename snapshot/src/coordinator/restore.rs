@@ -1,0 +1,250 @@
+//! Restore: the volumes of a snapshot go back to it together.
+//!
+//! 1. Every host *prepares*: it lets no client in any more and does all that can fail for want of room. A failure here
+//!    gives the restore up everywhere.
+//! 2. The decision is stored in the catalogue. From here on the restore goes forward, over restarts of hosts and of this
+//!    server too.
+//! 3. Every host *switches*. One that does not answer is asked again until it has; the caller is told.
+//!
+//! Nobody sees a volume of the old state beside one of the new: from 1 on, a host lets clients in only after its own
+//! switch, unless it is left alone for a minute. Then the rest of the group is still switched, when the host is found
+//! again, and the volumes that clients have opened meanwhile are told as being in use.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use timesync::bound::Policy;
+use timesync::identity::Incarnation;
+use uuid::Uuid;
+
+use super::library::volumes;
+use super::{Coordinator, CoordinatorError};
+use crate::cut::Stretch;
+use crate::messages::{
+    Assumed, HostResult, Manifest, Member, PolicyName, RestoreReport, RestoreRequest, SnapshotState, Verdict,
+    VolumeResult,
+};
+use crate::orders::RestoreOrder;
+use crate::remote::RemoteHost;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often a switch is tried before the caller is told that it goes on in the background.
+const TRIES: usize = 3;
+
+/// A restore on its way, as the catalogue has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RestorePlan {
+    /// Its own id; the one of the snapshot that it makes of the replaced state, too.
+    pub id: Uuid,
+    /// The snapshot that is restored.
+    pub snapshot: Uuid,
+    /// What each host is to do.
+    pub orders: BTreeMap<String, RestoreOrder>,
+    /// The snapshot that the replaced state becomes.
+    pub kept: Option<Manifest>,
+}
+
+impl Coordinator {
+    /// Puts every volume of a snapshot back to it, in O(1), all or none as far as hosts can be reached. To its end it
+    /// goes only if this future is polled to its end, so run it as a task of its own; what was decided when it is cut
+    /// short is done at the next start of the server.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`]: nothing has changed then, but for [`CoordinatorError::Unfinished`].
+    pub async fn restore(
+        self: &Arc<Self>,
+        key: &str,
+        request: RestoreRequest,
+    ) -> Result<RestoreReport, CoordinatorError> {
+        let snapshot = self.show(key, false).await?.snapshot;
+        let standing = matches!(snapshot.state, SnapshotState::Complete | SnapshotState::Inconsistent);
+        let Some(manifest) = snapshot.manifest.filter(|_| standing) else {
+            return Err(CoordinatorError::Request(format!(
+                "snapshot {} does not stand, so it cannot be restored; show it to see why",
+                snapshot.name
+            )));
+        };
+        let id = Uuid::now_v7();
+        let digits = id.simple().to_string();
+        let keep =
+            (!request.discard_current).then(|| format!("replaced-{}-{}", &digits[..12], &digits[28..]));
+        let mut plan =
+            RestorePlan { id, snapshot: snapshot.id, orders: orders(&manifest, &request, &keep), kept: None };
+        let hosts = plan.orders.keys().map(|name| self.host(name).cloned()).collect::<Result<Vec<_>, _>>()?;
+
+        let stored = plan.clone();
+        self.with_catalogue(move |catalogue| catalogue.begin_restore(&stored)).await?;
+        let prepared = match self.prepare_everywhere(&plan, &hosts).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                join_all(hosts.iter().map(|host| host.give_up_restore(id))).await;
+                self.with_catalogue(move |catalogue| catalogue.forget_restore(id)).await?;
+                return Err(error);
+            }
+        };
+        plan.kept = keep.map(|name| kept_manifest(&plan, &manifest, name, &prepared));
+        let stored = plan.clone();
+        self.with_catalogue(move |catalogue| catalogue.decide_restore(&stored)).await?;
+
+        let unfinished = self.switch_everywhere(&plan, TRIES).await;
+        if !unfinished.is_empty() {
+            let why: Vec<_> = unfinished.iter().map(|(host, why)| format!("{host}: {why}")).collect();
+            self.finish_later(plan);
+            return Err(CoordinatorError::Unfinished(manifest.name, why.join("; ")));
+        }
+        let report = RestoreReport {
+            id,
+            snapshot: manifest.name,
+            kept: plan.kept.as_ref().map(|kept| kept.name.clone()),
+            volumes: manifest.group,
+        };
+        self.with_catalogue(move |catalogue| catalogue.finish_restore(&plan)).await?;
+        Ok(report)
+    }
+
+    /// Takes up the restores that were decided when the last server died.
+    pub(super) async fn recover_restores(self: &Arc<Self>) -> Result<(), CoordinatorError> {
+        for plan in self.with_catalogue(|catalogue| catalogue.decided_restores()).await? {
+            tracing::warn!(restore = %plan.id, "the server stopped during this restore; it is being completed");
+            self.finish_later(plan);
+        }
+        Ok(())
+    }
+
+    /// Whether a restore of this snapshot has still to be completed somewhere.
+    pub(super) async fn is_being_restored(&self, snapshot: Uuid) -> Result<bool, CoordinatorError> {
+        let plans = self.with_catalogue(|catalogue| catalogue.decided_restores()).await?;
+        Ok(plans.iter().any(|plan| plan.snapshot == snapshot))
+    }
+
+    async fn prepare_everywhere(
+        &self,
+        plan: &RestorePlan,
+        hosts: &[Arc<RemoteHost>],
+    ) -> Result<BTreeMap<String, Incarnation>, CoordinatorError> {
+        let prepare = |host: &Arc<RemoteHost>| {
+            let (host, order) = (Arc::clone(host), plan.orders[host.name()].clone());
+            async move {
+                let prepared = host.prepare_restore(plan.id, &order).await?;
+                Ok((host.name().to_owned(), prepared.host))
+            }
+        };
+        // All have answered before any failure counts: whoever is still at it would not hear of it.
+        join_all(hosts.iter().map(prepare)).await.into_iter().collect()
+    }
+
+    /// Which hosts have not switched, and why.
+    async fn switch_everywhere(&self, plan: &RestorePlan, tries: usize) -> Vec<(String, String)> {
+        let switch = async |name: &String, order: &RestoreOrder| {
+            let mut last = Ok(());
+            for attempt in 0..tries {
+                if attempt > 0 {
+                    tokio::time::sleep(FIRST_PAUSE).await;
+                }
+                last = match self.host(name) {
+                    Ok(host) => host.switch_restore(plan.id, order).await.map_err(|why| why.to_string()),
+                    Err(why) => Err(why.to_string()),
+                };
+                if last.is_ok() {
+                    break;
+                }
+            }
+            last.err().map(|why| (name.clone(), why))
+        };
+        let answers = join_all(plan.orders.iter().map(|(name, order)| switch(name, order))).await;
+        answers.into_iter().flatten().collect()
+    }
+
+    /// Goes on until every host has switched.
+    fn finish_later(self: &Arc<Self>, plan: RestorePlan) {
+        let coordinator = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let unfinished = coordinator.switch_everywhere(&plan, 1).await;
+                if unfinished.is_empty() {
+                    break;
+                }
+                for (host, why) in unfinished {
+                    tracing::warn!(restore = %plan.id, host, why, "not restored yet");
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            let id = plan.id;
+            match coordinator.with_catalogue(move |catalogue| catalogue.finish_restore(&plan)).await {
+                Ok(()) => tracing::info!(restore = %id, "restored on every host"),
+                // The next start finds it decided and repeats the orders, which changes nothing any more.
+                Err(why) => tracing::warn!(restore = %id, %why, "restored on every host, and not noted"),
+            }
+        });
+    }
+}
+
+fn orders(
+    manifest: &Manifest,
+    request: &RestoreRequest,
+    keep: &Option<String>,
+) -> BTreeMap<String, RestoreOrder> {
+    let mut by_host: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (Member { host, volume }, _) in volumes(manifest) {
+        by_host.entry(host).or_default().insert(volume);
+    }
+    let order = |volumes: BTreeSet<String>| RestoreOrder {
+        volumes: volumes.into_iter().collect(),
+        snapshot: manifest.name.clone(),
+        keep: keep.clone(),
+        disconnect: request.disconnect,
+    };
+    by_host.into_iter().map(|(host, volumes)| (host, order(volumes))).collect()
+}
+
+/// What a restore replaced, as a snapshot. Nobody was connected to any of its volumes, but nobody has proved that it is
+/// of one instant either.
+fn kept_manifest(
+    plan: &RestorePlan,
+    restored: &Manifest,
+    name: String,
+    prepared: &BTreeMap<String, Incarnation>,
+) -> Manifest {
+    let host = |(host, incarnation): (&String, &Incarnation)| HostResult {
+        host: host.clone(),
+        incarnation: *incarnation,
+        at_ns: None,
+        p_ns: None,
+        q_ns: None,
+        p_latest_ns: None,
+        q_earliest_ns: None,
+        error_ns: None,
+        held: 0,
+        stretch_ns: Stretch::default(),
+        released_by: None,
+        timestamps: None,
+        volumes: plan.orders[host]
+            .volumes
+            .iter()
+            .map(|name| VolumeResult { name: name.clone(), digest: None })
+            .collect(),
+    };
+    Manifest {
+        id: plan.id,
+        name,
+        group: restored.group.clone(),
+        mode: None,
+        verdict: Verdict::Inconsistent,
+        refusal: Some(format!("it was not cut: it is what restoring {} replaced", restored.name)),
+        margin_ns: None,
+        v_ns: None,
+        t_ns: None,
+        control_round_trip_ns: None,
+        attempts: 0,
+        policy: PolicyName::Hard,
+        group_confidence: None,
+        hosts: prepared.iter().map(host).collect(),
+        assumptions: Assumed { policy: Policy::Hard, simulated: false, clocks: Vec::new() },
+    }
+}

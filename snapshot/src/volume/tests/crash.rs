@@ -1,0 +1,513 @@
+//! Crashes at every point of a workload, in all the states that the disk may be in then.
+//!
+//! A workload runs on a file system in memory that records its operations. Then, for each operation, the volume is
+//! opened as a crash just before it may have left it, and must keep what was promised by then and nothing else:
+//!
+//! - it opens, once its creation was answered;
+//! - each byte is as the last write left it that was acknowledged as durable, or as a later write had it;
+//! - each snapshot whose name was answered for is there and bit-identical, and one whose deletion was answered for, or
+//!   that was never ordered to be named, is not.
+
+use super::memory::{Fate, Fault, Memory, Random, State};
+use super::model::{Request, op};
+use super::*;
+use crate::volume::storage::Directory;
+use proptest::prelude::*;
+
+const BLOCKS: u64 = model::BLOCKS;
+const SIZE: usize = (BLOCKS * BLOCK) as usize;
+const NEVER: usize = usize::MAX;
+
+/// A change of the live volume. All positions are numbers of operations done by then.
+struct Written {
+    /// What it changed; a restore changes all.
+    range: std::ops::Range<usize>,
+    ordered: usize,
+    /// It was answered with an error: it is there, or in part, or not, and no flush promises it.
+    failed: bool,
+    /// From here on it is promised to survive.
+    durable: usize,
+}
+
+/// A snapshot, and the positions between which it may or must be there.
+struct Named {
+    name: String,
+    image: Arc<Vec<u8>>,
+    ordered: usize,
+    answered: usize,
+    delete_ordered: usize,
+    delete_answered: usize,
+}
+
+/// Does a workload and remembers what was promised when.
+struct Recorder {
+    memory: Memory,
+    clock: HostClock,
+    volume: Option<Arc<Volume>>,
+    created: usize,
+    /// The live volume after the first n changes.
+    images: Vec<Arc<Vec<u8>>>,
+    written: Vec<Written>,
+    named: Vec<Named>,
+}
+
+fn root(memory: &Memory) -> Directory {
+    Directory::new(Arc::new(memory.clone()), std::path::Path::new("/"))
+}
+
+impl Recorder {
+    fn new() -> Self {
+        let (memory, clock) = (Memory::default(), HostClock::real());
+        let volume = Volume::create_in(&root(&memory), "v", SIZE as u64, clock.clone()).unwrap();
+        Recorder {
+            created: memory.position(),
+            memory,
+            clock,
+            volume: Some(volume),
+            images: vec![Arc::new(vec![0; SIZE])],
+            written: Vec::new(),
+            named: Vec::new(),
+        }
+    }
+
+    fn volume(&self) -> &Arc<Volume> {
+        self.volume.as_ref().unwrap()
+    }
+
+    fn live(&self) -> Arc<Vec<u8>> {
+        Arc::clone(self.images.last().unwrap())
+    }
+
+    fn change(&mut self, request: &Request) -> Option<Arc<Cut>> {
+        let ordered = self.memory.position();
+        let outcome = request.send(&*self.volume().attach().unwrap());
+        let failed = outcome.result.is_err();
+        assert!(!failed || self.memory.has_failed());
+        let durable = if request.is_durable() && !failed { self.memory.position() } else { NEVER };
+        let mut image = self.live().to_vec();
+        request.replay(&mut image);
+        if failed {
+            image = content(&*self.volume().attach().unwrap());
+        }
+        self.images.push(Arc::new(image));
+        self.written.push(Written { range: request.range(), ordered, failed, durable });
+        outcome.hold
+    }
+
+    fn flush(&mut self) {
+        if self.volume().attach().unwrap().flush().result.is_ok() {
+            self.all_durable();
+        } else {
+            assert!(self.memory.has_failed());
+        }
+    }
+
+    fn all_durable(&mut self) {
+        let now = self.memory.position();
+        let answered = self.written.iter_mut().filter(|written| !written.failed);
+        answered.for_each(|written| written.durable = written.durable.min(now));
+    }
+
+    /// Whether something went well. It may not have, once the disk has failed.
+    fn went<T>(&self, result: Result<T, VolumeError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) if self.memory.has_failed() => {
+                println!("operation {}: {error}", self.memory.position());
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn cut(&mut self, before: &[Request], after: &[Request], commit: bool) {
+        let Some(attempt) = self.went(self.volume().prepare("taking a snapshot")) else { return };
+        let cut = arm(self.volume(), &attempt);
+        for request in before {
+            assert!(self.change(request).is_none());
+        }
+        let image = self.live();
+        strike(self.volume(), &attempt, &cut);
+        for request in after {
+            assert!(self.change(request).is_some());
+        }
+        assert!(attempt.wait_drained(&mut || false));
+        let sealed = self.went(attempt.seal());
+        cut.release(Cause::Barrier, self.clock.now());
+        attempt.disarm();
+        if !commit || sealed.is_none() {
+            return attempt.discard();
+        }
+        let (name, ordered) = (format!("s{}", self.named.len()), self.memory.position());
+        let committed = self.went(attempt.commit(&name, uuid::Uuid::nil()));
+        let answered = committed.map_or(NEVER, |()| self.memory.position());
+        let (delete_ordered, delete_answered) = (NEVER, NEVER);
+        self.named.push(Named { name, image, ordered, answered, delete_ordered, delete_answered });
+    }
+
+    /// The snapshots that are surely there.
+    fn standing(&self) -> Vec<&Named> {
+        let stands = |named: &&Named| named.answered != NEVER && named.delete_ordered == NEVER;
+        self.named.iter().filter(stands).collect()
+    }
+
+    fn delete(&mut self, which: usize) {
+        let mut left = self.standing();
+        if left.is_empty() {
+            return;
+        }
+        let name = left.swap_remove(which % left.len()).name.clone();
+        let ordered = self.memory.position();
+        let done = self.went(self.volume().delete_snapshot(&name));
+        let answered = done.map_or(NEVER, |()| self.memory.position());
+        let deleted = self.named.iter_mut().find(|named| named.name == name).unwrap();
+        (deleted.delete_ordered, deleted.delete_answered) = (ordered, answered);
+    }
+
+    fn restore(&mut self, which: usize, keep: bool) {
+        let left = self.standing();
+        if left.is_empty() {
+            return;
+        }
+        let Named { name, image, .. } = left[which % left.len()];
+        let (name, image, replaced) = (name.clone(), Arc::clone(image), self.live());
+        let kept = format!("s{}", self.named.len());
+        let ordered = self.memory.position();
+        let prepared = self.volume().prepare_restore(&name, "restoring", false);
+        let switch = |prepared: VolumeRestore| prepared.switch(keep.then_some(&kept), uuid::Uuid::nil());
+        let done = self.went(prepared.and_then(switch));
+        let failed = done.is_none();
+        let answered = if failed { NEVER } else { self.memory.position() };
+        self.images.push(image);
+        self.written.push(Written { range: 0..SIZE, ordered, failed, durable: answered });
+        if failed {
+            // What may be there for a moment, and what is there.
+            self.images.push(Arc::clone(&replaced));
+            self.written.push(Written { range: 0..SIZE, ordered, failed, durable: NEVER });
+        }
+        if keep {
+            let (delete_ordered, delete_answered) = (NEVER, NEVER);
+            self.named.push(Named {
+                name: kept,
+                image: replaced,
+                ordered,
+                answered,
+                delete_ordered,
+                delete_answered,
+            });
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.volume = None;
+        if !self.memory.has_failed() {
+            // Closing in good order is a flush.
+            self.all_durable();
+        }
+        self.open();
+        self.reread(self.memory.position()).unwrap();
+    }
+
+    /// The process is killed; the system goes on, and with it what it holds in memory of the files.
+    fn kill(&mut self) -> Result<(), String> {
+        self.memory = self.memory.after_kill();
+        let position = self.memory.position();
+        self.open();
+        self.reread(position)
+    }
+
+    /// Opens the volume; where the disk fails at that, anew.
+    fn open(&mut self) {
+        let open = || Volume::open_in(&root(&self.memory), "v", self.clock.clone());
+        self.volume = Some(self.went(open()).unwrap_or_else(|| open().unwrap()));
+    }
+
+    /// What clients find in a volume that was opened anew, and may rely on from the next flush on.
+    fn reread(&mut self, position: usize) -> Result<(), String> {
+        let found = content(&*self.volume().attach().unwrap());
+        self.check_live(&found, position)?;
+        self.check_snapshots(self.volume(), position)?;
+        self.images.push(Arc::new(found));
+        let (ordered, failed, durable) = (position, false, NEVER);
+        self.written.push(Written { range: 0..SIZE, ordered, failed, durable });
+        Ok(())
+    }
+
+    fn settle(&self) {
+        // A layer whose sync failed is not merged until the volume is opened anew.
+        let patience = if self.memory.has_failed() { 100 } else { usize::MAX };
+        for _ in (0..patience).take_while(|_| self.volume().core.next_tidying().is_some()) {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+    }
+
+    fn apply(&mut self, op: &model::Op) {
+        match op {
+            model::Op::Change(request) => drop(self.change(request)),
+            model::Op::Flush => self.flush(),
+            model::Op::Cut { before, after, commit } => self.cut(before, after, *commit),
+            model::Op::Delete(which) => self.delete(*which),
+            model::Op::Restore { which, keep } => self.restore(*which, *keep),
+            model::Op::Crash => self.settle(),
+            model::Op::Reopen => self.reopen(),
+            model::Op::Kill => self.kill().unwrap(),
+        }
+    }
+
+    /// Whether the live volume may read as `found` after a crash at `position`.
+    fn check_live(&self, found: &[u8], position: usize) -> Result<(), String> {
+        let ordered = self.written.iter().take_while(|written| written.ordered < position).count();
+        let may_be = &self.images[..=ordered];
+        let sectors = found.chunks(512).zip(may_be[ordered].chunks(512)).enumerate();
+        for (sector, _) in sectors.filter(|(_, (found, newest))| found != newest) {
+            for at in sector * 512..(sector + 1) * 512 {
+                let promised = self.written[..ordered]
+                    .iter()
+                    .rposition(|written| written.durable <= position && written.range.contains(&at));
+                let first = promised.map_or(0, |index| index + 1);
+                if !may_be[first..].iter().any(|image| image[at] == found[at]) {
+                    return Err(format!(
+                        "byte {at} is {:#x}: neither change {first} of {ordered} nor a later one wrote that",
+                        found[at]
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the snapshots are as they may be after a crash at `position`.
+    fn check_snapshots(&self, volume: &Arc<Volume>, position: usize) -> Result<(), String> {
+        let mut found = volume.describe().snapshots;
+        for Named { name, image, ordered, answered, delete_ordered, delete_answered } in &self.named {
+            let listed = found.iter().position(|found| found == name);
+            let must = *answered <= position && position <= *delete_ordered;
+            let may = *ordered < position && position < *delete_answered;
+            match listed {
+                Some(_) if !may && !must => return Err(format!("snapshot {name} has no business here")),
+                None if must => return Err(format!("snapshot {name} is missing")),
+                Some(index) => {
+                    if snapshot(volume, name) != **image {
+                        return Err(format!("snapshot {name} changed"));
+                    }
+                    found.swap_remove(index);
+                }
+                None => {}
+            }
+        }
+        if found.is_empty() { Ok(()) } else { Err(format!("snapshots that nobody took: {found:?}")) }
+    }
+
+    /// Opens what a crash at `position` left. With `thorough`, it is also used, and crashes again while it recovers.
+    fn check(&self, crashed: State, position: usize, thorough: bool) -> Result<(), String> {
+        let memory = Memory::after(crashed);
+        let volume = match Volume::open_in(&root(&memory), "v", self.clock.clone()) {
+            Ok(volume) => volume,
+            Err(VolumeError::Missing { .. }) if position < self.created => {
+                // What is left of it is in nobody's way.
+                let again = Volume::create_in(&root(&memory), "v", SIZE as u64, self.clock.clone());
+                return again.map(drop).map_err(|error| error.to_string());
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        self.check_live(&content(&*volume.attach().unwrap()), position)?;
+        self.check_snapshots(&volume, position)?;
+        if thorough {
+            settle(&volume);
+            self.check_live(&content(&*volume.attach().unwrap()), position)?;
+            self.check_snapshots(&volume, position)?;
+            let (began, log) = memory.recording();
+            let mut random = Random(position as u64);
+            for _ in 0..3 {
+                let mut state = began.clone();
+                let done = random.below(log.len() as u64 + 1) as usize;
+                log[..done].iter().for_each(|op| state.apply(op));
+                let mut fate =
+                    Fate::Drawn { random: Random(random.below(NEVER as u64)), kept: 4, torn: true };
+                self.check(state.crash(&mut fate), position, false)
+                    .map_err(|why| format!("{why}, after a second crash {done} operations later"))?;
+            }
+            take(&volume, "after");
+            self.check_live(&content(&*volume.attach().unwrap()), position)?;
+        }
+        Ok(())
+    }
+
+    /// Every `stride`th point of the workload, in the states that a crash may leave there: all of them where few
+    /// operations are unsynced, else all lost, all kept, and `draws` at random.
+    fn check_all(mut self, stride: usize, draws: u64) -> Result<(), String> {
+        self.settle();
+        let (mut state, log) = self.memory.recording();
+        // Merging goes on until here; closing syncs what the last crash should still be able to lose.
+        let last = log.len();
+        self.volume = None;
+        for position in 0..=last {
+            if position > 0 {
+                state.apply(&log[position - 1]);
+            }
+            if position % stride != 0 && position != last {
+                continue;
+            }
+            let seed = |draw: u64| Random(position as u64 * 1_000 + draw);
+            let unsynced = state.unsynced();
+            let chosen = if unsynced <= 4 { (0..1 << unsynced).collect() } else { vec![0, u64::MAX] };
+            let chosen = chosen.into_iter().map(|bits| Fate::Chosen { bits, next: 0 });
+            let drawn = (0..if unsynced == 0 { 0 } else { draws }).map(|draw| {
+                let kept = [4, 1, 7][draw as usize % 3];
+                Fate::Drawn { random: seed(draw), kept, torn: draw % 2 == 0 }
+            });
+            for (index, mut fate) in chosen.chain(drawn).enumerate() {
+                let thorough = (position / stride + index).is_multiple_of(11);
+                self.check(state.crash(&mut fate), position, thorough).map_err(|why| {
+                    let next = log.get(position).map(|op| op.to_string());
+                    format!("crash before operation {position} ({next:?}), state {index}: {why}")
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write(block: u64, blocks: u64, fill: u8, fua: bool) -> Request {
+    Request::Write { offset: (block * BLOCK) as usize, length: (blocks * BLOCK) as usize, fill, fua }
+}
+
+fn part(offset: usize, length: usize, fill: u8, fua: bool) -> Request {
+    Request::Write { offset, length, fill, fua }
+}
+
+/// What is wrong with the disk of a workload.
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    None,
+    Fault(Fault),
+    /// After this many operations one fails.
+    Failure(usize),
+}
+
+/// Everything that a volume does, once or twice.
+fn workload(trouble: Trouble) -> Recorder {
+    let trim = |block: usize, blocks: usize| Request::Trim {
+        offset: block * BLOCK as usize,
+        length: blocks * BLOCK as usize,
+    };
+    let mut run = Recorder::new();
+    if let Trouble::Failure(operations) = trouble {
+        run.memory.fail_after(operations);
+    }
+    for request in
+        [write(0, 4, 1, false), part(5000, 100, 2, true), write(8, 1, 3, true), write(8, 1, 4, false)]
+    {
+        run.change(&request);
+    }
+    run.flush();
+    run.cut(&[write(1, 2, 5, false)], &[write(2, 2, 6, false), part(100, 600, 7, false)], true);
+    // Not earlier: each is to be found in the life of a volume, not in its creation.
+    if let Trouble::Fault(fault) = trouble {
+        run.memory.fail(fault);
+    }
+    run.change(&trim(1, 1));
+    run.change(&write(8, 1, 8, true));
+    run.change(&part(8 * 4096 + 700, 50, 9, false));
+    run.flush();
+    run.cut(&[write(4, 1, 10, false)], &[write(4, 1, 11, true)], false);
+    run.change(&write(0, 1, 12, false));
+    drop(run.went(run.volume().prepare("taking none")));
+    run.cut(&[trim(2, 3)], &[part(9000, 10, 13, false)], true);
+    run.flush();
+    run.delete(0);
+    run.change(&write(0, 2, 14, false));
+    run.change(&part(17, 3, 15, true));
+    run.settle();
+    run.cut(&[], &[write(5, 1, 16, false)], true);
+    run.change(&write(5, 1, 17, true));
+    run.delete(1);
+    run.delete(0);
+    run.flush();
+    run.reopen();
+    run.change(&write(6, 2, 18, false));
+    run.cut(&[write(6, 1, 19, false)], &[], true);
+    run.change(&write(7, 1, 20, true));
+    run.restore(0, true);
+    run.change(&write(1, 2, 24, false));
+    run.change(&part(50, 9, 25, true));
+    run.cut(&[], &[write(9, 1, 26, false)], true);
+    run.restore(1, false);
+    run.change(&write(9, 1, 27, true));
+    run.delete(0);
+    let last = run.standing().last().map(|named| named.name.clone());
+    if let Some(last) = last {
+        drop(run.went(run.volume().prepare_restore(&last, "restoring", false)));
+    }
+    run.change(&write(11, 2, 28, false));
+    run.kill().unwrap();
+    run.flush();
+    run.change(&write(11, 1, 29, false));
+    run.delete(0);
+    run.kill().unwrap();
+    run.settle();
+    run.change(&write(12, 1, 30, true));
+    run.cut(&[], &[], true);
+    // And one that is armed and never ends.
+    let Some(attempt) = run.went(run.volume().prepare("taking a snapshot")) else { return run };
+    let cut = arm(run.volume(), &attempt);
+    run.change(&write(0, 1, 21, false));
+    strike(run.volume(), &attempt, &cut);
+    run.change(&write(0, 1, 22, false));
+    run.change(&part(3 * 4096, 512, 23, true));
+    drop(attempt);
+    run
+}
+
+#[test]
+fn whatever_a_crash_leaves_what_was_promised_is_there() {
+    workload(Trouble::None).check_all(1, 6).unwrap();
+}
+
+/// The test above is worth what it finds.
+#[test]
+fn a_forgotten_sync_or_a_wrong_order_is_found() {
+    for fault in [
+        Fault::NoDataSync,
+        Fault::NoMapSync,
+        Fault::DataSyncAfterMap,
+        Fault::NoSyncOfNewFiles,
+        Fault::NoSyncOfRename,
+        Fault::ManifestSyncAfterRename,
+    ] {
+        let found = workload(Trouble::Fault(fault)).check_all(1, 6);
+        println!("{fault:?}: {}", found.as_ref().err().map_or("", |why| why));
+        assert!(found.is_err(), "{fault:?} was not noticed");
+    }
+}
+
+/// A disk that fails once, at whatever: what was answered with an error may have happened or not, all else holds.
+#[test]
+fn a_failing_operation_breaks_no_promise() {
+    // COEVAL_EVERY_FAILURE=1: all of them, which takes minutes.
+    let step = if std::env::var_os("COEVAL_EVERY_FAILURE").is_some() { 1 } else { 31 };
+    for operations in (0..).step_by(step) {
+        println!("operation {operations} fails");
+        let run = workload(Trouble::Failure(operations));
+        if !run.memory.has_failed() {
+            assert!(operations > 200, "the workload is shorter than it was");
+            return;
+        }
+        let result = run.check_all(7, 3);
+        assert!(result.is_ok(), "operation {operations} failed: {}", result.unwrap_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(6))]
+
+    #[test]
+    fn random_workloads_survive_crashes(ops in proptest::collection::vec(op(), 1..14)) {
+        let mut run = Recorder::new();
+        for op in &ops {
+            run.apply(op);
+        }
+        let result = run.check_all(3, 4);
+        prop_assert!(result.is_ok(), "{}", result.unwrap_err());
+    }
+}
