@@ -1,11 +1,13 @@
 //! What the server knows of one host. Decides; reads no clock.
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 use super::HostConfig;
 use super::outstanding::{Outcome, Responder};
 use crate::bound::{Assumptions, Window, WindowError};
 use crate::exchange::{StampClass, WallReading};
+use crate::recording::{Event, Tap};
 use crate::source::{Observation, Unobserved};
 use crate::time::{Host, Nanos, Server, Time};
 
@@ -19,7 +21,7 @@ const UNTRUSTED_RATE_PPB: u32 = 1_000_000;
 const STEERED_RATE_PPB: u32 = 1_200_000;
 
 /// Why a host's window was emptied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Reset {
     /// Another boot, process or clock: an announced change.
     Announced,
@@ -27,8 +29,10 @@ enum Reset {
     Broken,
 }
 
-/// One host as the server knows it.
-#[derive(Clone, Debug)]
+/// One host as the server knows it: a machine whose state follows from what it was told and from nothing else, so that a
+/// recording of that gives the same state again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Record {
     /// As configured.
     pub config: HostConfig,
@@ -43,6 +47,7 @@ pub struct Record {
     /// When the newest answer's request left.
     heard: Option<Time<Server>>,
     /// Of full exchanges since the last reset, in ns.
+    #[serde(with = "crate::recording::histogram")]
     pub round_trips: Histogram<u64>,
     /// Exchanges that gave at least a half.
     pub exchanges: u64,
@@ -50,10 +55,13 @@ pub struct Record {
     pub lost: u64,
     /// How often the exchanges contradicted the assumptions.
     pub broken: u64,
+    /// Who hears of everything that this record is told, while somebody records.
+    #[serde(skip)]
+    pub tap: Option<Tap>,
 }
 
 /// The newest exchange that gave anything.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Latest {
     /// The server's wall clock.
     pub server_wall: WallReading<Server>,
@@ -68,7 +76,7 @@ pub struct Latest {
 }
 
 /// What a report says about a host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Its bound is published.
@@ -101,11 +109,29 @@ impl Record {
             exchanges: 0,
             lost: 0,
             broken: 0,
+            tap: None,
+        }
+    }
+
+    /// Takes what happened to it.
+    pub fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Exchange(outcome) => self.complete(outcome),
+            Event::Lost => self.lose(),
+            Event::ServerChanged { trusted } => self.server_changed(*trusted),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        // A tap that cannot keep up is gone; whoever listens is told so.
+        if self.tap.as_ref().is_some_and(|tap| !tap.event(event)) {
+            self.tap = None;
         }
     }
 
     /// Takes what came of an exchange.
     pub fn complete(&mut self, outcome: &Outcome) {
+        self.tell(Event::Exchange(*outcome));
         if self.responder != Some(outcome.responder) {
             if let Some(before) = self.responder {
                 tracing::info!(host = self.config.name, ?before, now = ?outcome.responder, "another timeline");
@@ -145,11 +171,13 @@ impl Record {
 
     /// Counts an exchange that nothing came of.
     pub fn lose(&mut self) {
+        self.tell(Event::Lost);
         self.lost += 1;
     }
 
     /// The server's own timeline has become another one: it was suspended, or its clock source changed.
     pub fn server_changed(&mut self, trusted: bool) {
+        self.tell(Event::ServerChanged { trusted });
         self.server_trusted = trusted;
         self.reset(Reset::Announced);
     }
@@ -162,7 +190,7 @@ impl Record {
     }
 
     /// What the bound assumes: as configured, or more cautiously where the clocks are worse than that supposes.
-    fn assumptions(&self) -> Assumptions {
+    pub fn assumptions(&self) -> Assumptions {
         let configured = self.config.assumptions;
         match self.responder {
             Some(Responder::Plain(_)) => Assumptions {
@@ -175,6 +203,11 @@ impl Record {
             }
             _ => configured,
         }
+    }
+
+    /// When the newest answer's request left; none before the first.
+    pub fn heard(&self) -> Option<Time<Server>> {
+        self.heard
     }
 
     /// The state at the server's instant `now`.
@@ -215,7 +248,8 @@ impl Record {
     }
 }
 
-fn round_trips() -> Histogram<u64> {
+/// An empty histogram of round trips.
+pub fn round_trips() -> Histogram<u64> {
     #[expect(
         clippy::expect_used,
         reason = "the bounds and the precision are constants that the library documents as valid"
