@@ -5,6 +5,7 @@ use std::sync::Arc;
 use snapshot::api;
 use snapshot::catalogue::Catalogue;
 use snapshot::coordinator::{Coordinator, Options};
+use snapshot::history::Keeper;
 use snapshot::http::{Connector, Listener};
 use snapshot::remote::HostEndpoint;
 use timesync::identity::Incarnation;
@@ -51,9 +52,11 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     let ready = ServerReady { api: listener.url() };
     daemon::ready(&ready)?;
     tracing::info!(api = ready.api, hosts = config.hosts.len(), "ready");
+    let history = Arc::new(Keeper::start(Arc::clone(&time), &config.state)?);
+    let clocks = api::skew::router(Arc::clone(&time), history);
     // A report that cannot be turned into JSON would be a mistake in its types; nothing is shown then.
     let report = Arc::new(move || serde_json::to_value(time.report()).unwrap_or_default());
-    daemon::serve(listener, api::router(coordinator, report)).await
+    daemon::serve(listener, api::router(coordinator, report).merge(clocks)).await
 }
 
 /// The configuration file with the flags over it.
