@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use coeval_cli::cluster::ServerReady;
 use coeval_cli::daemon::Daemon;
-use harness::tools::{self, DEADLINE, one_host, run, skew, stop, stop_all};
+use harness::tools::{self, DEADLINE, ask, one_host, run, skew, stop, stop_all};
 use harness::{coeval, eventually};
 use serde_json::Value;
 use snapshot::nbd::{Client, Endpoint};

@@ -211,11 +211,11 @@ fn watching_shows_the_hosts_and_leaves_the_terminal_as_it_was() {
     let cluster = two_hosts();
     let watch = |end: &str| {
         let line = format!(
-            "stty rows 30 cols 100; before=$(stty -g); {} skew --watch & coeval=$!; echo pid=$coeval.; fg; {end}; \
+            "stty rows 30 cols 100; before=$(stty -g); (echo pid=$BASHPID.; exec {} skew --watch); {end}; \
              test \"$(stty -g)\" = \"$before\" && echo terminal: restored",
             coeval().display()
         );
-        Terminal::run(&cluster, &format!("bash -mc '{line}'"))
+        Terminal::run(&cluster, &format!("bash -c '{line}'"))
     };
     let mut quit = watch("echo status=$?");
     for text in ["2 of 2 hosts bounded", "bound around", "q quit"] {

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::report::HostRow;
 use crate::server::Record;
 use crate::time::{Nanos, Server, Time, Wall};
 
@@ -83,8 +82,9 @@ impl Counted {
 }
 
 impl Sample {
-    /// Of a record and its row, with the round trips that its window still has of the requests since `since`.
-    pub(crate) fn of(record: &Record, row: &HostRow, since: Time<Server>) -> Self {
+    /// Of a record and its bounds (offset, hard, statistical), with the round trips that its window still has of the
+    /// requests since `since`.
+    pub(crate) fn of(record: &Record, bounds: Option<(i64, i64, i64)>, since: Time<Server>) -> Self {
         let window = record.published().map(|(window, _)| window);
         let trips = window.into_iter().flat_map(|window| window.round_trips(since));
         let trips = trips.map(|trip| u64::try_from(trip.get()).unwrap_or(0));
@@ -92,10 +92,10 @@ impl Sample {
             Some(range.map_or((trip, trip), |(min, max)| (min.min(trip), max.max(trip))))
         });
         Sample {
-            host: row.host.clone(),
-            offset_ns: row.offset_ns,
-            hard_ns: row.hard_ns,
-            statistical_ns: row.statistical_ns,
+            host: record.config.name.clone(),
+            offset_ns: bounds.map(|(offset, ..)| offset),
+            hard_ns: bounds.map(|(_, hard, _)| hard),
+            statistical_ns: bounds.map(|(.., statistical)| statistical),
             round_trips,
             counted: Counted::of(record),
         }

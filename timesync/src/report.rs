@@ -136,8 +136,7 @@ pub(crate) fn row(
 ) -> (HostRow, Option<i64>) {
     let state = record.state(now, allow_simulated);
     let latest = record.published().map(|(_, latest)| latest);
-    let shown = matches!(state, State::Ok | State::Agentless);
-    let bounds = if shown { bounds(record, confidence) } else { None };
+    let bounds = if is_shown(state) { bounds(record, confidence) } else { None };
     let trips = &record.round_trips;
     let row = HostRow {
         host: record.config.name.clone(),
@@ -163,6 +162,37 @@ pub(crate) fn row(
         why: why_unbounded(record, state, now),
     };
     (row, bounds.map(|bounds| bounds.half_for_pairs))
+}
+
+/// Offset, hard and statistical half-width as in [`row`], and nothing else: for every host again and again.
+pub(crate) fn half_widths(
+    record: &Record,
+    now: Time<Server>,
+    confidence: f64,
+    allow_simulated: bool,
+) -> Option<(i64, i64, i64)> {
+    if !is_shown(record.state(now, allow_simulated)) {
+        return None;
+    }
+    let (window, latest) = record.published()?;
+    let at = latest.server_wall.at.earliest;
+    let hard = wall_offset(window.hard(at).ok()?, latest);
+    let statistical = window.statistical(at, confidence, record.config.asymmetry).ok()?;
+    let offset = middle(hard);
+    let statistical = half_width(wall_offset(statistical.interval, latest), offset);
+    Some((offset, half_width(hard, offset), statistical))
+}
+
+fn is_shown(state: State) -> bool {
+    matches!(state, State::Ok | State::Agentless)
+}
+
+fn middle((lo, hi): (i64, i64)) -> i64 {
+    lo + (hi - lo) / 2
+}
+
+fn half_width((lo, hi): (i64, i64), offset: i64) -> i64 {
+    (hi - offset).max(offset - lo)
 }
 
 /// Why a host in this state has no bound.
@@ -194,11 +224,15 @@ fn bounds(record: &Record, confidence: f64) -> Option<Bounds> {
     let at = latest.server_wall.at.earliest;
     let budget = record.config.asymmetry;
     let hard = wall_offset(window.hard(at).ok()?, latest);
-    let offset = hard.0 + (hard.1 - hard.0) / 2;
-    let half = |(lo, hi): (i64, i64)| (hi - offset).max(offset - lo);
+    let offset = middle(hard);
+    let half = |interval| half_width(interval, offset);
     let statistical = window.statistical(at, confidence, budget).ok()?;
     let for_pairs = 1.0 - (1.0 - confidence) / 2.0;
-    let pairs = window.statistical(at, for_pairs, budget).ok()?;
+    let pairs = match statistical.basis {
+        // Without a budget of its own it is the hard one at any confidence.
+        Basis::DefaultBudget => statistical,
+        _ => window.statistical(at, for_pairs, budget).ok()?,
+    };
     let pairs = if pairs.confidence >= for_pairs { wall_offset(pairs.interval, latest) } else { hard };
     Some(Bounds {
         offset,

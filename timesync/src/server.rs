@@ -220,8 +220,8 @@ impl TimeServer {
     pub fn samples(&self) -> Vec<Sample> {
         let sample = |copy: Record| {
             let now = ServerClock.now();
-            let (row, _) = report::row(&copy, now, self.confidence, self.shared.allow_simulated);
-            Sample::of(&copy, &row, now - history::FINE)
+            let bounds = report::half_widths(&copy, now, self.confidence, self.shared.allow_simulated);
+            Sample::of(&copy, bounds, now - history::FINE)
         };
         self.copies().map(sample).collect()
     }

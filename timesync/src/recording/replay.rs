@@ -5,7 +5,7 @@ use std::io::{self, BufRead};
 
 use super::{Bound, Chain, FORMAT, Header, Line, PROGRAM};
 use crate::history::{Counted, Sample, Track};
-use crate::report::Report;
+use crate::report::{self, Report};
 use crate::server::Record;
 use crate::time::{Server, Time};
 
@@ -146,7 +146,7 @@ impl State {
         let mut hosts: Vec<Host> = self.names.iter().filter_map(|name| self.hosts.remove(name)).collect();
         let rows = hosts.iter().map(|host| {
             let now = host.now.unwrap_or(header.at);
-            crate::report::row(&host.record, now, header.confidence, header.allow_simulated)
+            report::row(&host.record, now, header.confidence, header.allow_simulated)
         });
         let report = Report::of(rows.collect());
         for host in &mut hosts {
@@ -177,7 +177,9 @@ impl Host {
             return Err(format!("computed again, {differing}{by}"));
         }
         let wall = header.wall + (recorded.now - header.at);
-        let sample = Sample::of(&self.record, &computed.row, self.now.unwrap_or(header.at));
+        let bounds =
+            report::half_widths(&self.record, recorded.now, header.confidence, header.allow_simulated);
+        let sample = Sample::of(&self.record, bounds, self.now.unwrap_or(header.at));
         let (point, counted) = sample.point(wall, self.counted);
         self.track.points.push(point);
         self.counted = counted;
