@@ -120,7 +120,7 @@ pub fn format_short(nanos: i64) -> String {
 }
 
 /// An offset that is known to within `half_width`, with its sign, in digits down to a tenth of that, and in some
-/// eleven characters.
+/// fourteen characters.
 pub fn format_offset_within(nanos: i64, half_width: i64) -> String {
     let magnitude = nanos.unsigned_abs();
     let (name, digits) = match magnitude {
@@ -131,7 +131,7 @@ pub fn format_offset_within(nanos: i64, half_width: i64) -> String {
     };
     let known = (half_width.max(1).ilog10() as usize).saturating_sub(1);
     let whole = (magnitude / 10_u64.pow(digits as u32)).to_string().len();
-    let room = 11_usize.saturating_sub("+. ".len() + name.chars().count() + whole);
+    let room = 14_usize.saturating_sub("+. ".len() + name.chars().count() + whole);
     let decimals = digits.saturating_sub(known).min(room);
     let step = 10_u64.pow((digits - decimals) as u32);
     let rounded = magnitude.saturating_add(step / 2) / step;
@@ -241,8 +241,8 @@ mod tests {
             (-12_345, 90, "-12.345 µs"),
             (35_000_123, 1_310, "+35.0001 ms"),
             (35_000_123, 2_000_000, "+35.0 ms"),
-            (123_456_789, 5_000, "+123.457 ms"),
-            (-31_536_000_000_000_123, 900, "-31536000 s"),
+            (123_456_789, 5_000, "+123.4568 ms"),
+            (-31_536_000_000_000_123, 900, "-31536000.00 s"),
             (0, 0, "+0 ns"),
             (i64::MIN, 1, "-9223372037 s"),
         ] {

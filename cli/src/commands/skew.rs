@@ -111,5 +111,6 @@ fn plotted(file: &Path, tracks: &[Track], hosts: usize) -> String {
         all if all == tracks.len() => String::new(),
         all => format!(", the widest of {all} (choose others with --host)"),
     };
-    format!("{}: {} hosts{which}, {points} points", file.display(), tracks.len())
+    let noun = if tracks.len() == 1 { "host" } else { "hosts" };
+    format!("{}: {} {noun}{which}, {points} points", file.display(), tracks.len())
 }

@@ -16,7 +16,7 @@ const EXPLAINED: usize = 10;
 
 /// The headings of [`cells`].
 pub const HEADINGS: [&str; 10] =
-    ["host", "offset", "hard ±", "stat. ±", "round trip", "drift", "class", "loss", "age", "state"];
+    ["host", "offset", "hard ±", "stat. ±", "rtt", "drift", "class", "loss", "age", "state"];
 
 /// One host's line.
 pub fn cells(row: &HostRow) -> [String; 10] {

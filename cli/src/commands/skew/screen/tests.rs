@@ -31,7 +31,7 @@ fn the_table_the_chart_and_the_keys_are_shown() {
     let lines = drawn(&screen, 100, 30);
     let has = |texts: &[&str]| lines.iter().any(|line| texts.iter().all(|text| line.contains(text)));
     assert!(has(&["2 of 4 hosts bounded", "widest pair db1 - stock ± 61.4 µs"]), "{lines:#?}");
-    assert!(has(&["host", "hard ±", "stat. ±", "round trip", "state"]), "{lines:#?}");
+    assert!(has(&["host", "hard ±", "stat. ±", "rtt", "state"]), "{lines:#?}");
     assert!(has(&["db1", "+35.0001 ms", "1.32 µs", "480 ns", "+40.0 ppm", "software", "ok"]), "{lines:#?}");
     assert!(has(&["db1: offset, hard and statistical bound around +35.0001 ms"]), "{lines:#?}");
     assert!(has(&["+1.38 µs"]) && has(&["-59 s", "now"]), "{lines:#?}");

@@ -96,11 +96,11 @@ fn a_report_as_people_see_it() {
     let expected = "\
 CLOCK_REALTIME of each host less the server's
 
-host             offset   hard ±  stat. ±  round trip      drift     class    loss    age      state
-db1         +35.0001 ms  1.32 µs   480 ns     2.82 µs  +40.0 ppm  software  <0.1 %  41 ms         ok
-stock           -812 ns  60.1 µs   = hard     2.82 µs  -0.14 ppm  software  <0.1 %  41 ms  agentless
-db2                   -        -        -           -          -         -   100 %      -     silent
-bac…rget-2            -        -        -           -          -         -   100 %      -     silent
+host                offset   hard ±  stat. ±      rtt      drift     class    loss    age      state
+db1            +35.0001 ms  1.32 µs   480 ns  2.82 µs  +40.0 ppm  software  <0.1 %  41 ms         ok
+stock              -812 ns  60.1 µs   = hard  2.82 µs  -0.14 ppm  software  <0.1 %  41 ms  agentless
+db2                      -        -        -        -          -         -   100 %      -     silent
+back…target-2            -        -        -        -          -         -   100 %      -     silent
 
 Without a bound:
   db2 has not answered at 10.0.0.12:319 for 12 s; look whether the machine and its `coeval host`
@@ -168,5 +168,5 @@ fn the_widest_cells_and_many_hosts_fit() {
     );
     let text = describe(&Report { hosts, ..Report::default() });
     assert_fits(&text);
-    assert!(text.contains("-0042  -31536000 s") && text.contains("  and 20 more\n"), "{text}");
+    assert!(text.contains("42  -31536000.00 s") && text.contains("  and 20 more\n"), "{text}");
 }
