@@ -17,14 +17,16 @@ impl Report {
     pub(crate) fn of(rows: Vec<Row>) -> Report {
         let count = |hosts: usize| hosts * hosts.saturating_sub(1) / 2;
         let all = rows.len() <= ALL_PAIRS_OF;
-        let mut bounded: Vec<(&Row, i64)> =
-            rows.iter().filter_map(|row| Some((row, row.0.hard_ns?))).collect();
+        let mut bounded: Vec<(usize, i64)> =
+            rows.iter().enumerate().filter_map(|(number, (row, _))| Some((number, row.hard_ns?))).collect();
         // Stable: among equals the order of the hosts.
         bounded.sort_by_key(|(_, hard)| Reverse(*hard));
         let halves: Vec<i64> = bounded.iter().map(|(_, hard)| *hard).collect();
         let limit = if all { count(bounded.len()) } else { WORST_PAIRS };
-        let mut pairs: Vec<PairRow> =
-            widest(&halves, limit).into_iter().map(|(i, j)| pair(bounded[i].0, bounded[j].0)).collect();
+        // Whichever of the two is wider, a pair is called by the order of the hosts.
+        let hosts = |(i, j): (usize, usize)| (bounded[i].0.min(bounded[j].0), bounded[i].0.max(bounded[j].0));
+        let worst = widest(&halves, limit).into_iter().map(hosts);
+        let mut pairs: Vec<PairRow> = worst.map(|(a, b)| pair(&rows[a], &rows[b])).collect();
         if all {
             for (i, a) in rows.iter().enumerate() {
                 let unbounded = |b: &&Row| a.0.hard_ns.is_none() || b.0.hard_ns.is_none();
@@ -113,8 +115,8 @@ mod tests {
             report.pairs.iter().map(|pair| (pair.a.as_str(), pair.b.as_str(), pair.hard_ns)).collect();
         let expected = [
             ("h2", "h3", Some(50)),
-            ("h2", "h0", Some(40)),
-            ("h3", "h0", Some(30)),
+            ("h0", "h2", Some(40)),
+            ("h0", "h3", Some(30)),
             ("h0", "h1", None),
             ("h1", "h2", None),
             ("h1", "h3", None),
@@ -128,7 +130,7 @@ mod tests {
     fn a_large_fleet_has_its_worst_pairs() {
         let report = fleet(&(0..65).map(|half| (half != 7).then_some(half)).collect::<Vec<_>>());
         assert_eq!((report.pairs.len(), report.pair_count), (64, 65 * 64 / 2));
-        assert_eq!((report.pairs[0].a.as_str(), report.pairs[0].b.as_str()), ("h64", "h63"));
+        assert_eq!((report.pairs[0].a.as_str(), report.pairs[0].b.as_str()), ("h63", "h64"));
         assert!(report.pairs.is_sorted_by_key(|pair| Reverse(pair.hard_ns)));
     }
 }
