@@ -7,7 +7,6 @@ use super::{Bound, Chain, FORMAT, Header, Line, PROGRAM};
 use crate::history::{Counted, Sample, Track};
 use crate::report::{self, Report};
 use crate::server::Record;
-use crate::time::{Server, Time};
 
 /// Longer lines are refused: a record with the largest window takes 10 MB.
 const LONGEST: u64 = 64 << 20;
@@ -56,8 +55,8 @@ struct State {
 
 struct Host {
     record: Record,
-    /// When its last bound was recorded.
-    now: Option<Time<Server>>,
+    /// Its last bound: what was told since has no instant to be looked at from.
+    last: Option<Bound>,
     counted: Counted,
     track: Track,
 }
@@ -126,7 +125,7 @@ impl State {
         let round_trips = Vec::new();
         let track = Track { host: name.clone(), points: Vec::new(), round_trips };
         self.names.push(name.clone());
-        let host = Host { now: None, counted: Counted::of(&record), record, track };
+        let host = Host { last: None, counted: Counted::of(&record), record, track };
         match self.hosts.insert(name.clone(), host) {
             None => Ok(()),
             Some(_) => Err(format!("host {name} begins twice")),
@@ -144,9 +143,9 @@ impl State {
             None => return Err("there is nothing in it".to_owned()),
         };
         let mut hosts: Vec<Host> = self.names.iter().filter_map(|name| self.hosts.remove(name)).collect();
-        let rows = hosts.iter().map(|host| {
-            let now = host.now.unwrap_or(header.at);
-            report::row(&host.record, now, header.confidence, header.allow_simulated)
+        let rows = hosts.iter().map(|host| match &host.last {
+            Some(bound) => (bound.row.clone(), bound.pair_ns),
+            None => report::row(&host.record, header.at, header.confidence, header.allow_simulated),
         });
         let report = Report::of(rows.collect());
         for host in &mut hosts {
@@ -177,13 +176,14 @@ impl Host {
             return Err(format!("computed again, {differing}{by}"));
         }
         let wall = header.wall + (recorded.now - header.at);
+        let since = self.last.as_ref().map_or(header.at, |last| last.now);
         let bounds =
             report::half_widths(&self.record, recorded.now, header.confidence, header.allow_simulated);
-        let sample = Sample::of(&self.record, bounds, self.now.unwrap_or(header.at));
+        let sample = Sample::of(&self.record, bounds, since);
         let (point, counted) = sample.point(wall, self.counted);
         self.track.points.push(point);
         self.counted = counted;
-        self.now = Some(recorded.now);
+        self.last = Some(computed);
         Ok(())
     }
 }
