@@ -279,7 +279,29 @@ pub struct ProbeArgs {
 
 /// `coeval skew`
 #[derive(Debug, Args)]
+#[command(after_help = "Ends with status 1 where a host has no bound.")]
 pub struct SkewArgs {
+    /// Only this host (may be repeated)
+    #[arg(long = "host", value_name = "NAME")]
+    pub hosts: Vec<String>,
+    /// Show it live; q quits
+    #[arg(long, conflicts_with_all = ["json", "plot", "history", "record", "replay"])]
+    pub watch: bool,
+    /// Draw offsets and bounds over time, and the round trips, as an SVG image
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "record")]
+    pub plot: Option<PathBuf>,
+    /// How far back, up to 7d; alone, prints what the bounds were in that time. For --plot 1h by default
+    #[arg(long, value_name = "SPAN", value_parser = units::span, conflicts_with_all = ["record", "replay"])]
+    pub history: Option<Nanos>,
+    /// Record raw exchanges and bounds, for --replay
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "replay"])]
+    pub record: Option<PathBuf>,
+    /// How long to record; Ctrl-C ends it earlier
+    #[arg(long = "for", value_name = "SPAN", value_parser = units::span, default_value = "10s", requires = "record")]
+    pub duration: Nanos,
+    /// Compute a recording's bounds again and compare them, without any server
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
     /// How to reach the server.
     #[command(flatten)]
     pub remote: Remote,

@@ -30,7 +30,7 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Host(args) => wait(host::run(args))?,
         // In one thread and without a runtime, so that it also runs under tools that stand in for libc's sockets.
         Command::Probe(args) => return probe::run(&args),
-        Command::Skew(args) => wait(skew::run(&args))?,
+        Command::Skew(args) => return wait(skew::run(&args)),
         Command::Snapshot(SnapshotCommand::Create(args)) => wait(snapshot::create(args))?,
         Command::Snapshot(SnapshotCommand::List(remote)) => wait(snapshot::list(&remote))?,
         Command::Snapshot(SnapshotCommand::Show(args)) => wait(snapshot::show(&args))?,

@@ -47,6 +47,21 @@ pub fn signed_duration(text: &str) -> Result<Nanos, String> {
     }
 }
 
+/// How far back, such as `10min`, `2h` or `7d`; at least a second, at most a week.
+///
+/// # Errors
+/// A sentence that names the units.
+pub fn span(text: &str) -> Result<Nanos, String> {
+    let units = [&DURATION_UNITS[..], &[("h", 3_600_000_000_000), ("d", 86_400_000_000_000)]].concat();
+    let nanos = scaled(text, &units).ok_or_else(|| {
+        format!("`{text}` is not a span of time; write a number and s, min, h or d, such as `90min` or `2d`")
+    })?;
+    match nanos {
+        1_000_000_000..=604_800_000_000_000 => Ok(Nanos::new(nanos)),
+        _ => Err(format!("`{text}` is not between 1s and 7d, which is how long the server remembers")),
+    }
+}
+
 /// A size in bytes, such as `16MiB`, `2G` or `4096`. Units are powers of 1024.
 ///
 /// # Errors
@@ -80,6 +95,52 @@ pub fn format_offset(nanos: i64) -> String {
     let sign = if nanos < 0 { '-' } else { '+' };
     let magnitude = nanos.unsigned_abs();
     format!("{sign}{}.{:06} ms", magnitude / 1_000_000, magnitude % 1_000_000)
+}
+
+/// A duration that is not negative in three digits, such as `740 ns`, `13.1 µs`. Rounded up: a bound is not made smaller.
+pub fn format_short(nanos: i64) -> String {
+    let units = [("ns", 1), ("µs", 1_000), ("ms", 1_000_000), ("s", 1_000_000_000_i128)];
+    let nanos = i128::from(nanos.max(0));
+    for (name, unit) in units {
+        for decimals in (0..=2_u32).rev() {
+            let Some(step) = unit.checked_div(10_i128.pow(decimals)).filter(|step| *step > 0) else {
+                continue;
+            };
+            let steps = nanos.unsigned_abs().div_ceil(step.unsigned_abs());
+            if steps < 1_000 {
+                let scale = 10_u128.pow(decimals);
+                return match decimals {
+                    0 => format!("{steps} {name}"),
+                    _ => format!("{}.{:0w$} {name}", steps / scale, steps % scale, w = decimals as usize),
+                };
+            }
+        }
+    }
+    format!("{} s", nanos / 1_000_000_000)
+}
+
+/// An offset that is known to within `half_width`, with its sign, in digits down to a tenth of that, and in some
+/// fourteen characters.
+pub fn format_offset_within(nanos: i64, half_width: i64) -> String {
+    let magnitude = nanos.unsigned_abs();
+    let (name, digits) = match magnitude {
+        0..1_000 => ("ns", 0_usize),
+        1_000..1_000_000 => ("µs", 3),
+        1_000_000..1_000_000_000 => ("ms", 6),
+        _ => ("s", 9),
+    };
+    let known = (half_width.max(1).ilog10() as usize).saturating_sub(1);
+    let whole = (magnitude / 10_u64.pow(digits as u32)).to_string().len();
+    let room = 14_usize.saturating_sub("+. ".len() + name.chars().count() + whole);
+    let decimals = digits.saturating_sub(known).min(room);
+    let step = 10_u64.pow((digits - decimals) as u32);
+    let rounded = magnitude.saturating_add(step / 2) / step;
+    let scale = 10_u64.pow(decimals as u32);
+    let sign = if nanos < 0 { '-' } else { '+' };
+    match decimals {
+        0 => format!("{sign}{rounded} {name}"),
+        _ => format!("{sign}{}.{:0decimals$} {name}", rounded / scale, rounded % scale),
+    }
 }
 
 /// For serde: a duration in a string.
@@ -142,6 +203,52 @@ mod tests {
         }
         assert_eq!(signed_duration("-37ms"), Ok(Nanos::from_millis(-37)));
         assert!(signed_duration("--37ms").is_err());
+    }
+
+    #[test]
+    fn spans() {
+        assert_eq!(span("90min"), Ok(Nanos::from_millis(5_400_000)));
+        assert_eq!((span("1.5h"), span("7d").unwrap()), (span("90min"), Nanos::from_millis(604_800_000)));
+        for text in ["8d", "0s", "1ms", "h", "-1h"] {
+            assert!(span(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn three_digits_are_never_less() {
+        for (nanos, text) in [
+            (0, "0 ns"),
+            (740, "740 ns"),
+            (999, "999 ns"),
+            (1_000, "1.00 µs"),
+            (1_311, "1.32 µs"),
+            (9_991, "10.0 µs"),
+            (13_100, "13.1 µs"),
+            (99_901, "100 µs"),
+            (999_001, "1.00 ms"),
+            (1_500_000_000, "1.50 s"),
+            (86_400_000_000_000, "86400 s"),
+        ] {
+            assert_eq!(format_short(nanos), text, "{nanos}");
+        }
+    }
+
+    #[test]
+    fn offsets_have_the_digits_that_their_bounds_allow() {
+        for (nanos, half_width, text) in [
+            (812, 380, "+812 ns"),
+            (-12_345, 1_310, "-12.3 µs"),
+            (-12_345, 90, "-12.345 µs"),
+            (35_000_123, 1_310, "+35.0001 ms"),
+            (35_000_123, 2_000_000, "+35.0 ms"),
+            (123_456_789, 5_000, "+123.4568 ms"),
+            (-31_536_000_000_000_123, 900, "-31536000.00 s"),
+            (0, 0, "+0 ns"),
+            (i64::MIN, 1, "-9223372037 s"),
+        ] {
+            let written = format_offset_within(nanos, half_width);
+            assert_eq!(written, text, "{nanos} ± {half_width}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The server's API: a thin HTTP shell around the coordinator, and the time-sync server's report beside it.
 
+pub mod skew;
+
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
@@ -49,11 +51,11 @@ pub fn router(coordinator: Arc<Coordinator>, report: Report) -> Router {
         .route("/api/v1/schedules/{name}", axum::routing::delete(remove_schedule))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(coordinator)
-        .route("/api/v1/skew", get(async move || skew(report).await))
+        .route("/api/v1/skew", get(async move || report_skew(report).await))
 }
 
 /// Works out every host's bounds: away from the thread that answers.
-async fn skew(report: Report) -> Answer<serde_json::Value> {
+async fn report_skew(report: Report) -> Answer<serde_json::Value> {
     match tokio::task::spawn_blocking(move || report()).await {
         Ok(report) => Ok(Json(report)),
         Err(panic) => Err(Refusal::new(500, format!("the report failed: {panic}"))),

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use timesync::history::Track;
+use timesync::time::Nanos;
+
+use crate::api::skew::RecordRequest;
 use crate::http::{Connector, ControlClient, ControlError, HttpError};
 use crate::messages::{
     CreateEvent, CreateRequest, CreateVolumeOn, HostVolumes, Manifest, Progress, RestoreReport,
@@ -105,5 +109,39 @@ impl ServerClient {
     /// The time-sync server's report.
     pub async fn skew(&self) -> Result<serde_json::Value, ControlError> {
         self.client.get(self.client.page(&["api", "v1", "skew"]), SOON).await
+    }
+
+    /// The bounds of one host, or of all, over the last `span`.
+    pub async fn skew_history(&self, span: Nanos, host: Option<&str>) -> Result<Vec<Track>, ControlError> {
+        let mut page = self.client.page(&["api", "v1", "skew", "history"]);
+        page.query_pairs_mut().append_pair("span_ms", &(span.get() / 1_000_000).to_string());
+        if let Some(host) = host {
+            page.query_pairs_mut().append_pair("host", host);
+        }
+        self.client.get(page, LONG).await
+    }
+
+    /// Records exchanges; `each` gets every line, to be sealed, and says whether to go on.
+    pub async fn skew_recording(
+        &self,
+        request: &RecordRequest,
+        mut each: impl FnMut(serde_json::Value) -> bool,
+    ) -> Result<(), ControlError> {
+        let page = self.client.page(&["api", "v1", "skew", "recording"]);
+        let limit = Duration::from_millis(request.duration_ms.unsigned_abs()) + LONG;
+        let mut lines = self.client.post_for_lines(page, request, limit).await?;
+        while let Some(mut line) = lines.next::<serde_json::Value>().await? {
+            if let Some(problem) = line.get_mut("problem") {
+                let problem = serde_json::from_value(problem.take());
+                return Err(problem.map_or_else(
+                    |why| self.client.malformed(&why.to_string()),
+                    |problem| self.client.refused(problem),
+                ));
+            }
+            if !each(line) {
+                break;
+            }
+        }
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@ pub mod client;
 pub mod coordinator;
 pub mod cut;
 pub mod device;
+pub mod history;
 pub mod host;
 pub mod http;
 pub mod messages;

@@ -91,6 +91,20 @@ pub fn ask(cluster: &Cluster, arguments: &[&str]) -> serde_json::Value {
     }
 }
 
+/// What `coeval skew --json` prints. It ends with status 1 where a host has no bound, which is no failure here.
+///
+/// # Panics
+/// When it fails otherwise, prints something else than JSON, or its status does not tell whether all are bounded.
+pub fn skew(command: &mut Command) -> serde_json::Value {
+    let output = finish(command.args(["skew", "--json"]));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.stderr.is_empty(), "{command:?}: {stderr}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let bounded = report["hosts"].as_array().unwrap().iter().all(|row| row["hard_ns"].is_i64());
+    assert_eq!(output.status.code(), Some(i32::from(!bounded)), "{report}");
+    report
+}
+
 /// A server and one host `a` on loopback. The host has ports of its own, so that one that starts again is found where
 /// it was.
 ///

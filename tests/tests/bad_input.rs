@@ -5,7 +5,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 
-use harness::tools::{ask, command, finish, one_host, refusal, refusal_of, stop_all};
+use harness::tools::{ask, command, finish, one_host, refusal, refusal_of, skew, stop_all};
 use harness::{coeval, eventually};
 
 fn assert_says(sentence: &str, parts: &[&str]) {
@@ -190,11 +190,11 @@ fn a_simulated_clock_is_never_certified_by_a_server_that_was_not_told() {
     let cluster = one_host(&["--simulate-clock=offset=37ms,drift=20ppm"]);
     ask(&cluster, &["volume", "create", "a/data", "1MiB"]);
     eventually(|| {
-        (ask(&cluster, &["skew"])["hosts"][0]["state"] == "simulated")
+        (skew(&mut command(&cluster))["hosts"][0]["state"] == "simulated")
             .then_some(())
             .ok_or("not so yet: the server sees through it")
     });
-    assert!(ask(&cluster, &["skew"])["hosts"][0]["offset_ns"].is_null());
+    assert!(skew(&mut command(&cluster))["hosts"][0]["offset_ns"].is_null());
     let sentence = refusal_of(command(&cluster).args(["snapshot", "create", "--mode", "timed"]));
     assert_says(&sentence, &["host a", "simulat"]);
     let listed = ask(&cluster, &["volume", "list"]);

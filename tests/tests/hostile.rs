@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use coeval_cli::cluster::ServerReady;
 use coeval_cli::daemon::Daemon;
-use harness::tools::{DEADLINE, ask, one_host, run, stop, stop_all};
+use harness::tools::{self, DEADLINE, ask, one_host, run, skew, stop, stop_all};
 use harness::{coeval, eventually};
 use serde_json::Value;
 use snapshot::nbd::{Client, Endpoint};
@@ -85,7 +85,7 @@ fn hostile_packets_do_not_keep_a_module_from_answering() {
         "it is this machine's own clock: {summary}"
     );
     eventually(|| {
-        (ask(&cluster, &["skew"])["hosts"][0]["state"] == "ok")
+        (skew(&mut tools::command(&cluster))["hosts"][0]["state"] == "ok")
             .then_some(())
             .ok_or("not so yet: the server still measures it")
     });
@@ -132,8 +132,7 @@ fn hostile_answers_do_not_mislead_the_prober() {
         }
     });
     let report = eventually(|| {
-        let report = run(Command::new(coeval()).args(["skew", "--json", "--server", &ready.api]));
-        let report: Value = serde_json::from_str(&report).unwrap();
+        let report = skew(Command::new(coeval()).env("COEVAL_SERVER", &ready.api));
         // One that gives no sound answer is asked seldom.
         let measured = report["hosts"][0]["state"] == "ok" && asked.load(Ordering::Relaxed) > 30;
         measured.then_some(report).ok_or("not so yet: the honest host is measured beside it")

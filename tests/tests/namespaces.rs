@@ -4,6 +4,7 @@
 
 use harness::eventually;
 use harness::fleet::{Fleet, HOSTS, assert_writes_go_on};
+use harness::tools::skew;
 use serde_json::Value;
 use snapshot::certificate::Mode;
 use snapshot::cut::Cause;
@@ -67,7 +68,7 @@ fn a_simulated_clock_is_refused_by_a_server_that_was_not_told_of_it() {
     assert!(!refused.status.success());
     let sentence = String::from_utf8_lossy(&refused.stderr);
     assert!(sentence.contains("simulated clock") && sentence.trim().lines().count() == 1, "{sentence}");
-    let report: Report = fleet.coeval(&["skew"]);
+    let report: Report = serde_json::from_value(skew(&mut fleet.command())).unwrap();
     assert_eq!(report.hosts[0].state, State::Simulated);
 }
 

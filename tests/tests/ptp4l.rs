@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use coeval_cli::cluster::ServerReady;
 use coeval_cli::daemon::Daemon;
 use harness::namespaces::{Namespace, Network};
-use harness::tools::{finish, refusal_of, run, stop};
+use harness::tools::{self, finish, refusal_of, run, stop};
 use harness::{coeval, eventually};
 use serde_json::Value;
 
@@ -53,8 +53,7 @@ fn start_server(place: &Namespace, responder: SocketAddr, directory: &Path) -> (
 }
 
 fn skew(place: &Namespace, api: &str) -> Value {
-    let report = run(place.command(coeval()).args(["skew", "--json", "--server", api]));
-    let report: Value = serde_json::from_str(&report).unwrap();
+    let report = tools::skew(place.command(coeval()).env("COEVAL_SERVER", api));
     assert_eq!(report["hosts"].as_array().unwrap().len(), 1);
     report["hosts"][0].clone()
 }

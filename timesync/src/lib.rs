@@ -6,10 +6,12 @@
 pub mod bound;
 pub mod clock;
 pub mod exchange;
+pub mod history;
 pub mod identity;
 pub mod module;
 pub mod probe;
 pub mod publish;
+pub mod recording;
 pub mod report;
 pub mod server;
 pub mod simulation;

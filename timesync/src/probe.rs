@@ -143,6 +143,11 @@ impl Probe {
         })
     }
 
+    /// Whom it asks.
+    pub fn target(&self) -> SocketAddr {
+        self.config.target
+    }
+
     /// Waits until the next exchange is due, makes it, and returns when it is answered or lost.
     ///
     /// # Errors

@@ -1,9 +1,13 @@
 //! The data behind `coeval skew`.
 
+mod pairs;
+
+use std::net::SocketAddr;
+
 use hdrhistogram::{Counter, Histogram};
 use serde::{Deserialize, Serialize};
 
-use crate::bound::{AsymmetrySource, Interval, Statistical};
+use crate::bound::{Assumptions, AsymmetrySource, Basis, Interval, Statistical};
 use crate::exchange::StampClass;
 use crate::server::{Latest, Record, State};
 use crate::time::{Nanos, Server, Time};
@@ -13,25 +17,39 @@ use crate::time::{Nanos, Server, Time};
 pub struct Report {
     /// Each host against the server.
     pub hosts: Vec<HostRow>,
-    /// Each host against each other one.
+    /// Hosts against each other, the widest hard bound first. Of up to [`ALL_PAIRS_OF`] hosts all pairs, last those of
+    /// which one has no bound; of more hosts the [`WORST_PAIRS`] widest.
     pub pairs: Vec<PairRow>,
+    /// How many pairs there are, shown or not.
+    pub pair_count: u64,
 }
+
+/// A report on so many hosts has all their pairs.
+pub const ALL_PAIRS_OF: usize = 64;
+/// A report on more hosts has so many of their pairs.
+pub const WORST_PAIRS: usize = 64;
 
 /// One host's `CLOCK_REALTIME` against the server's, as of the last exchange. Null: not known yet, or no longer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostRow {
     /// Its name.
     pub host: String,
+    /// Where it is probed.
+    pub address: SocketAddr,
     /// Host less server, the middle of the hard bound.
     pub offset_ns: Option<i64>,
     /// Half-width of the hard bound around it.
     pub hard_ns: Option<i64>,
     /// Half-width of the statistical bound around it.
     pub statistical_ns: Option<i64>,
-    /// The statistical bound's.
+    /// The statistical bound's; 1 where it is the hard bound, which leaves nothing to chance.
     pub confidence: Option<f64>,
+    /// What the statistical bound rests on.
+    pub basis: Option<Basis>,
     /// The asymmetry budget that the statistical bound uses.
     pub asymmetry: Option<Asymmetry>,
+    /// What the hard bound assumes.
+    pub assumptions: Assumptions,
     /// Round trips between the stamping points.
     pub rtt_ns: Option<RoundTrips>,
     /// Rate of `CLOCK_MONOTONIC_RAW` against the server's.
@@ -48,6 +66,8 @@ pub struct HostRow {
     pub age_ms: Option<i64>,
     /// What to make of it.
     pub state: State,
+    /// Why there is no bound, and what to do about it: one sentence for people.
+    pub why: Option<String>,
 }
 
 /// An asymmetry budget and where it comes from.
@@ -106,42 +126,31 @@ struct Bounds {
 /// [`crate::translate::Steering`]).
 const SLEW_PPB: i64 = 1_000_000;
 
-/// The report on `records` at the server's instant `now`, with statistical bounds at `confidence`.
-pub(crate) fn of(records: &[Record], now: Time<Server>, confidence: f64, allow_simulated: bool) -> Report {
-    let rows: Vec<(HostRow, Option<i64>)> =
-        records.iter().map(|record| row(record, now, confidence, allow_simulated)).collect();
-    let mut pairs = Vec::new();
-    for (i, (a, a_half)) in rows.iter().enumerate() {
-        for (b, b_half) in &rows[i + 1..] {
-            let sum = |a: Option<i64>, b: Option<i64>| Some(a?.saturating_add(b?));
-            pairs.push(PairRow {
-                a: a.host.clone(),
-                b: b.host.clone(),
-                offset_ns: a.offset_ns.zip(b.offset_ns).map(|(a, b)| a.saturating_sub(b)),
-                hard_ns: sum(a.hard_ns, b.hard_ns),
-                statistical_ns: sum(*a_half, *b_half),
-            });
-        }
-    }
-    Report { hosts: rows.into_iter().map(|(row, _)| row).collect(), pairs }
-}
-
-fn row(record: &Record, now: Time<Server>, confidence: f64, allow_simulated: bool) -> (HostRow, Option<i64>) {
+/// The row of `record` at the server's instant `now`, with the statistical bound at `confidence`; and the half-width that
+/// counts in pairs.
+pub(crate) fn row(
+    record: &Record,
+    now: Time<Server>,
+    confidence: f64,
+    allow_simulated: bool,
+) -> (HostRow, Option<i64>) {
     let state = record.state(now, allow_simulated);
     let latest = record.published().map(|(_, latest)| latest);
-    let shown = matches!(state, State::Ok | State::Agentless);
-    let bounds = if shown { bounds(record, confidence) } else { None };
+    let bounds = if is_shown(state) { bounds(record, confidence) } else { None };
     let trips = &record.round_trips;
     let row = HostRow {
         host: record.config.name.clone(),
+        address: record.config.address,
         offset_ns: bounds.as_ref().map(|bounds| bounds.offset),
         hard_ns: bounds.as_ref().map(|bounds| bounds.hard),
         statistical_ns: bounds.as_ref().map(|bounds| bounds.statistical_half),
         confidence: bounds.as_ref().map(|bounds| bounds.statistical.confidence),
+        basis: bounds.as_ref().map(|bounds| bounds.statistical.basis),
         asymmetry: bounds.as_ref().map(|bounds| Asymmetry {
             ns: bounds.statistical.asymmetry.get(),
             source: bounds.statistical.asymmetry_source,
         }),
+        assumptions: record.assumptions(),
         rtt_ns: (!trips.is_empty()).then(|| RoundTrips::of(trips)),
         drift_ppb: bounds.as_ref().and_then(|bounds| bounds.drift_ppb),
         timestamps: latest.map(|latest| latest.class),
@@ -150,8 +159,64 @@ fn row(record: &Record, now: Time<Server>, confidence: f64, allow_simulated: boo
         at_ns: latest.map(|latest| latest.server_wall.at.earliest),
         age_ms: latest.map(|latest| (now - latest.server_wall.at.latest).get() / 1_000_000),
         state,
+        why: why_unbounded(record, state, now),
     };
     (row, bounds.map(|bounds| bounds.half_for_pairs))
+}
+
+/// Offset, hard and statistical half-width as in [`row`], and nothing else: for every host again and again.
+pub(crate) fn half_widths(
+    record: &Record,
+    now: Time<Server>,
+    confidence: f64,
+    allow_simulated: bool,
+) -> Option<(i64, i64, i64)> {
+    if !is_shown(record.state(now, allow_simulated)) {
+        return None;
+    }
+    let (window, latest) = record.published()?;
+    let at = latest.server_wall.at.earliest;
+    let hard = wall_offset(window.hard(at).ok()?, latest);
+    let statistical = window.statistical(at, confidence, record.config.asymmetry).ok()?;
+    let offset = middle(hard);
+    let statistical = half_width(wall_offset(statistical.interval, latest), offset);
+    Some((offset, half_width(hard, offset), statistical))
+}
+
+fn is_shown(state: State) -> bool {
+    matches!(state, State::Ok | State::Agentless)
+}
+
+fn middle((lo, hi): (i64, i64)) -> i64 {
+    lo + (hi - lo) / 2
+}
+
+fn half_width((lo, hi): (i64, i64), offset: i64) -> i64 {
+    (hi - offset).max(offset - lo)
+}
+
+/// Why a host in this state has no bound.
+fn why_unbounded(record: &Record, state: State, now: Time<Server>) -> Option<String> {
+    let address = record.config.address;
+    Some(match (state, record.heard()) {
+        (State::Ok | State::Agentless, _) => return None,
+        (State::Silent, None) => format!(
+            "has never answered at {address}; start `coeval host` there, and let UDP to that port and back through the firewalls"
+        ),
+        (State::Silent, Some(heard)) => format!(
+            "has not answered at {address} for {} s; look whether the machine and its `coeval host` still run",
+            (now - heard).get() / 1_000_000_000
+        ),
+        (State::Simulated, _) => {
+            "runs on a simulated clock; only a server started with --simulation accepts it".to_owned()
+        }
+        (State::Broken, _) => format!(
+            "contradicted the clock assumptions (a step, a suspend, a rate beyond {} ppm, or a lie); good exchanges bring the \
+             bound back in a second; if it breaks again, look at what sets or steers its clock, or raise `rate_ppm`",
+            record.assumptions().rate_ppb / 1_000
+        ),
+        (State::Warming, _) => "has too few good exchanges yet; try again in a second".to_owned(),
+    })
 }
 
 fn bounds(record: &Record, confidence: f64) -> Option<Bounds> {
@@ -159,11 +224,15 @@ fn bounds(record: &Record, confidence: f64) -> Option<Bounds> {
     let at = latest.server_wall.at.earliest;
     let budget = record.config.asymmetry;
     let hard = wall_offset(window.hard(at).ok()?, latest);
-    let offset = hard.0 + (hard.1 - hard.0) / 2;
-    let half = |(lo, hi): (i64, i64)| (hi - offset).max(offset - lo);
+    let offset = middle(hard);
+    let half = |interval| half_width(interval, offset);
     let statistical = window.statistical(at, confidence, budget).ok()?;
     let for_pairs = 1.0 - (1.0 - confidence) / 2.0;
-    let pairs = window.statistical(at, for_pairs, budget).ok()?;
+    let pairs = match statistical.basis {
+        // Without a budget of its own it is the hard one at any confidence.
+        Basis::DefaultBudget => statistical,
+        _ => window.statistical(at, for_pairs, budget).ok()?,
+    };
     let pairs = if pairs.confidence >= for_pairs { wall_offset(pairs.interval, latest) } else { hard };
     Some(Bounds {
         offset,
@@ -220,17 +289,21 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_was_never_heard_of_has_a_row_of_nulls_and_a_state() {
+    fn a_host_that_was_never_heard_of_has_a_row_of_nulls_a_state_and_a_reason() {
         let record = Record::new(HostConfig::new("a", "10.0.0.1:319".parse().unwrap()), 64, true);
-        let report = of(&[record], Time::from_nanos(0), 0.99, false);
+        let report = Report::of(vec![row(&record, Time::from_nanos(0), 0.99, false)]);
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(
             json,
             serde_json::json!({"hosts": [{
-                "host": "a", "at_ns": null, "offset_ns": null, "hard_ns": null, "statistical_ns": null, "confidence": null,
-                "asymmetry": null, "rtt_ns": null, "drift_ppb": null, "timestamps": null, "exchanges": 0, "lost": 0,
+                "host": "a", "address": "10.0.0.1:319", "at_ns": null, "offset_ns": null, "hard_ns": null,
+                "statistical_ns": null, "confidence": null, "basis": null, "asymmetry": null,
+                "assumptions": {"rate_ppb": 200_000, "wander_ppb_per_s": 100, "min_forward": 0, "min_backward": 0},
+                "rtt_ns": null, "drift_ppb": null, "timestamps": null, "exchanges": 0, "lost": 0,
                 "age_ms": null, "state": "silent",
-            }], "pairs": []})
+                "why": "has never answered at 10.0.0.1:319; start `coeval host` there, and let UDP to that port and \
+                        back through the firewalls",
+            }], "pairs": [], "pair_count": 0})
         );
     }
 }

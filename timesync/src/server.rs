@@ -9,26 +9,30 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use serde::{Deserialize, Serialize};
 
 pub use outstanding::{Outcome, Outstanding, Responder};
 pub use record::{Latest, Record, State};
 
 use crate::bound::{Assumptions, AsymmetryBudget};
 use crate::clock::ServerClock;
+use crate::history::{self, Sample};
 use crate::identity::Incarnation;
 use crate::module::{StartError, source_is_trusted};
+use crate::recording::{self, RecordError};
 use crate::report::{self, Report};
 use crate::source::{Observation, SkewSource, Unobserved};
 use crate::time::{Nanos, Server, Time};
 use crate::wire::EVENT_PORT;
 use prober::{Command, Prober};
+pub(crate) use record::round_trips;
 
 /// A host to be probed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostConfig {
     /// What people and orders call it.
     pub name: String,
@@ -150,6 +154,8 @@ pub struct TimeServer {
     commands: Mutex<Sender<Command>>,
     incarnation: Incarnation,
     confidence: f64,
+    /// Held by whoever records.
+    recording: Mutex<()>,
 }
 
 /// Counts since the server started.
@@ -202,15 +208,83 @@ impl TimeServer {
         let prober = Prober::new(config, Arc::clone(&shared), inbox, trusted)?;
         let thread = std::thread::Builder::new().name("time-prober".into()).spawn(move || prober.run())?;
         let commands = Mutex::new(commands);
-        Ok(TimeServer { thread: Some(thread), shared, commands, incarnation, confidence: config.confidence })
+        Ok(TimeServer {
+            thread: Some(thread),
+            shared,
+            commands,
+            incarnation,
+            confidence: config.confidence,
+            recording: Mutex::new(()),
+        })
     }
 
     /// What `coeval skew` shows, now.
     pub fn report(&self) -> Report {
-        // Of copies: the prober must not wait while bounds are worked out.
-        let copies: Vec<_> =
-            (0..self.shared.records.len()).map(|index| self.shared.record(index).clone()).collect();
-        report::of(&copies, ServerClock.now(), self.confidence, self.shared.allow_simulated)
+        let row = |copy: Record| {
+            report::row(&copy, ServerClock.now(), self.confidence, self.shared.allow_simulated)
+        };
+        Report::of(self.copies().map(row).collect())
+    }
+
+    /// What the history is to keep of every host, now. Called every [`history::FINE`].
+    pub fn samples(&self) -> Vec<Sample> {
+        let sample = |copy: Record| {
+            let now = ServerClock.now();
+            let bounds = report::half_widths(&copy, now, self.confidence, self.shared.allow_simulated);
+            Sample::of(&copy, bounds, now - history::FINE)
+        };
+        self.copies().map(sample).collect()
+    }
+
+    /// A host's round trips since its timeline last changed: `(up to ns, count)` of every bucket that is not empty.
+    pub fn round_trips(&self, host: &str) -> Vec<(u64, u64)> {
+        let index = self.shared.find(host);
+        index.map_or_else(Vec::new, |index| recording::counts(&self.shared.record(index).round_trips))
+    }
+
+    /// The names of the hosts, in the order of the configuration.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<(&String, &usize)> = self.shared.names.iter().collect();
+        names.sort_unstable_by_key(|(_, index)| **index);
+        names.into_iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Records what happens with `hosts` (none: all) for a duration, or until `each`, which gets every line to be
+    /// sealed, has had enough. Blocks: call it where blocking is allowed.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn record(
+        &self,
+        hosts: &[String],
+        duration: Nanos,
+        each: impl FnMut(serde_json::Value) -> bool,
+    ) -> Result<(), RecordError> {
+        let find = |name: &String| self.shared.find(name).ok_or_else(|| RecordError::Unknown(name.clone()));
+        let mut hosts: Vec<usize> = match hosts {
+            [] => (0..self.shared.records.len()).collect(),
+            named => named.iter().map(find).collect::<Result<_, _>>()?,
+        };
+        hosts.sort_unstable();
+        hosts.dedup();
+        let settings = recording::Settings {
+            server: self.incarnation,
+            confidence: self.confidence,
+            allow_simulated: self.shared.allow_simulated,
+            duration,
+        };
+        let _only = match self.recording.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(RecordError::Busy),
+            Ok(only) => only,
+            // It guards nothing that a panic could have left half done.
+            Err(TryLockError::Poisoned(only)) => only.into_inner(),
+        };
+        recording::record(|index| self.shared.record(index), hosts, &settings, each)
+    }
+
+    /// Copies of the records, one at a time: the prober must not wait while bounds are worked out.
+    fn copies(&self) -> impl Iterator<Item = Record> {
+        (0..self.shared.records.len()).map(|index| self.shared.record(index).clone())
     }
 
     /// How many exchanges there were with all hosts together.

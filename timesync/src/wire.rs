@@ -9,6 +9,7 @@
 //!
 //! Nothing here does I/O, and nothing here panics whatever arrives.
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::exchange::StampClass;
@@ -74,7 +75,7 @@ pub enum WireError {
 }
 
 /// Names a port of a PTP clock (§5.3.5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortIdentity {
     /// An EUI-64.
     pub clock: [u8; 8],

@@ -11,7 +11,7 @@ use timesync::wire::EVENT_PORT;
 
 use super::{Failure, Finding, print, print_json, word};
 use crate::args::ProbeArgs;
-use crate::units::{format_offset, format_unsigned};
+use crate::units::{format_offset, format_short, format_unsigned};
 
 /// An answer that takes longer is lost.
 const TIMEOUT: Nanos = Nanos::from_millis(1_000);
@@ -29,7 +29,32 @@ enum Line<'a> {
         target: &'a str,
         #[serde(flatten)]
         summary: Summary,
+        best: Option<Best>,
     },
+}
+
+/// The exchange with the smallest round trip, which says most by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Best {
+    sequence: u16,
+    offset_ns: i64,
+    half_ns: i64,
+}
+
+impl Best {
+    fn of(before: Option<Best>, probed: &Probed) -> Option<Best> {
+        let now = probed.answer.map(|answer| Best {
+            sequence: probed.sequence,
+            offset_ns: answer.offset_ns,
+            half_ns: half(answer.rtt_ns),
+        });
+        before.into_iter().chain(now).min_by_key(|best| best.half_ns)
+    }
+}
+
+/// What an exchange knows its offset to: half its round trip, and whole nanoseconds on either end.
+fn half(rtt_ns: i64) -> i64 {
+    rtt_ns / 2 + 1
 }
 
 /// Probes the targets, one after the other; good if all of them answered.
@@ -51,9 +76,17 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
             timeout: TIMEOUT,
         };
         let mut probe = Probe::open(config)?;
-        let mut left = args.count;
+        if !args.json {
+            let every = args.interval;
+            print(&format!(
+                "{target} ({}), an exchange every {every}; offset: CLOCK_REALTIME there less here",
+                probe.target()
+            ))?;
+        }
+        let (mut left, mut best) = (args.count, None);
         while left != Some(0) && !interrupts.came() {
             let probed = probe.exchange().map_err(|error| format!("cannot reach {target}: {error}"))?;
+            best = Best::of(best, &probed);
             if args.json {
                 print_json(&Line::Exchange { target, probed })?;
             } else {
@@ -66,9 +99,9 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
             finding = Finding::Bad;
         }
         if args.json {
-            print_json(&Line::Summary { target, summary })?;
+            print_json(&Line::Summary { target, summary, best })?;
         } else {
-            print(&summarise(target, &summary))?;
+            print(&summarise(target, &summary, best))?;
         }
     }
     Ok(finding)
@@ -83,26 +116,37 @@ fn describe(target: &str, probed: &Probed) -> String {
         "{target} seq={} offset={} ± {} rtt={} stamps={}/{}, theirs={theirs}",
         probed.sequence,
         format_offset(*offset_ns),
-        Nanos::new(rtt_ns / 2),
-        Nanos::new(*rtt_ns),
+        format_short(half(*rtt_ns)),
+        format_short(*rtt_ns),
         word(sent),
         word(received),
     )
 }
 
-fn summarise(target: &str, summary: &Summary) -> String {
+fn summarise(target: &str, summary: &Summary, best: Option<Best>) -> String {
     let Summary { offset_ns, hard_ns, rtt_ns, sent, lost } = summary;
-    let mut text = format!("--- {target}: {sent} exchanges, {lost} lost");
-    if let (Some(offset), Some(hard)) = (offset_ns, hard_ns) {
-        text += &format!(
-            "\nCLOCK_REALTIME there less here: {} ± {} (hard bound)",
-            format_offset(*offset),
-            Nanos::new(*hard)
-        );
-    }
+    let percent = if *sent == 0 { 0.0 } else { *lost as f64 / *sent as f64 * 100.0 };
+    let mut text = format!("--- {target}: {sent} exchanges, {lost} lost ({percent:.1} %)");
     if let Some(trips) = rtt_ns {
         let [min, p50, p99] = [trips.min, trips.p50, trips.p99].map(format_unsigned);
         text += &format!("\nround trips: min {min}, p50 {p50}, p99 {p99}");
+    }
+    if let Some(Best { sequence, offset_ns, half_ns }) = best {
+        let half = format_short(half_ns);
+        text += &format!("\nbest exchange: seq={sequence}, {} ± {half}", format_offset(offset_ns));
+    }
+    match (offset_ns, hard_ns) {
+        (Some(offset), Some(hard)) => {
+            let hard = format_short(*hard);
+            text += &format!("\nall together: {} ± {hard} (hard bound)", format_offset(*offset));
+        }
+        _ if *lost < *sent => {
+            text += "\nthe exchanges contradict each other: a clock was set or is slewed by more than 1000 ppm, so there \
+                     is no bound";
+        }
+        _ => {
+            text += "\nno answer: is a PTP responder (`coeval host`, or `ptp4l` with Pdelay) running there, and UDP open?";
+        }
     }
     text
 }
@@ -137,7 +181,44 @@ impl Interrupts {
 
 #[cfg(test)]
 mod tests {
+    use timesync::exchange::StampClass;
+    use timesync::report::RoundTrips;
+
     use super::*;
+
+    #[test]
+    fn the_summary_has_losses_round_trips_and_the_best_bound() {
+        let probed = |sequence, rtt_ns| Probed {
+            sequence,
+            answer: Some(Answer {
+                offset_ns: 3_000_000,
+                rtt_ns,
+                sent: StampClass::Software,
+                received: StampClass::Software,
+                responder: None,
+            }),
+        };
+        let best = Best::of(None, &Probed { sequence: 1, answer: None });
+        let best = [probed(2, 9_000), probed(3, 2_815), probed(4, 2_900)].iter().fold(best, Best::of);
+        let summary = Summary {
+            offset_ns: Some(3_000_050),
+            hard_ns: Some(1_290),
+            rtt_ns: Some(RoundTrips { min: 2_815, p50: 2_900, p99: 9_000 }),
+            sent: 4,
+            lost: 1,
+        };
+        let expected = "\
+--- db1: 4 exchanges, 1 lost (25.0 %)
+round trips: min 2.81 µs, p50 2.90 µs, p99 9.00 µs
+best exchange: seq=3, +3.000000 ms ± 1.41 µs
+all together: +3.000050 ms ± 1.29 µs (hard bound)";
+        assert_eq!(summarise("db1", &summary, best), expected);
+        let broken = Summary { offset_ns: None, hard_ns: None, ..summary.clone() };
+        assert!(summarise("db1", &broken, best).contains("contradict each other"));
+        let silent = Summary { rtt_ns: None, sent: 2, lost: 2, ..broken };
+        let text = summarise("db1", &silent, None);
+        assert!(text.starts_with("--- db1: 2 exchanges, 2 lost (100.0 %)\nno answer: "), "{text}");
+    }
 
     #[test]
     fn targets() {

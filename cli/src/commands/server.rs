@@ -5,6 +5,7 @@ use std::sync::Arc;
 use snapshot::api;
 use snapshot::catalogue::Catalogue;
 use snapshot::coordinator::{Coordinator, Options};
+use snapshot::history::Keeper;
 use snapshot::http::{Admits, Connector, Listener};
 use snapshot::remote::{HostEndpoint, Limits, RemoteHost};
 use snapshot::server_time;
@@ -58,9 +59,11 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     let ready = ServerReady { api: listener.url() };
     daemon::ready(&ready)?;
     tracing::info!(api = ready.api, hosts = config.hosts.len(), "ready");
+    let history = Arc::new(Keeper::start(Arc::clone(&time), &config.state)?);
+    let clocks = api::skew::router(Arc::clone(&time), history);
     // A report that cannot be turned into JSON would be a mistake in its types; nothing is shown then.
     let report = Arc::new(move || serde_json::to_value(time.report()).unwrap_or_default());
-    daemon::serve(listener, api::router(coordinator, report), Admits::People).await
+    daemon::serve(listener, api::router(coordinator, report).merge(clocks), Admits::People).await
 }
 
 /// The configuration file with the flags over it.

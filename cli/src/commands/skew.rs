@@ -1,86 +1,116 @@
 //! `coeval skew`
 
-use timesync::report::{HostRow, Report};
-use timesync::time::Nanos;
+mod past;
+mod plot;
+mod recording;
+mod screen;
+mod table;
+mod watch;
 
-use super::{Failure, connect, print, print_json, word};
+use std::path::Path;
+
+use snapshot::client::ServerClient;
+use timesync::history::{FINE_SPAN, Track};
+use timesync::report::Report;
+
+use super::{Failure, Finding, connect, print, print_json};
 use crate::args::SkewArgs;
-use crate::table::Table;
-use crate::units::{format_offset, format_unsigned};
 
-/// Shows how far the hosts' clocks are from the server's and from each other.
+/// Shows how far the hosts' clocks are from the server's and from each other; good if every host has a bound.
 ///
 /// # Errors
-/// When the server does not answer.
-pub async fn run(args: &SkewArgs) -> Result<(), Failure> {
-    let json = connect(&args.remote)?.skew().await?;
-    if args.remote.json {
-        return print_json(&json);
+/// When the server does not answer, knows no such host, or a file cannot be read or written.
+pub async fn run(args: &SkewArgs) -> Result<Finding, Failure> {
+    if let Some(file) = &args.replay {
+        return recording::replay(args, file);
     }
-    print(&describe(&serde_json::from_value(json)?))
-}
-
-fn describe(report: &Report) -> String {
-    let headings = [
-        "host",
-        "offset",
-        "hard",
-        "statistical",
-        "rtt min",
-        "p50",
-        "drift",
-        "stamps",
-        "lost",
-        "age",
-        "state",
-    ];
-    let mut table = Table::new(&headings);
-    for row in &report.hosts {
-        let HostRow { rtt_ns, drift_ppb, timestamps, lost, age_ms, state, .. } = row;
-        table.row(vec![
-            row.host.clone(),
-            row.offset_ns.map_or_else(dash, format_offset),
-            half_width(row.hard_ns),
-            half_width(row.statistical_ns),
-            rtt_ns.map_or_else(dash, |trips| format_unsigned(trips.min)),
-            rtt_ns.map_or_else(dash, |trips| format_unsigned(trips.p50)),
-            drift_ppb.map_or_else(dash, |ppb| format!("{:+.2} ppm", ppb / 1e3)),
-            timestamps.as_ref().map_or_else(dash, word),
-            lost.to_string(),
-            age_ms.map_or_else(dash, |ms| format!("{ms} ms")),
-            word(state),
-        ]);
+    let client = connect(&args.remote)?;
+    if let Some(file) = &args.record {
+        return recording::record(&client, args, file).await;
     }
-    let mut text = format!("CLOCK_REALTIME against the server's\n{table}");
-    if !report.pairs.is_empty() {
-        let mut table = Table::new(&["pair", "offset", "hard", "statistical"]);
-        for pair in &report.pairs {
-            table.row(vec![
-                format!("{} - {}", pair.a, pair.b),
-                pair.offset_ns.map_or_else(dash, format_offset),
-                half_width(pair.hard_ns),
-                half_width(pair.statistical_ns),
-            ]);
+    let report = fetch(&client, &args.hosts).await?;
+    if args.watch {
+        watch::run(&client, &args.hosts).await?;
+        return Ok(Finding::Good);
+    }
+    if args.plot.is_none() && args.history.is_none() {
+        return show(args, &report);
+    }
+    let span = args.history.unwrap_or(FINE_SPAN);
+    let mut tracks = Vec::new();
+    for host in drawn(args, &report) {
+        tracks.extend(client.skew_history(span, Some(&host)).await?);
+    }
+    match &args.plot {
+        Some(file) => {
+            write_plot(file, &tracks)?;
+            if args.remote.json {
+                return show(args, &report);
+            }
+            print(&plotted(file, &tracks, report.hosts.len()))?;
         }
-        text += &format!("\nHosts against each other\n{table}");
+        None if args.remote.json => print_json(&tracks)?,
+        None => print(&past::describe(&tracks, span))?,
     }
-    text += "\nThe hard bound holds whatever the network does.";
-    let row = report.hosts.iter().find_map(|row| Some((row.confidence?, row.asymmetry?)));
-    if let Some((confidence, asymmetry)) = row {
-        text += &format!(
-            " The statistical one holds at a confidence of {confidence},\n\
-             if the delays of the two directions differ by no more than the asymmetry budget ({}: {}).",
-            word(&asymmetry.source),
-            Nanos::new(asymmetry.ns),
-        );
-    }
-    text
+    Ok(finding(&report))
 }
 
-fn half_width(nanos: Option<i64>) -> String {
-    nanos.map_or_else(dash, |nanos| format!("± {}", Nanos::new(nanos)))
+/// Prints a report.
+fn show(args: &SkewArgs, report: &Report) -> Result<Finding, Failure> {
+    if args.remote.json {
+        print_json(report)?;
+    } else {
+        print(&table::describe(report))?;
+    }
+    Ok(finding(report))
 }
 
-fn dash() -> String {
-    "-".to_owned()
+/// Bad where a host has no bound: a script that waits for one need not read the table.
+fn finding(report: &Report) -> Finding {
+    if report.hosts.iter().all(|row| row.hard_ns.is_some()) { Finding::Good } else { Finding::Bad }
+}
+
+/// The report, on these hosts only if there are any.
+async fn fetch(client: &ServerClient, hosts: &[String]) -> Result<Report, Failure> {
+    let report = serde_json::from_value(client.skew().await?)?;
+    only(report, hosts)
+}
+
+fn only(mut report: Report, hosts: &[String]) -> Result<Report, Failure> {
+    if hosts.is_empty() {
+        return Ok(report);
+    }
+    if let Some(unknown) = hosts.iter().find(|name| report.hosts.iter().all(|row| row.host != **name)) {
+        let known: Vec<&str> = report.hosts.iter().take(10).map(|row| row.host.as_str()).collect();
+        return Err(format!("no host is called {unknown}; there are {}", known.join(", ")).into());
+    }
+    report.hosts.retain(|row| hosts.contains(&row.host));
+    report.pairs.retain(|pair| hosts.contains(&pair.a) && hosts.contains(&pair.b));
+    report.pair_count = report.pairs.len() as u64;
+    Ok(report)
+}
+
+/// Whose history is fetched: for a plot no more than fit, those with no bound and the widest ones first.
+fn drawn(args: &SkewArgs, report: &Report) -> Vec<String> {
+    let mut rows: Vec<_> = report.hosts.iter().collect();
+    if args.plot.is_some() && rows.len() > plot::MOST_HOSTS {
+        rows.sort_by_key(|row| std::cmp::Reverse(row.hard_ns.unwrap_or(i64::MAX)));
+        rows.truncate(plot::MOST_HOSTS);
+    }
+    rows.into_iter().map(|row| row.host.clone()).collect()
+}
+
+fn write_plot(file: &Path, tracks: &[Track]) -> Result<(), Failure> {
+    let image = plot::draw(tracks)?;
+    std::fs::write(file, image).map_err(|why| format!("cannot write {}: {why}", file.display()).into())
+}
+
+fn plotted(file: &Path, tracks: &[Track], hosts: usize) -> String {
+    let points: usize = tracks.iter().map(|track| track.points.len()).sum();
+    let which = match hosts {
+        all if all == tracks.len() => String::new(),
+        all => format!(", the widest of {all} (choose others with --host)"),
+    };
+    let noun = if tracks.len() == 1 { "host" } else { "hosts" };
+    format!("{}: {} {noun}{which}, {points} points", file.display(), tracks.len())
 }

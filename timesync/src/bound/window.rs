@@ -114,6 +114,15 @@ impl Window {
         self.full().map(|(upper, lower)| upper.limit - lower.limit + known).min()
     }
 
+    /// The round trips, as in [`Window::smallest_round_trip`], of the full exchanges whose request left at `since` or
+    /// later.
+    pub fn round_trips(&self, since: Time<Server>) -> impl Iterator<Item = Nanos> {
+        let known = hard::in_host_time(self.assumptions.min_forward, &self.assumptions)
+            + hard::in_host_time(self.assumptions.min_backward, &self.assumptions);
+        let recent = self.full().filter(move |(upper, _)| upper.at >= since);
+        recent.map(move |(upper, lower)| upper.limit - lower.limit + known)
+    }
+
     /// The bound at the server's instant `at`, past, present or future, by `policy`. A statistical one only where the
     /// samples carry the confidence that the policy asks for; the hard one otherwise.
     ///

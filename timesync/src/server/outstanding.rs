@@ -1,5 +1,7 @@
 //! One exchange on its way: what came of it so far.
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::ServerClock;
 use crate::exchange::{Backward, Exchange, Forward, StampClass, WallReading};
 use crate::identity::Incarnation;
@@ -40,7 +42,8 @@ struct FollowUp {
 }
 
 /// Who answers. If anything in here changes, the timeline is another one, or cannot be trusted as before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Responder {
     /// A PTP daemon without our module.
     Plain(PortIdentity),
@@ -58,7 +61,7 @@ pub enum Responder {
 }
 
 /// What came of an exchange.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// Both halves, or the forward one.
     pub exchange: Exchange,

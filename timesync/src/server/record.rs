@@ -1,11 +1,13 @@
 //! What the server knows of one host. Decides; reads no clock.
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 use super::HostConfig;
 use super::outstanding::{Outcome, Responder};
 use crate::bound::{Assumptions, Window, WindowError, Witness};
 use crate::exchange::{StampClass, WallReading};
+use crate::recording::{Event, Tap};
 use crate::source::{Observation, Unobserved};
 use crate::time::{Host, Nanos, Server, Time};
 
@@ -19,7 +21,7 @@ const UNTRUSTED_RATE_PPB: u32 = 1_000_000;
 const STEERED_RATE_PPB: u32 = 1_200_000;
 
 /// Why a host's window was emptied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Reset {
     /// Another boot, process or clock: an announced change.
     Announced,
@@ -27,8 +29,10 @@ enum Reset {
     Broken,
 }
 
-/// One host as the server knows it.
-#[derive(Clone, Debug)]
+/// One host as the server knows it: a machine whose state follows from what it was told and from nothing else, so that a
+/// recording of that gives the same state again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Record {
     /// As configured.
     pub config: HostConfig,
@@ -36,7 +40,9 @@ pub struct Record {
     /// The server's own clock source keeps an oscillator's rate.
     server_trusted: bool,
     window: Window,
-    /// Proves that the window's exchanges do not contradict each other.
+    /// Proves that the window's exchanges do not contradict each other. Without it that is worked out again, to the same
+    /// end.
+    #[serde(skip)]
     witness: Option<Witness>,
     responder: Option<Responder>,
     /// Good exchanges that are still wanted before a bound is published, and why.
@@ -45,6 +51,7 @@ pub struct Record {
     /// When the newest answer's request left.
     heard: Option<Time<Server>>,
     /// Of full exchanges since the last reset, in ns.
+    #[serde(with = "crate::recording::histogram")]
     pub round_trips: Histogram<u32>,
     /// Exchanges that gave at least a half.
     pub exchanges: u64,
@@ -54,10 +61,13 @@ pub struct Record {
     pub broken: u64,
     /// How often the window was emptied, for whatever reason.
     resets: u64,
+    /// Who hears of everything that this record is told, while somebody records.
+    #[serde(skip)]
+    pub tap: Option<Tap>,
 }
 
 /// The newest exchange that gave anything.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Latest {
     /// The server's wall clock.
     pub server_wall: WallReading<Server>,
@@ -72,7 +82,7 @@ pub struct Latest {
 }
 
 /// What a report says about a host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Its bound is published.
@@ -107,11 +117,29 @@ impl Record {
             lost: 0,
             broken: 0,
             resets: 0,
+            tap: None,
+        }
+    }
+
+    /// Takes what happened to it.
+    pub fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Exchange(outcome) => self.complete(outcome),
+            Event::Lost => self.lose(),
+            Event::ServerChanged { trusted } => self.server_changed(*trusted),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        // A tap that cannot keep up is gone; whoever listens is told so.
+        if self.tap.as_ref().is_some_and(|tap| !tap.event(event)) {
+            self.tap = None;
         }
     }
 
     /// Takes what came of an exchange.
     pub fn complete(&mut self, outcome: &Outcome) {
+        self.tell(Event::Exchange(*outcome));
         if self.responder != Some(outcome.responder) {
             if let Some(before) = self.responder {
                 tracing::info!(host = self.config.name, ?before, now = ?outcome.responder, "another timeline");
@@ -162,11 +190,13 @@ impl Record {
 
     /// Counts an exchange that nothing came of.
     pub fn lose(&mut self) {
+        self.tell(Event::Lost);
         self.lost += 1;
     }
 
     /// The server's own timeline has become another one: it was suspended, or its clock source changed.
     pub fn server_changed(&mut self, trusted: bool) {
+        self.tell(Event::ServerChanged { trusted });
         self.server_trusted = trusted;
         self.reset(Reset::Announced);
     }
@@ -181,7 +211,7 @@ impl Record {
     }
 
     /// What the bound assumes: as configured, or more cautiously where the clocks are worse than that supposes.
-    fn assumptions(&self) -> Assumptions {
+    pub fn assumptions(&self) -> Assumptions {
         let configured = self.config.assumptions;
         match self.responder {
             Some(Responder::Plain(_)) => Assumptions {
@@ -194,6 +224,11 @@ impl Record {
             }
             _ => configured,
         }
+    }
+
+    /// When the newest answer's request left; none before the first.
+    pub fn heard(&self) -> Option<Time<Server>> {
+        self.heard
     }
 
     /// The state at the server's instant `now`.
@@ -240,8 +275,8 @@ impl Record {
     }
 }
 
-/// 15 KiB: four octets count what a host answers in years.
-fn round_trips() -> Histogram<u32> {
+/// An empty histogram of round trips, of 15 KiB: four octets count what a host answers in years.
+pub fn round_trips() -> Histogram<u32> {
     #[expect(
         clippy::expect_used,
         reason = "the bounds and the precision are constants that the library documents as valid"
