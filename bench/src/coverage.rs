@@ -50,7 +50,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 4)]
     oracle: usize,
     /// Independent queries of the statistical bound, for each scenario.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 1200)]
     statistical: u64,
     /// A slice of it, in some 20 s.
     #[arg(long)]

@@ -41,14 +41,11 @@ pub struct Machine {
 impl Machine {
     pub fn new(discipline: Discipline, seconds: i64, random: &mut Random) -> Self {
         let mut steps = Vec::new();
-        let mut x = 0;
-        while discipline.step_s > 0.0 {
-            x += (random.exponential(discipline.step_s) * SECOND as f64) as i64 + SECOND / 10;
-            if x > seconds * SECOND {
-                break;
-            }
+        let mut x = if discipline.step_s > 0.0 { SECOND } else { i64::MAX };
+        while x < seconds * SECOND {
             let size = random.nanos(1_000_000, 2_000_000_000);
             steps.push((x, if random.chance(0.5) { size } else { -size }));
+            x += (random.exponential(discipline.step_s) * SECOND as f64) as i64 + SECOND / 10;
         }
         let omega = TAU / random.between(4.0, 60.0);
         Machine {

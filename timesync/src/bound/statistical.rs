@@ -154,6 +154,14 @@ struct Sighting {
     most: f64,
 }
 
+impl Sighting {
+    /// The likeliest value. The ends would not do to tell how delays follow each other: they part with a sample's age,
+    /// so that the young ones all look short and the old ones long.
+    fn centre(&self) -> f64 {
+        (self.least + self.most) / 2.0
+    }
+}
+
 struct Sample {
     at: Time<Server>,
     forward: Sighting,
@@ -255,9 +263,9 @@ fn effective_size(sightings: &[Sighting]) -> usize {
     if n == 0 {
         return 0;
     }
-    let quantile = sorted(sightings, |sighting| sighting.most)[(n as f64 * QUANTILE) as usize];
+    let quantile = sorted(sightings, Sighting::centre)[(n as f64 * QUANTILE) as usize];
     let below: Vec<f64> =
-        sightings.iter().map(|sighting| f64::from(u8::from(sighting.most <= quantile))).collect();
+        sightings.iter().map(|sighting| f64::from(u8::from(sighting.centre() <= quantile))).collect();
     let mean = below.iter().sum::<f64>() / n as f64;
     let covariance = |lag: usize| {
         below.iter().zip(below.iter().skip(lag)).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>() / n as f64

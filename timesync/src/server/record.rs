@@ -158,6 +158,8 @@ impl Record {
         self.witness = self.witness.filter(|witness| self.window.newest_keeps(witness));
         let Some(round_trip) = outcome.exchange.round_trip() else {
             self.lost += 1;
+            // Half an exchange may contradict the others too.
+            self.reset_if_broken();
             return;
         };
         self.latest = Some(Latest {
@@ -168,13 +170,19 @@ impl Record {
             steps: outcome.steps,
         });
         self.round_trips.saturating_record(u64::try_from(round_trip.get()).unwrap_or(0).max(1));
-        if self.is_broken() {
+        if !self.reset_if_broken() {
+            self.unsettled.0 = self.unsettled.0.saturating_sub(1);
+        }
+    }
+
+    fn reset_if_broken(&mut self) -> bool {
+        let broken = self.is_broken();
+        if broken {
             self.broken += 1;
             tracing::warn!(host = self.config.name, "{}; starting anew", WindowError::Broken);
             self.reset(Reset::Broken);
-        } else {
-            self.unsettled.0 = self.unsettled.0.saturating_sub(1);
         }
+        broken
     }
 
     /// Whether the exchanges contradict each other. The program is solved only when the last solution's witness has
@@ -385,6 +393,20 @@ mod tests {
                 .unwrap()
                 .contains(crate::time::Offset::new(5_005_000))
         );
+    }
+
+    #[test]
+    fn half_an_exchange_may_contradict_the_others() {
+        let mut record = record();
+        let now = feed(&mut record, SECOND, 9, 5_000, module(1, 0));
+        let before = record.observe(now, false).unwrap().resets;
+        let mut half = outcome(3 * SECOND, -5_000_000, module(1, 0));
+        half.exchange.backward = None;
+        record.complete(&half);
+        assert_eq!((record.state(Time::from_nanos(3 * SECOND), false), record.broken), (State::Broken, 1));
+        // And whoever asked before can see that the window was emptied since.
+        let now = feed(&mut record, 4 * SECOND, 8, -4_995_000, module(1, 0));
+        assert_eq!(record.observe(now, false).unwrap().resets, before + 1);
     }
 
     #[test]
