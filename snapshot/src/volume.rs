@@ -204,12 +204,14 @@ impl Volume {
         let structure = lock(&self.core.structure);
         let snapshots = structure.manifest.snapshots_by_age();
         let layers: Vec<_> = structure.layers.values().cloned().collect();
+        // The one that a cut has prepared is not in use yet.
+        let prepared = usize::from(structure.manifest.head != self.core.head().id);
         drop(structure);
         VolumeDescription {
             name: self.core.name.clone(),
             size: self.core.size,
             snapshots,
-            layers: layers.len(),
+            layers: layers.len() - prepared,
             allocated: layers.iter().map(|layer| layer.allocated()).sum(),
             clients: self.core.clients.count(),
         }
