@@ -206,13 +206,15 @@ impl Volume {
         let read = structure.pins.iter().filter(|(_, readers)| **readers > 0);
         let in_use = read.map(|(snapshot, _)| snapshot.clone()).collect();
         let layers: Vec<_> = structure.layers.values().cloned().collect();
+        // The one that a cut has prepared is not in use yet.
+        let prepared = usize::from(structure.manifest.head != self.core.head().id);
         drop(structure);
         VolumeDescription {
             name: self.core.name.clone(),
             size: self.core.size,
             snapshots,
             in_use,
-            layers: layers.len(),
+            layers: layers.len() - prepared,
             allocated: layers.iter().map(|layer| layer.allocated()).sum(),
             clients: self.core.clients.count(),
         }
