@@ -159,7 +159,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 turns.push(turn.map_err(|why| format!("{}: {why}", peer.name()))?);
             }
         }
-        rows.extend(PEERS.iter().zip(&turns).map(|(peer, turns)| row(*peer, load, turns)));
+        for (peer, turns) in PEERS.iter().zip(&turns) {
+            rows.push(row(*peer, load, turns)?);
+        }
     }
     if arguments.json {
         println!("{}", serde_json::json!({ "rows": rows }));
@@ -200,7 +202,7 @@ fn follow<C>(
     Ok(turn)
 }
 
-fn row(peer: Peer, load: &'static str, turns: &[Turn]) -> Row {
+fn row(peer: Peer, load: &'static str, turns: &[Turn]) -> Result<Row, Failure> {
     let cost = |of: fn(&Cpu) -> u64| {
         let mut costs: Vec<f64> =
             turns.iter().map(|turn| of(&turn.cpu) as f64 / 1e3 / turn.cpu.exchanges.max(1) as f64).collect();
@@ -208,10 +210,10 @@ fn row(peer: Peer, load: &'static str, turns: &[Turn]) -> Row {
         costs[costs.len() / 2]
     };
     let exchanges: u64 = turns.iter().map(|turn| turn.cpu.exchanges).sum();
-    Row {
+    Ok(Row {
         who: peer.name(),
         load,
-        error_ns: quantiles(turns, |turn| &turn.errors).unwrap_or(Quantiles { p50: i64::MAX, p99: i64::MAX }),
+        error_ns: quantiles(turns, |turn| &turn.errors).ok_or("it said nothing")?,
         half_width_ns: quantiles(turns, |turn| &turn.half_widths),
         above_floor_ns: quantiles(turns, |turn| &turn.above_floor),
         cpu_us_per_exchange: cost(|cpu| cpu.measuring + cpu.answering),
@@ -221,7 +223,7 @@ fn row(peer: Peer, load: &'static str, turns: &[Turn]) -> Row {
         },
         exchanges_per_s: exchanges as f64 / (COUNTED.as_secs_f64() * turns.len() as f64),
         samples: turns.iter().map(|turn| turn.errors.len()).sum(),
-    }
+    })
 }
 
 /// The medians over turns; none without samples.

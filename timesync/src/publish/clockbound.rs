@@ -112,16 +112,28 @@ impl Segment {
     /// # Errors
     /// The system's; readers may then see the old publication, which grows and ends by itself.
     pub fn publish(&mut self, published: Result<Published, Withdrawn>) -> io::Result<()> {
-        // Whoever wrote here before may have ended in the middle, at an odd one.
-        let odd = self.generation | 1;
-        self.file.write_all_at(&odd.to_ne_bytes(), GENERATION_AT)?;
-        self.file.write_all_at(&encode(published, self.coarse, odd), 0)?;
-        // 0 means that nothing was ever published.
-        let even = odd.checked_add(1).unwrap_or(2);
-        self.file.write_all_at(&even.to_ne_bytes(), GENERATION_AT)?;
-        self.generation = even;
+        let (generation, writes) = writes(published, self.coarse, self.generation);
+        for (at, octets) in writes {
+            self.file.write_all_at(&octets, at)?;
+        }
+        self.generation = generation;
         Ok(())
     }
+}
+
+/// The writes of a publication in their order, each with its place, and the generation that they lead to.
+fn writes(
+    published: Result<Published, Withdrawn>,
+    coarse: Nanos,
+    generation: u16,
+) -> (u16, [(u64, Vec<u8>); 3]) {
+    // Whoever wrote here before may have ended in the middle, at an odd one.
+    let odd = generation | 1;
+    // 0 means that nothing was ever published.
+    let even = odd.checked_add(1).unwrap_or(2);
+    let everything = encode(published, coarse, odd).to_vec();
+    let at = GENERATION_AT;
+    (even, [(at, odd.to_ne_bytes().into()), (0, everything), (at, even.to_ne_bytes().into())])
 }
 
 #[cfg(test)]
@@ -170,6 +182,43 @@ mod tests {
             let octets = encode(Err(why), Nanos::from_millis(4), 6);
             assert_eq!((field(&octets, 68, 4), field(&octets, 32, 8)), (status, 0), "void since ever");
             assert_eq!(field(&octets, 48, 8), i128::from(NO_BOUND));
+        }
+    }
+
+    /// Goes through everything that a reader may find while a publication is written, whichever octets of a write become
+    /// visible first: wherever it finds an even generation, and the same one again, what it read is whole.
+    #[test]
+    fn a_reader_never_takes_parts_of_two_publications() {
+        let newer = Published { offset: (Nanos::ZERO, Nanos::new(-1)), growth_ppb: u32::MAX, ..published() };
+        let newer = Published { monotonic: Nanos::new(i64::MAX), ..newer };
+        for (generation, reversed) in
+            [2, 3, 0xfe, 0xff, 0xfffe, 0xffff].into_iter().flat_map(|g| [(g, false), (g, true)])
+        {
+            let mut memory = encode(Ok(published()), Nanos::ZERO, generation);
+            let mut states = vec![memory];
+            for (at, octets) in writes(Ok(newer), Nanos::ZERO, generation).1 {
+                let mut places: Vec<usize> = (0..octets.len()).collect();
+                if reversed {
+                    places.reverse();
+                }
+                for place in places {
+                    memory[usize::try_from(at).unwrap() + place] = octets[place];
+                    states.push(memory);
+                }
+            }
+            let whole = [states[0], memory].map(|state| state[16..].to_vec());
+            let generation = |state: &[u8; SIZE]| u16::from_ne_bytes([state[14], state[15]]);
+            for (first, state) in states.iter().enumerate() {
+                let same = |later: &&[u8; SIZE]| generation(later) == generation(state);
+                if generation(state) % 2 == 1 {
+                    continue;
+                }
+                for later in states[first..].iter().take_while(same) {
+                    assert!(whole.contains(&later[16..].to_vec()) && later[16..] == state[16..]);
+                }
+                let returns = states[first..].iter().skip_while(same).any(|later| same(&later));
+                assert!(!returns, "generation {} comes back", generation(state));
+            }
         }
     }
 
