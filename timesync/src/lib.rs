@@ -3,6 +3,7 @@
 //! Pure cores ([`wire`], [`bound`]) take inputs and give decisions; thin shells around them do the sockets, threads and
 //! clocks. One module, [`clock`], reads clocks.
 
+pub mod authentication;
 pub mod bound;
 pub mod clock;
 pub mod exchange;

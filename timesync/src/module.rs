@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::authentication::{self, Keyring, Seal};
 use crate::clock::{self, Clocks, HostClock, SuspendWatch, clock_source, is_trusted_source};
 use crate::identity::Incarnation;
 use crate::socket::{Datagram, Endpoint, SocketError};
@@ -61,6 +62,8 @@ pub struct Counters {
     pub malformed: AtomicU64,
     /// Messages that are not for this module: another domain, or no request.
     pub ignored: AtomicU64,
+    /// Requests that are not authenticated as this module's keys want it.
+    pub refused: AtomicU64,
     /// Requests without the kernel's receive stamp.
     pub unstamped_requests: AtomicU64,
     /// Answers whose transmit stamp the kernel did not give back.
@@ -92,13 +95,27 @@ impl Module {
         clock: HostClock,
         incarnation: Incarnation,
     ) -> Result<Self, StartError> {
+        Self::start_authenticated(config, Arc::default(), clock, incarnation)
+    }
+
+    /// As [`Module::start`], answering only what `keyring` admits.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_authenticated(
+        config: &ModuleConfig,
+        keyring: Arc<Keyring>,
+        clock: HostClock,
+        incarnation: Incarnation,
+    ) -> Result<Self, StartError> {
         let bind = |&ip| Endpoint::bind(ip, config.event_port);
         let endpoints = config.listen.iter().map(bind).collect::<Result<_, _>>()?;
-        Self::serve(endpoints, config.domain, clock, incarnation)
+        Self::serve(endpoints, keyring, config.domain, clock, incarnation)
     }
 
     fn serve(
         endpoints: Vec<Endpoint>,
+        keyring: Arc<Keyring>,
         domain: u8,
         clock: HostClock,
         incarnation: Incarnation,
@@ -111,6 +128,7 @@ impl Module {
         let mut clocks = Clocks::new()?;
         let responder = Responder {
             domain,
+            keyring,
             identity: own_identity(incarnation),
             incarnation,
             clock,
@@ -169,6 +187,7 @@ struct Awaiting {
     to: SocketAddr,
     from: Option<IpAddr>,
     request: Header,
+    seal: Option<Seal>,
     wants_reading: bool,
     before: ClockReading,
 }
@@ -182,6 +201,7 @@ const BATCH: usize = 32;
 
 struct Responder {
     domain: u8,
+    keyring: Arc<Keyring>,
     identity: PortIdentity,
     incarnation: Incarnation,
     clock: HostClock,
@@ -227,7 +247,15 @@ impl Responder {
         let after = self.clocks.read();
         let suspends = self.suspends.count();
         for datagram in datagrams.drain(..) {
-            let message = match Message::parse(datagram.octets()) {
+            let (octets, seal) = match self.keyring.admit(datagram.octets()) {
+                Ok(admitted) => admitted,
+                Err(error) => {
+                    tracing::debug!(from = %datagram.from, %error, "refused");
+                    count(&self.counters.refused);
+                    continue;
+                }
+            };
+            let message = match Message::parse(octets) {
                 Ok(message) => message,
                 Err(error) => {
                     tracing::debug!(from = %datagram.from, %error, "not a PTP message");
@@ -252,9 +280,9 @@ impl Responder {
             let Some(extension) = self.extension(&received, suspends, wants_reading) else { continue };
             let body = Body::Response { received: self.wall(&received), requester: request.source };
             let header = Header { two_step: true, correction: 0, source: self.identity, ..request };
-            let octets = Message { header, body, extension }.encode();
-            let awaiting =
-                Awaiting { to: datagram.from, from: datagram.to, request, wants_reading, before: after };
+            let octets = authentication::encode(&Message { header, body, extension }, seal.as_ref());
+            let (to, from) = (datagram.from, datagram.to);
+            let awaiting = Awaiting { to, from, request, seal, wants_reading, before: after };
             match listening.endpoint.event.send(&octets, datagram.from, datagram.to) {
                 Ok(Some(number)) => {
                     listening.awaiting.insert(number, awaiting);
@@ -319,7 +347,7 @@ impl Responder {
         // Some networks correct the request on its way; the follow-up carries that back (IEEE 1588-2019 §11.4.2).
         let header = Header { two_step: false, source: self.identity, ..awaiting.request };
         let body = Body::FollowUp { sent: self.wall(&sent), requester: awaiting.request.source };
-        let octets = Message { header, body, extension }.encode();
+        let octets = authentication::encode(&Message { header, body, extension }, awaiting.seal.as_ref());
         // A requester at PTP's event port takes general messages at PTP's general port. One at any other port has only
         // that port, and a firewall or address translation on the way lets answers through to that one alone.
         let mut to = awaiting.to;
@@ -390,7 +418,8 @@ mod tests {
         let address = event.local_address();
         let incarnation = Incarnation::of_this_process().unwrap();
         let endpoint = Endpoint { event, general: None };
-        let module = Module::serve(vec![endpoint], 0, HostClock::real(), incarnation).unwrap();
+        let module =
+            Module::serve(vec![endpoint], Arc::default(), 0, HostClock::real(), incarnation).unwrap();
         let hosts = vec![HostConfig::new("a", address)];
         let config = ServerConfig { hosts, event_port: 0, ..ServerConfig::default() };
         let server = TimeServer::start(&config, incarnation).unwrap();

@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::authentication::{self, Association, Key};
 use crate::bound::{Assumptions, Window};
 use crate::clock::{pace_now, wall_now};
 use crate::exchange::{Backward, Exchange, Forward, StampClass};
@@ -86,6 +87,7 @@ fn assumptions() -> Assumptions {
 pub struct Probe {
     config: ProbeConfig,
     endpoint: Endpoint,
+    association: Option<Association>,
     sequence: u16,
     due: Nanos,
     plain: bool,
@@ -130,6 +132,7 @@ impl Probe {
             Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("1 ns to 1 min at 2 digits");
         Ok(Probe {
             endpoint: Endpoint::bind(any, config.event_port)?,
+            association: None,
             config,
             sequence: u16::from_be_bytes([high, low]),
             due: pace_now(),
@@ -141,6 +144,12 @@ impl Probe {
             sent: 0,
             lost: 0,
         })
+    }
+
+    /// Authenticates requests from here on, and takes only answers that are authenticated too: in linuxptp's form, which
+    /// modules speak as well.
+    pub fn authenticate(&mut self, key: Key) {
+        self.association = Some(Association::new(key, false));
     }
 
     /// Waits until the next exchange is due, makes it, and returns when it is answered or lost.
@@ -164,7 +173,9 @@ impl Probe {
         };
         // Answered without our TLV, we ask without: all messages are to be equally long.
         let extension = (!self.plain).then_some(Extension::Wanted);
-        let octets = Message { header, body: Body::Request, extension }.encode();
+        let request = Message { header, body: Body::Request, extension };
+        let seal = self.association.as_mut().map(Association::next);
+        let octets = authentication::encode(&request, seal.as_ref());
         let before = wall_now();
         self.sent += 1;
         self.lost += 1;
@@ -197,7 +208,13 @@ impl Probe {
         follow_up: &mut Option<(Time<Wall>, Option<StampClass>)>,
     ) {
         let arrived = Own::new(datagram.stamp, wall_now());
-        let Ok(message) = Message::parse(datagram.octets()) else { return };
+        let octets = datagram.octets();
+        let Ok(octets) =
+            self.association.as_ref().map_or(Ok(octets), |association| association.admit(octets))
+        else {
+            return;
+        };
+        let Ok(message) = Message::parse(octets) else { return };
         let ours = datagram.from.ip() == self.config.target.ip()
             && message.header.sequence == self.sequence
             && message.header.domain == self.config.domain;

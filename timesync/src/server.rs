@@ -14,6 +14,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub use record::State;
 
+use crate::authentication::Key;
 use crate::bound::{Assumptions, AsymmetryBudget};
 use crate::clock::ServerClock;
 use crate::identity::Incarnation;
@@ -26,7 +27,7 @@ use prober::{Command, Prober};
 pub(crate) use record::{Latest, Record};
 
 /// A host to be probed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct HostConfig {
     /// What people and orders call it.
     pub name: String,
@@ -36,18 +37,29 @@ pub struct HostConfig {
     pub assumptions: Assumptions,
     /// What its statistical bound assumes of its path.
     pub asymmetry: AsymmetryBudget,
+    /// The key that its answers must be authenticated with. None: whatever answers is believed.
+    pub key: Option<HostKey>,
+}
+
+/// The key that is shared with a host.
+#[derive(Clone, Debug)]
+pub struct HostKey {
+    /// The key.
+    pub key: Key,
+    /// A plain PTP daemon has it: one that knows no numbers in the authentication (see [`crate::authentication`]).
+    pub agentless: bool,
 }
 
 impl HostConfig {
     /// A host with the default assumptions.
     pub fn new(name: impl Into<String>, address: SocketAddr) -> Self {
         let (assumptions, asymmetry) = (Assumptions::default(), AsymmetryBudget::SmallestRoundTrip);
-        HostConfig { name: name.into(), address, assumptions, asymmetry }
+        HostConfig { name: name.into(), address, assumptions, asymmetry, key: None }
     }
 }
 
 /// How a server probes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// The hosts.
     pub hosts: Vec<HostConfig>,
@@ -201,6 +213,15 @@ impl TimeServer {
         let copies: Vec<_> =
             (0..self.shared.records.len()).map(|index| self.shared.record(index).clone()).collect();
         report::of(&copies, ServerClock.now(), self.confidence, self.shared.allow_simulated)
+    }
+
+    /// Whether nothing that the host answered was taken for `longer_than`, or ever.
+    pub fn is_unheard(&self, host: &str, longer_than: Nanos) -> bool {
+        let now = ServerClock.now();
+        self.shared.find(host).is_none_or(|index| {
+            let heard = self.shared.record(index).heard();
+            heard.is_none_or(|heard| now - heard > longer_than)
+        })
     }
 
     fn command(&self, command: Command) {

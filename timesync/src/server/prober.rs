@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::outstanding::{Outstanding, Responder};
 use super::{ServerConfig, Shared};
+use crate::authentication::{self, Association};
 use crate::clock::{Clocks, ServerClock, SuspendWatch, exact_sleeps};
 use crate::module::{StartError, source_is_trusted};
 use crate::socket::{Datagram, Endpoint};
@@ -69,6 +70,8 @@ struct Schedule {
     address: SocketAddr,
     endpoint: usize,
     sequence: u16,
+    /// What its answers must be authenticated with.
+    association: Option<Association>,
     outstanding: Option<(Outstanding, Time<Server>)>,
     /// When the next pair begins, or the burst's next exchange.
     due: Time<Server>,
@@ -116,6 +119,7 @@ impl Prober {
                 address: host.address,
                 endpoint: used.iter().position(|ip| ip.is_ipv4() == host.address.is_ipv4()).unwrap_or(0),
                 sequence: u16::from_be_bytes([a, b]),
+                association: host.key.clone().map(|key| Association::new(key.key, !key.agentless)),
                 outstanding: None,
                 // Spread over the interval, so that hosts do not answer all at once.
                 due: start + Nanos::new(pair_interval.get() / count * i),
@@ -210,7 +214,9 @@ impl Prober {
         // A plain responder answers without our TLV; so that all messages are equally long, so is the request.
         let asks = !host.plain || host.sequence.is_multiple_of(ASK_PLAIN_EVERY);
         let request = Message { header, body: Body::Request, extension: asks.then_some(Extension::Wanted) };
-        match self.endpoints[host.endpoint].event.send(&request.encode(), host.address, None) {
+        let seal = host.association.as_mut().map(Association::next);
+        let octets = authentication::encode(&request, seal.as_ref());
+        match self.endpoints[host.endpoint].event.send(&octets, host.address, None) {
             Ok(number) => {
                 let outstanding = Outstanding::new(host.sequence, number, before);
                 host.outstanding = Some((outstanding, now + self.timeout));
@@ -245,7 +251,15 @@ impl Prober {
         let Some(&index) = self.by_address.get(&datagram.from) else { return };
         let host = &mut self.hosts[index];
         let Some((request, _)) = &mut host.outstanding else { return };
-        let message = match Message::parse(datagram.octets()) {
+        let octets =
+            match host.association.as_ref().map_or(Ok(datagram.octets()), |a| a.admit(datagram.octets())) {
+                Ok(octets) => octets,
+                Err(why) => {
+                    self.shared.record(index).refuse(ServerClock.now(), why);
+                    return;
+                }
+            };
+        let message = match Message::parse(octets) {
             Ok(message) => message,
             Err(error) => {
                 tracing::debug!(from = %datagram.from, %error, "not an answer");

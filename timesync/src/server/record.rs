@@ -4,6 +4,7 @@ use hdrhistogram::Histogram;
 
 use super::HostConfig;
 use super::outstanding::{Outcome, Responder};
+use crate::authentication::Refused;
 use crate::bound::{Assumptions, Window, WindowError};
 use crate::exchange::{StampClass, WallReading};
 use crate::source::{Observation, Unobserved};
@@ -42,6 +43,8 @@ pub struct Record {
     latest: Option<Latest>,
     /// When the newest answer's request left.
     heard: Option<Time<Server>>,
+    /// When an answer was last refused, because it was not authenticated with the host's key.
+    refused_at: Option<Time<Server>>,
     /// Of full exchanges since the last reset, in ns.
     pub round_trips: Histogram<u64>,
     /// Exchanges that gave at least a half.
@@ -50,6 +53,8 @@ pub struct Record {
     pub lost: u64,
     /// How often the exchanges contradicted the assumptions.
     pub broken: u64,
+    /// Answers that were refused, because they were not authenticated with the host's key.
+    pub refused: u64,
 }
 
 /// The newest exchange that gave anything.
@@ -75,6 +80,8 @@ pub enum State {
     Ok,
     /// No answer, ever or lately.
     Silent,
+    /// It answers, but not authenticated with its key.
+    Unauthenticated,
     /// It answers without our module.
     Agentless,
     /// Its clock is simulated, and the server was not told to accept that.
@@ -97,10 +104,12 @@ impl Record {
             unsettled: (SETTLED_AFTER, Reset::Announced),
             latest: None,
             heard: None,
+            refused_at: None,
             round_trips: round_trips(),
             exchanges: 0,
             lost: 0,
             broken: 0,
+            refused: 0,
         }
     }
 
@@ -148,6 +157,20 @@ impl Record {
         self.lost += 1;
     }
 
+    /// Counts an answer that was not authenticated with the host's key. It changes nothing else.
+    pub fn refuse(&mut self, now: Time<Server>, why: Refused) {
+        self.refused += 1;
+        if self.refused_at.is_none_or(|before| now - before > SILENT_AFTER) {
+            tracing::warn!(host = self.config.name, refused = self.refused, "an answer was refused: {why}");
+        }
+        self.refused_at = Some(now);
+    }
+
+    /// When the newest answer that was taken had been asked for.
+    pub fn heard(&self) -> Option<Time<Server>> {
+        self.heard
+    }
+
     /// The server's own timeline has become another one: it was suspended, or its clock source changed.
     pub fn server_changed(&mut self, trusted: bool) {
         self.server_trusted = trusted;
@@ -179,8 +202,9 @@ impl Record {
 
     /// The state at the server's instant `now`.
     pub fn state(&self, now: Time<Server>, allow_simulated: bool) -> State {
-        if self.heard.is_none_or(|heard| now - heard > SILENT_AFTER) {
-            return State::Silent;
+        let lately = |at: Option<Time<Server>>| at.is_some_and(|at| now - at <= SILENT_AFTER);
+        if !lately(self.heard) {
+            return if lately(self.refused_at) { State::Unauthenticated } else { State::Silent };
         }
         match (self.responder, self.unsettled) {
             (None, _) => State::Silent,
@@ -208,6 +232,7 @@ impl Record {
                 Ok(Observation { window: window.clone(), incarnation, timestamps: latest.class })
             }
             (State::Silent, ..) => Err(Unobserved::Silent(name())),
+            (State::Unauthenticated, ..) => Err(Unobserved::Unauthenticated(name())),
             (State::Agentless, ..) => Err(Unobserved::Agentless(name())),
             (State::Simulated, ..) => Err(Unobserved::Simulated(name())),
             _ => Err(Unobserved::Unsettled(name())),
