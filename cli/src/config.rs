@@ -109,12 +109,21 @@ pub struct HostEntry {
     /// A plain PTP responder, without `coeval host`. Default false.
     #[serde(default)]
     pub agentless: bool,
+    /// A file with the key that time exchanges are authenticated with, as linuxptp's `sa_file`: for stock PTP daemons, and
+    /// where there is no [tls]. Default: a key for this run, handed out over the control plane, where that is HTTPS; none
+    /// elsewhere.
+    #[serde(default)]
+    pub time_key: Option<PathBuf>,
     /// A known minimum of the delay from server to host; a named assumption of the hard bound. Default 0.
     #[serde(default, deserialize_with = "deserialize_duration")]
     pub min_forward: Nanos,
     /// A known minimum of the delay from host to server; a named assumption of the hard bound. Default 0.
     #[serde(default, deserialize_with = "deserialize_duration")]
     pub min_backward: Nanos,
+    /// Believe the packets' correctionFields: the path's transparent clocks are one-step ones and tell the truth; a named
+    /// assumption of the hard bound. No key protects these fields. Default false.
+    #[serde(default)]
+    pub trust_correction: bool,
     /// The largest difference between the two directions' usual delays. Default: the smallest round trip.
     #[serde(default, deserialize_with = "deserialize_some_duration")]
     pub asymmetry: Option<Nanos>,
@@ -139,6 +148,9 @@ pub struct HostConfig {
     pub time: SocketAddr,
     /// PTP domain, 0 ..= 255. Default 0.
     pub domain: u8,
+    /// A file with the key that time exchanges must be authenticated with, as linuxptp's `sa_file`. Default: none but those
+    /// that servers hand out over the control plane, where that is HTTPS. With any key, others are not answered.
+    pub time_key: Option<PathBuf>,
     /// Where its NBD server listens: `tcp://ADDRESS:PORT` or `unix:///PATH`. Default `tcp://127.0.0.1:10809`.
     #[serde(deserialize_with = "endpoints")]
     pub nbd: Vec<Endpoint>,
@@ -161,6 +173,7 @@ impl Default for HostConfig {
             listen: loopback(HOST_PORT),
             time: SocketAddr::from((Ipv4Addr::UNSPECIFIED, EVENT_PORT)),
             domain: 0,
+            time_key: None,
             nbd: vec![Endpoint::Tcp(loopback(NBD_PORT))],
             volumes: PathBuf::from("/var/lib/coeval/volumes"),
             max_stretch: Nanos::from_millis(100),
@@ -290,9 +303,12 @@ impl ServerConfig {
                 rate_ppb: host.rate_ppm.saturating_mul(1_000),
                 min_forward: host.min_forward,
                 min_backward: host.min_backward,
+                trust_correction: host.trust_correction,
                 ..Assumptions::default()
             },
             asymmetry: host.asymmetry.map_or(AsymmetryBudget::SmallestRoundTrip, AsymmetryBudget::Configured),
+            // See `keys::assign`.
+            key: None,
         };
         server::ServerConfig {
             hosts: self.hosts.iter().map(host).collect(),

@@ -14,6 +14,7 @@ pub mod messages;
 pub mod nbd;
 pub mod orders;
 pub mod remote;
+pub mod time_keys;
 pub mod volume;
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 pub mod authentication;
 pub mod bound;
 pub mod clock;
+pub mod correction;
 pub mod exchange;
 pub mod identity;
 pub mod module;

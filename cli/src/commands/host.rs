@@ -6,6 +6,8 @@ use snapshot::agent;
 use snapshot::host::{HostOptions, HostService};
 use snapshot::http::Listener;
 use snapshot::nbd::{self, Endpoint};
+use snapshot::time_keys;
+use timesync::authentication::Keyring;
 use timesync::clock::HostClock;
 use timesync::identity::Incarnation;
 use timesync::module::{Module, ModuleConfig};
@@ -14,6 +16,7 @@ use super::{Failure, daemon};
 use crate::args::HostArgs;
 use crate::cluster::HostReady;
 use crate::config::{self, HostConfig};
+use crate::keys;
 
 /// Runs a host until a signal stops it.
 ///
@@ -26,6 +29,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
         None => HostClock::real(),
         Some(spec) => HostClock::simulated(spec.parse()?),
     };
+    let time_key = config.time_key.as_deref().map(keys::read).transpose()?;
     if daemon_args.check {
         return super::print("the configuration is valid");
     }
@@ -52,13 +56,18 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
         event_port: config.time.port(),
         domain: config.domain,
     };
-    let module = Module::start(&module_config, clock, incarnation)?;
+    let keyring = Arc::new(Keyring::new(time_key));
+    let module = Module::start_authenticated(&module_config, Arc::clone(&keyring), clock, incarnation)?;
     let time = *module.addresses().first().ok_or("the time module listens nowhere")?;
 
     let ready = HostReady { control: listener.url(), time, nbd: endpoints };
     daemon::ready(&ready)?;
     tracing::info!(name = config.name, control = ready.control, time = %ready.time, nbd = ?ready.nbd, "ready");
-    daemon::serve(listener, agent::router(service, simulation)).await?;
+    let mut router = agent::router(service, simulation);
+    if config.tls.is_some() {
+        router = router.merge(time_keys::router(keyring));
+    }
+    daemon::serve(listener, router).await?;
     // The NBD server first: its clients see the end of the stream, and no request is under way when the rest goes.
     drop(nbd_server);
     drop(module);

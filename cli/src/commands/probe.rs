@@ -11,6 +11,7 @@ use timesync::wire::EVENT_PORT;
 
 use super::{Failure, Finding, print, print_json, word};
 use crate::args::ProbeArgs;
+use crate::keys;
 use crate::units::{format_offset, format_unsigned};
 
 /// An answer that takes longer is lost.
@@ -40,6 +41,7 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
     if args.targets.len() > 1 && args.count.is_none() {
         return Err("with several targets, say how many exchanges with each: --count N".into());
     }
+    let key = args.key.as_deref().map(keys::read).transpose()?;
     let interrupts = Interrupts::new()?;
     let mut finding = Finding::Good;
     for target in &args.targets {
@@ -51,6 +53,9 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
             timeout: TIMEOUT,
         };
         let mut probe = Probe::open(config)?;
+        if let Some(key) = &key {
+            probe.authenticate(key.clone());
+        }
         let mut left = args.count;
         while left != Some(0) && !interrupts.came() {
             let probed = probe.exchange().map_err(|error| format!("cannot reach {target}: {error}"))?;

@@ -6,14 +6,20 @@ use snapshot::api;
 use snapshot::catalogue::Catalogue;
 use snapshot::coordinator::{Coordinator, Options};
 use snapshot::http::{Connector, Listener};
-use snapshot::remote::HostEndpoint;
+use snapshot::remote::{HostEndpoint, RemoteHost};
+use snapshot::time_keys;
 use timesync::identity::Incarnation;
 use timesync::server::TimeServer;
+use timesync::time::Nanos;
 
 use super::{Failure, daemon};
 use crate::args::{DaemonArgs, ServerArgs};
 use crate::cluster::ServerReady;
 use crate::config::{self, ServerConfig};
+use crate::keys::{self, Handing};
+
+/// A host that did not answer for so long, at no less than two exchanges a second, has probably lost its key.
+const UNHEARD_AFTER: Nanos = Nanos::from_millis(1_500);
 
 /// Runs the time-sync server and the coordinator until a signal stops them.
 ///
@@ -22,6 +28,8 @@ use crate::config::{self, ServerConfig};
 pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     let simulation = args.simulation;
     let (daemon_args, config) = configure(args)?;
+    let mut time_config = config.time_server(simulation);
+    let handings = keys::assign(&config, &mut time_config)?;
     if daemon_args.check {
         return super::print("the configuration is valid");
     }
@@ -34,7 +42,7 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
 
     let listener = Listener::bind(config.listen, config.tls.as_ref(), config.insecure)?;
     let catalogue = Arc::new(Catalogue::open(&config.state)?);
-    let time = Arc::new(TimeServer::start(&config.time_server(simulation), Incarnation::of_this_process()?)?);
+    let time = Arc::new(TimeServer::start(&time_config, Incarnation::of_this_process()?)?);
     let options =
         Options { lead: config.cut.lead, attempts: config.cut.attempts, simulation, ..Options::default() };
     let connector = Connector::new(config.tls.as_ref(), config.insecure)?;
@@ -47,6 +55,11 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
         .collect();
     let coordinator = Coordinator::new(time.clone(), &endpoints, catalogue, &connector, options)?;
     coordinator.recover().await?;
+    for Handing { host, key } in handings {
+        let remote = RemoteHost::new(&connector, &host, options.limits)?;
+        let time = Arc::clone(&time);
+        tokio::spawn(time_keys::hand_out(remote, key, move || time.is_unheard(&host.name, UNHEARD_AFTER)));
+    }
 
     let ready = ServerReady { api: listener.url() };
     daemon::ready(&ready)?;

@@ -1,6 +1,7 @@
 //! One exchange on its way: what came of it so far.
 
 use crate::clock::ServerClock;
+use crate::correction::Corrections;
 use crate::exchange::{Backward, Exchange, Forward, StampClass, WallReading};
 use crate::identity::Incarnation;
 use crate::time::{Host, Nanos, Server, Span, Time, Wall};
@@ -27,6 +28,8 @@ struct Response {
     stamps: (Stamp, Stamp),
     /// t2.
     received: Time<Wall>,
+    /// The way back's.
+    correction: i64,
     responder: Responder,
     reading: Option<Reading>,
 }
@@ -35,6 +38,8 @@ struct Response {
 struct FollowUp {
     /// t3.
     sent: Time<Wall>,
+    /// The way there's.
+    correction: i64,
     responder: Responder,
     reading: Option<Reading>,
 }
@@ -62,6 +67,8 @@ pub enum Responder {
 pub struct Outcome {
     /// Both halves, or the forward one.
     pub exchange: Exchange,
+    /// What transparent clocks said of its packets. The exchange is as measured, without regard to this.
+    pub corrections: Corrections,
     /// Who answered.
     pub responder: Responder,
     /// The server's wall clock when the request left.
@@ -104,6 +111,7 @@ impl Outstanding {
                 simulated: reading.simulated,
                 trusted_source: reading.trusted_source,
             });
+        let correction = message.header.correction;
         match message.body {
             Body::Response { received, requester: named }
                 if named == requester && self.response.is_none() =>
@@ -112,11 +120,11 @@ impl Outstanding {
                     Stamp::sent(self.sent, &self.before, after),
                     Stamp::received(stamp, &self.before, after),
                 );
-                self.response = Some(Response { stamps, received, responder, reading });
+                self.response = Some(Response { stamps, received, correction, responder, reading });
                 true
             }
             Body::FollowUp { sent, requester: named } if named == requester && self.follow_up.is_none() => {
-                self.follow_up = Some(FollowUp { sent, responder, reading });
+                self.follow_up = Some(FollowUp { sent, correction, responder, reading });
                 true
             }
             _ => false,
@@ -149,6 +157,10 @@ impl Outstanding {
                     sent: on_host_timeline(follow_up.sent, follow_up.reading),
                     received: ServerClock.span(t4.raw),
                 }),
+            },
+            corrections: Corrections {
+                forward: follow_up.map_or(0, |follow_up| follow_up.correction),
+                backward: response.correction,
             },
             responder: response.responder,
             server_wall: WallReading { wall: t1.wall, at: sent_on_server },

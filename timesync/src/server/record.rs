@@ -6,7 +6,7 @@ use super::HostConfig;
 use super::outstanding::{Outcome, Responder};
 use crate::authentication::Refused;
 use crate::bound::{Assumptions, Window, WindowError};
-use crate::exchange::{StampClass, WallReading};
+use crate::exchange::{Exchange, StampClass, WallReading};
 use crate::source::{Observation, Unobserved};
 use crate::time::{Host, Nanos, Server, Time};
 
@@ -94,7 +94,8 @@ pub enum State {
 
 impl Record {
     /// A host that nothing is known of, with a window for `capacity` exchanges.
-    pub fn new(config: HostConfig, capacity: usize, server_trusted: bool) -> Self {
+    pub fn new(mut config: HostConfig, capacity: usize, server_trusted: bool) -> Self {
+        config.assumptions.authenticated = config.key.is_some();
         Record {
             window: Window::new(config.assumptions, capacity),
             config,
@@ -129,8 +130,9 @@ impl Record {
         }
         self.exchanges += 1;
         self.heard = Some(outcome.server_wall.at.latest);
-        self.window.push(&outcome.exchange);
-        let Some(round_trip) = outcome.exchange.round_trip() else {
+        let Some(exchange) = self.corrected(outcome) else { return };
+        self.window.push(&exchange);
+        let Some(round_trip) = exchange.round_trip() else {
             self.lost += 1;
             return;
         };
@@ -152,6 +154,22 @@ impl Record {
         }
     }
 
+    /// The exchange as the bound is to take it; none, and counted as lost, where it trusts corrections that cannot be true.
+    fn corrected(&mut self, outcome: &Outcome) -> Option<Exchange> {
+        let assumptions = self.window.assumptions();
+        if !assumptions.trust_correction {
+            return Some(outcome.exchange);
+        }
+        match outcome.corrections.apply(&outcome.exchange, assumptions.rate_ppb) {
+            Ok(exchange) => Some(exchange),
+            Err(why) => {
+                tracing::warn!(host = self.config.name, corrections = ?outcome.corrections, "{why}");
+                self.lost += 1;
+                None
+            }
+        }
+    }
+
     /// Counts an exchange that nothing came of.
     pub fn lose(&mut self) {
         self.lost += 1;
@@ -160,6 +178,10 @@ impl Record {
     /// Counts an answer that was not authenticated with the host's key. It changes nothing else.
     pub fn refuse(&mut self, now: Time<Server>, why: Refused) {
         self.refused += 1;
+        if why == Refused::Replayed {
+            // By somebody with the key, so it says nothing against the host: mostly it is just late.
+            return;
+        }
         if self.refused_at.is_none_or(|before| now - before > SILENT_AFTER) {
             tracing::warn!(host = self.config.name, refused = self.refused, "an answer was refused: {why}");
         }
@@ -253,6 +275,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::correction::Corrections;
     use crate::exchange::{Backward, Exchange, Forward};
     use crate::identity::{BootId, Incarnation, ProcessId};
     use crate::time::Span;
@@ -281,6 +304,7 @@ mod tests {
                 forward: Some(Forward { sent: server(at), received: host(at + 400) }),
                 backward: Some(Backward { sent: host(at + 500), received: server(at + 900) }),
             },
+            corrections: Corrections::default(),
             responder,
             server_wall: WallReading { wall: Time::from_nanos(at), at: server(at) },
             host_wall: WallReading { wall: Time::from_nanos(at), at: host(at + 400) },
@@ -371,6 +395,49 @@ mod tests {
         let now = feed(&mut record, SECOND, 9, 5_000, lying);
         assert_eq!(record.observe(now, false).unwrap_err(), Unobserved::Simulated("a".into()));
         assert!(record.observe(now, true).is_ok());
+    }
+
+    #[test]
+    fn corrections_narrow_the_bound_only_where_they_are_trusted_and_can_be_true() {
+        let width = |trust_correction, forward: i64| {
+            let mut record = record();
+            let assumptions = Assumptions { trust_correction, ..Assumptions::default() };
+            record.config.assumptions = assumptions;
+            for i in 0..9 {
+                let mut outcome = outcome((1 + i) * SECOND, 5_000, module(1, 0));
+                outcome.corrections.forward = forward << 16;
+                record.complete(&outcome);
+            }
+            let bound = record
+                .observe(Time::from_nanos(9 * SECOND), false)
+                .ok()?
+                .window
+                .hard(Time::from_nanos(9 * SECOND));
+            Some((bound.unwrap().half_width().get(), record.lost))
+        };
+        let plain = width(false, 0).unwrap();
+        assert_eq!(width(false, 300), Some(plain), "not regarded");
+        assert_eq!(width(false, -1), Some(plain), "not regarded either");
+        assert!(width(true, 300).unwrap().0 <= plain.0 - 140);
+        assert_eq!(width(true, -1), None, "refused");
+        assert_eq!(width(true, 5_000), None, "longer than the round trip");
+    }
+
+    #[test]
+    fn what_a_host_is_refused_for_is_said() {
+        let mut record = record();
+        let at = Time::from_nanos(SECOND);
+        record.refuse(at, Refused::Replayed);
+        assert_eq!(record.state(at, false), State::Silent, "an answer that is late says nothing of the host");
+        record.refuse(at, Refused::Missing);
+        assert_eq!((record.state(at, false), record.refused), (State::Unauthenticated, 2));
+        assert_eq!(record.observe(at, false).unwrap_err(), Unobserved::Unauthenticated("a".into()));
+        let later = at + SILENT_AFTER + SILENT_AFTER;
+        assert_eq!(record.state(later, false), State::Silent);
+        // Forgeries beside true answers change nothing.
+        let now = feed(&mut record, 20 * SECOND, 9, 5_000, module(1, 0));
+        record.refuse(now, Refused::Forged);
+        assert_eq!(record.state(now, false), State::Ok);
     }
 
     #[test]
