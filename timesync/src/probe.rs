@@ -224,10 +224,14 @@ impl Probe {
         };
         match message.body {
             Body::Response { received, requester }
-                if ours && requester == REQUESTER && response.is_none() =>
+                if ours && requester == REQUESTER && response.is_none() && received.as_nanos() != 0 =>
             {
                 self.plain = class.is_none();
                 *response = Some((received, arrived, class));
+                if !message.header.two_step {
+                    // No follow-up comes, and it left no earlier than the request arrived.
+                    *follow_up = Some((received, class));
+                }
             }
             Body::FollowUp { sent, requester } if ours && requester == REQUESTER && follow_up.is_none() => {
                 *follow_up = Some((sent, class));
