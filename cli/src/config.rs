@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use snapshot::http::TlsFiles;
 use snapshot::nbd::Endpoint;
 use timesync::bound::{Assumptions, AsymmetryBudget};
+use timesync::net_sync::Mechanism;
 use timesync::server;
 use timesync::time::Nanos;
 use timesync::wire::EVENT_PORT;
@@ -109,6 +110,10 @@ pub struct HostEntry {
     /// A plain PTP responder, without `coeval host`. Default false.
     #[serde(default)]
     pub agentless: bool,
+    /// How it is asked: `peer-delay`, or `net-sync` for a stock ptp4l that measures end to end and has hybrid_e2e and
+    /// net_sync_monitor set. Default `peer-delay`.
+    #[serde(default)]
+    pub mechanism: Mechanism,
     /// A file with the key that time exchanges are authenticated with, as linuxptp's `sa_file`: for stock PTP daemons, and
     /// where there is no [tls]. Default: a key for this run, handed out over the control plane, where that is HTTPS; none
     /// elsewhere.
@@ -285,6 +290,13 @@ impl ServerConfig {
                     );
                     return Err(ConfigError::Invalid(what));
                 }
+                _ if !host.agentless && host.mechanism == Mechanism::NetSync => {
+                    let what = format!(
+                        "host {}: mechanism net-sync is for stock daemons; `coeval host` speaks peer-delay",
+                        host.name
+                    );
+                    return Err(ConfigError::Invalid(what));
+                }
                 Some(url) if !(url.starts_with("https://") || url.starts_with("http://")) => {
                     let what =
                         format!("host {}: control = \"{url}\" is no http:// or https:// URL", host.name);
@@ -311,6 +323,7 @@ impl ServerConfig {
                 ..Assumptions::default()
             },
             asymmetry: host.asymmetry.map_or(AsymmetryBudget::SmallestRoundTrip, AsymmetryBudget::Configured),
+            mechanism: host.mechanism,
             // See `keys::assign`.
             key: None,
         };

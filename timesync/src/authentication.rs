@@ -31,7 +31,7 @@ pub use association::Association;
 pub use key_file::KeyFileError;
 pub use keyring::{Keyring, SessionKey};
 
-use crate::wire::{EXTENDED_LEN, Message, PLAIN_LEN};
+use crate::wire::{self, EXTENDED_LEN, Message};
 
 const TLV_TYPE: u16 = 0x8009;
 const HEAD_LEN: usize = 4;
@@ -135,7 +135,7 @@ impl<'a> Tlv<'a> {
         let length = datagram.get(LENGTH_FIELD..LENGTH_FIELD + 2).ok_or(Refused::Form)?;
         let said = usize::from(u16::from_be_bytes([length[0], length[1]]));
         let message = datagram.get(..said).ok_or(Refused::Form)?;
-        let mut rest = message.get(PLAIN_LEN..).ok_or(Refused::Form)?;
+        let mut rest = message.get(wire::plain_len(datagram[0])..).ok_or(Refused::Form)?;
         while !rest.is_empty() {
             let ([a, b, c, d], behind) = rest.split_first_chunk::<HEAD_LEN>().ok_or(Refused::Form)?;
             let len = usize::from(u16::from_be_bytes([*c, *d]));

@@ -10,6 +10,7 @@ pub mod correction;
 pub mod exchange;
 pub mod identity;
 pub mod module;
+pub mod net_sync;
 pub mod probe;
 pub mod report;
 pub mod server;

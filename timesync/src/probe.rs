@@ -15,6 +15,7 @@ use crate::authentication::{self, Association, Key};
 use crate::bound::{Assumptions, Window};
 use crate::clock::{pace_now, wall_now};
 use crate::exchange::{Backward, Exchange, Forward, StampClass};
+use crate::net_sync::{Mechanism, Replies};
 use crate::report::RoundTrips;
 use crate::socket::{Datagram, Endpoint, SocketError};
 use crate::time::{Host, Nanos, Server, Span, Time, Wall};
@@ -88,6 +89,7 @@ pub struct Probe {
     config: ProbeConfig,
     endpoint: Endpoint,
     association: Option<Association>,
+    mechanism: Mechanism,
     sequence: u16,
     due: Nanos,
     plain: bool,
@@ -133,6 +135,7 @@ impl Probe {
         Ok(Probe {
             endpoint: Endpoint::bind(any, config.event_port)?,
             association: None,
+            mechanism: Mechanism::PeerDelay,
             config,
             sequence: u16::from_be_bytes([high, low]),
             due: pace_now(),
@@ -144,6 +147,11 @@ impl Probe {
             sent: 0,
             lost: 0,
         })
+    }
+
+    /// Asks in this way from here on; by peer delay at first.
+    pub fn ask_by(&mut self, mechanism: Mechanism) {
+        self.mechanism = mechanism;
     }
 
     /// Authenticates requests from here on, and takes only answers that are authenticated too: in linuxptp's form, which
@@ -172,8 +180,10 @@ impl Probe {
             sequence: self.sequence,
         };
         // Answered without our TLV, we ask without: all messages are to be equally long.
-        let extension = (!self.plain).then_some(Extension::Wanted);
-        let request = Message { header, body: Body::Request, extension };
+        let net_sync = self.mechanism == Mechanism::NetSync;
+        let extension = (!self.plain && !net_sync).then_some(Extension::Wanted);
+        let request = Message { header, body: self.mechanism.request(), extension };
+        let mut replies = net_sync.then(|| Replies::new(REQUESTER, self.sequence));
         let seal = self.association.as_mut().map(Association::next);
         let octets = authentication::encode(&request, seal.as_ref());
         let before = wall_now();
@@ -187,7 +197,7 @@ impl Probe {
         let mut datagrams = Vec::new();
         loop {
             for datagram in datagrams.drain(..) {
-                self.take(&datagram, &mut response, &mut follow_up);
+                self.take(&datagram, &mut replies, &mut response, &mut follow_up);
             }
             if let (Some((received, t4, near)), Some((sent, far))) = (response, follow_up) {
                 let kernel = self.stamp.filter(|(of, _)| Some(*of) == number).map(|(_, at)| at);
@@ -204,10 +214,11 @@ impl Probe {
     fn take(
         &mut self,
         datagram: &Datagram,
+        replies: &mut Option<Replies>,
         response: &mut Option<(Time<Wall>, Own, Option<StampClass>)>,
         follow_up: &mut Option<(Time<Wall>, Option<StampClass>)>,
     ) {
-        let arrived = Own::new(datagram.stamp, wall_now());
+        let now = wall_now();
         let octets = datagram.octets();
         let Ok(octets) =
             self.association.as_ref().map_or(Ok(octets), |association| association.admit(octets))
@@ -215,9 +226,26 @@ impl Probe {
             return;
         };
         let Ok(message) = Message::parse(octets) else { return };
-        let ours = datagram.from.ip() == self.config.target.ip()
-            && message.header.sequence == self.sequence
-            && message.header.domain == self.config.domain;
+        if datagram.from.ip() != self.config.target.ip() || message.header.domain != self.config.domain {
+            return;
+        }
+        let answers = match replies {
+            Some(replies) => replies.take(&message, datagram.stamp),
+            None => vec![(message, datagram.stamp)],
+        };
+        for (answer, stamp) in answers {
+            self.take_answer(&answer, Own::new(stamp, now), response, follow_up);
+        }
+    }
+
+    fn take_answer(
+        &mut self,
+        message: &Message,
+        arrived: Own,
+        response: &mut Option<(Time<Wall>, Own, Option<StampClass>)>,
+        follow_up: &mut Option<(Time<Wall>, Option<StampClass>)>,
+    ) {
+        let ours = message.header.sequence == self.sequence;
         let class = match message.extension {
             Some(Extension::Reading(reading)) => Some(reading.class),
             _ => None,

@@ -19,6 +19,7 @@ use crate::bound::{Assumptions, AsymmetryBudget};
 use crate::clock::ServerClock;
 use crate::identity::Incarnation;
 use crate::module::{StartError, source_is_trusted};
+use crate::net_sync::Mechanism;
 use crate::report::{self, Report};
 use crate::source::{Observation, SkewSource, Unobserved};
 use crate::time::{Nanos, Server, Time};
@@ -37,6 +38,8 @@ pub struct HostConfig {
     pub assumptions: Assumptions,
     /// What its statistical bound assumes of its path.
     pub asymmetry: AsymmetryBudget,
+    /// How it is asked.
+    pub mechanism: Mechanism,
     /// The key that its answers must be authenticated with. None: whatever answers is believed.
     pub key: Option<HostKey>,
 }
@@ -54,7 +57,8 @@ impl HostConfig {
     /// A host with the default assumptions.
     pub fn new(name: impl Into<String>, address: SocketAddr) -> Self {
         let (assumptions, asymmetry) = (Assumptions::default(), AsymmetryBudget::SmallestRoundTrip);
-        HostConfig { name: name.into(), address, assumptions, asymmetry, key: None }
+        let mechanism = Mechanism::PeerDelay;
+        HostConfig { name: name.into(), address, assumptions, asymmetry, mechanism, key: None }
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
+use timesync::net_sync::Mechanism;
 use timesync::probe::{Answer, Probe, ProbeConfig, Probed, Summary};
 use timesync::time::Nanos;
 use timesync::wire::EVENT_PORT;
@@ -53,6 +54,9 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
             timeout: TIMEOUT,
         };
         let mut probe = Probe::open(config)?;
+        if args.net_sync {
+            probe.ask_by(Mechanism::NetSync);
+        }
         if let Some(key) = &key {
             probe.authenticate(key.clone());
         }

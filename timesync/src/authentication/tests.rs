@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::time::Time;
-use crate::wire::{Body, Extension, Header, PortIdentity};
+use crate::wire::{Body, Extension, Header, PLAIN_LEN, PortIdentity};
 
 const SECRET: [u8; 32] = {
     let mut secret = [0; 32];

@@ -18,10 +18,11 @@ use super::{ServerConfig, Shared};
 use crate::authentication::{self, Association};
 use crate::clock::{Clocks, ServerClock, SuspendWatch, exact_sleeps};
 use crate::module::{StartError, source_is_trusted};
+use crate::net_sync::{Mechanism, Replies};
 use crate::socket::{Datagram, Endpoint};
 use crate::time::{Nanos, Server, Time};
 use crate::translate::ClockReading;
-use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, REQUESTER};
+use crate::wire::{EVENT_PORT, Extension, GENERAL_PORT, Header, Message, REQUESTER};
 
 /// What the probing thread is told.
 #[derive(Debug)]
@@ -70,6 +71,9 @@ struct Schedule {
     address: SocketAddr,
     endpoint: usize,
     sequence: u16,
+    mechanism: Mechanism,
+    /// Of the request on its way, where the host is asked as a NetSync monitor.
+    replies: Option<Replies>,
     /// What its answers must be authenticated with.
     association: Option<Association>,
     outstanding: Option<(Outstanding, Time<Server>)>,
@@ -119,6 +123,8 @@ impl Prober {
                 address: host.address,
                 endpoint: used.iter().position(|ip| ip.is_ipv4() == host.address.is_ipv4()).unwrap_or(0),
                 sequence: u16::from_be_bytes([a, b]),
+                mechanism: host.mechanism,
+                replies: None,
                 association: host.key.clone().map(|key| Association::new(key.key, !key.agentless)),
                 outstanding: None,
                 // Spread over the interval, so that hosts do not answer all at once.
@@ -212,8 +218,11 @@ impl Prober {
             sequence: host.sequence,
         };
         // A plain responder answers without our TLV; so that all messages are equally long, so is the request.
-        let asks = !host.plain || host.sequence.is_multiple_of(ASK_PLAIN_EVERY);
-        let request = Message { header, body: Body::Request, extension: asks.then_some(Extension::Wanted) };
+        let net_sync = host.mechanism == Mechanism::NetSync;
+        host.replies = net_sync.then(|| Replies::new(REQUESTER, host.sequence));
+        let asks = !net_sync && (!host.plain || host.sequence.is_multiple_of(ASK_PLAIN_EVERY));
+        let body = host.mechanism.request();
+        let request = Message { header, body, extension: asks.then_some(Extension::Wanted) };
         let seal = host.association.as_mut().map(Association::next);
         let octets = authentication::encode(&request, seal.as_ref());
         match self.endpoints[host.endpoint].event.send(&octets, host.address, None) {
@@ -266,8 +275,17 @@ impl Prober {
                 return;
             }
         };
-        let fits = message.header.domain == self.domain
-            && request.accept(&message, REQUESTER, datagram.stamp, after);
+        if message.header.domain != self.domain {
+            return;
+        }
+        let mut accept = |answer: &Message, stamp| request.accept(answer, REQUESTER, stamp, after);
+        let fits = match &mut host.replies {
+            None => accept(&message, datagram.stamp),
+            Some(replies) => replies
+                .take(&message, datagram.stamp)
+                .iter()
+                .fold(false, |any, (answer, stamp)| accept(answer, *stamp) | any),
+        };
         if fits && request.is_complete() {
             self.finish(index);
         }
