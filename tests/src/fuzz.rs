@@ -25,8 +25,11 @@ use timesync::exchange::{Backward, Exchange, Forward};
 use timesync::time::{Nanos, Span, Time};
 use timesync::wire::Message;
 
+/// What a fuzzer calls with octets of its own making.
+pub type Target = fn(&[u8]);
+
 /// The targets, by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("wire", wire),
     ("authentication", authentication),
     ("exchanges", exchanges),

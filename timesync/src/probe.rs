@@ -184,7 +184,7 @@ impl Probe {
         let extension = (!self.plain && !net_sync).then_some(Extension::Wanted);
         let request = Message { header, body: self.mechanism.request(), extension };
         let mut replies = net_sync.then(|| Replies::new(REQUESTER, self.sequence));
-        let seal = self.association.as_mut().map(Association::next);
+        let seal = self.association.as_mut().map(Association::next_request);
         let octets = authentication::encode(&request, seal.as_ref());
         let before = wall_now();
         self.sent += 1;

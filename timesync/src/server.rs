@@ -219,13 +219,13 @@ impl TimeServer {
         report::of(&copies, ServerClock.now(), self.confidence, self.shared.allow_simulated)
     }
 
-    /// Whether nothing that the host answered was taken for `longer_than`, or ever.
-    pub fn is_unheard(&self, host: &str, longer_than: Nanos) -> bool {
-        let now = ServerClock.now();
-        self.shared.find(host).is_none_or(|index| {
-            let heard = self.shared.record(index).heard();
-            heard.is_none_or(|heard| now - heard > longer_than)
-        })
+    /// A question to be asked again and again: was nothing that the host answered taken for so long, or ever?
+    pub fn unheard(&self, host: &str) -> impl Fn(Nanos) -> bool + Send + use<> {
+        let (shared, index) = (Arc::clone(&self.shared), self.shared.find(host));
+        move |longer_than| {
+            let heard = index.and_then(|index| shared.record(index).heard());
+            heard.is_none_or(|heard| ServerClock.now() - heard > longer_than)
+        }
     }
 
     fn command(&self, command: Command) {

@@ -87,7 +87,7 @@ fn a_server_with_a_key_believes_no_host_without_it_and_says_so() {
     });
     let row = &server.report().hosts[0];
     assert_eq!((row.state, row.offset_ns, row.exchanges), (State::Unauthenticated, None, 0));
-    assert!(server.is_unheard("a", Nanos::ZERO));
+    assert!(server.unheard("a")(Nanos::ZERO));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_session_key_that_comes_late_is_enough() {
     keyring.add(&handed);
     burst_until(&server, || server.observe("a").is_ok());
     assert_covers_zero(&server);
-    assert!(!server.is_unheard("a", Nanos::from_millis(60_000)));
+    assert!(!server.unheard("a")(Nanos::from_millis(60_000)));
 }
 
 #[test]

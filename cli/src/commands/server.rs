@@ -57,8 +57,8 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     coordinator.recover().await?;
     for Handing { host, key } in handings {
         let remote = RemoteHost::new(&connector, &host, options.limits)?;
-        let time = Arc::clone(&time);
-        tokio::spawn(time_keys::hand_out(remote, key, move || time.is_unheard(&host.name, UNHEARD_AFTER)));
+        let unheard = time.unheard(&host.name);
+        tokio::spawn(time_keys::hand_out(remote, key, move || unheard(UNHEARD_AFTER)));
     }
 
     let ready = ServerReady { api: listener.url() };

@@ -21,8 +21,8 @@ impl Association {
         Association { key, number: numbered.then_some(random >> 1) }
     }
 
-    /// Authenticates the next request.
-    pub fn next(&mut self) -> Seal {
+    /// What authenticates the next request.
+    pub fn next_request(&mut self) -> Seal {
         self.number = self.number.map(|number| number.wrapping_add(1));
         Seal { key: self.key.clone(), number: self.number }
     }

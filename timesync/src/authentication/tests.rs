@@ -77,15 +77,15 @@ fn a_request_is_answered_and_the_answer_taken_once_it_is_its_own() {
     for numbered in [true, false] {
         let mut server = Association::new(key(), numbered);
         let host = Keyring::new(Some(key()));
-        let older = server.next();
-        let asked = encode(&request(), Some(&server.next()));
+        let older = server.next_request();
+        let asked = encode(&request(), Some(&server.next_request()));
         let (octets, seal) = host.admit(&asked).unwrap();
         assert_eq!(Message::parse(octets), Ok(request()));
         let answered = encode(&answer(), seal.as_ref());
         assert_eq!(server.admit(&answered).map(Message::parse), Ok(Ok(answer())));
         let stale = encode(&answer(), Some(&older));
         assert_eq!(server.admit(&stale).is_err(), numbered);
-        server.next();
+        server.next_request();
         assert_eq!(server.admit(&answered).is_err(), numbered, "by now it is a replay");
     }
 }
@@ -125,7 +125,7 @@ fn with_a_session_key_a_request_is_taken_once_and_in_order() {
     let handed = SessionKey::draw().unwrap();
     let ring = session(&handed);
     let mut server = Association::new(handed.key(), true);
-    let [first, second, third] = [(); 3].map(|()| encode(&request(), Some(&server.next())));
+    let [first, second, third] = [(); 3].map(|()| encode(&request(), Some(&server.next_request())));
     assert!(ring.admit(&first).is_ok());
     assert_eq!(ring.admit(&first).unwrap_err(), Refused::Replayed);
     assert!(ring.admit(&third).is_ok());
@@ -143,9 +143,12 @@ fn a_servers_next_run_brings_its_own_key_and_old_keys_make_room() {
     let ring = Keyring::default();
     for handed in &keys {
         ring.add(handed);
-        assert!(ring.admit(&encode(&request(), Some(&Association::new(handed.key(), true).next()))).is_ok());
+        assert!(
+            ring.admit(&encode(&request(), Some(&Association::new(handed.key(), true).next_request())))
+                .is_ok()
+        );
     }
-    let oldest = encode(&request(), Some(&Association::new(keys[0].key(), true).next()));
+    let oldest = encode(&request(), Some(&Association::new(keys[0].key(), true).next_request()));
     assert_eq!(ring.admit(&oldest).unwrap_err(), Refused::UnknownKey);
 }
 

@@ -223,7 +223,7 @@ impl Prober {
         let asks = !net_sync && (!host.plain || host.sequence.is_multiple_of(ASK_PLAIN_EVERY));
         let body = host.mechanism.request();
         let request = Message { header, body, extension: asks.then_some(Extension::Wanted) };
-        let seal = host.association.as_mut().map(Association::next);
+        let seal = host.association.as_mut().map(Association::next_request);
         let octets = authentication::encode(&request, seal.as_ref());
         match self.endpoints[host.endpoint].event.send(&octets, host.address, None) {
             Ok(number) => {
