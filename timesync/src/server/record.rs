@@ -182,7 +182,8 @@ impl Record {
             // By somebody with the key, so it says nothing against the host: mostly it is just late.
             return;
         }
-        if self.refused_at.is_none_or(|before| now - before > SILENT_AFTER) {
+        // One without any is what a host answers until it is handed its key; the state says it if that lasts.
+        if why != Refused::Missing && self.refused_at.is_none_or(|before| now - before > SILENT_AFTER) {
             tracing::warn!(host = self.config.name, refused = self.refused, "an answer was refused: {why}");
         }
         self.refused_at = Some(now);
