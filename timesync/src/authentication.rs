@@ -218,5 +218,13 @@ pub fn encode(message: &Message, seal: Option<&Seal>) -> Sealed {
     sealed
 }
 
+/// The message in an answer, where the asking end has a key: only if it is authenticated and answers the newest request.
+///
+/// # Errors
+/// [`Refused`].
+pub fn admit<'a>(association: Option<&Association>, datagram: &'a [u8]) -> Result<&'a [u8], Refused> {
+    association.map_or(Ok(datagram), |association| association.admit(datagram))
+}
+
 #[cfg(test)]
 mod tests;

@@ -219,12 +219,8 @@ impl Probe {
         follow_up: &mut Option<(Time<Wall>, Option<StampClass>)>,
     ) {
         let now = wall_now();
-        let octets = datagram.octets();
-        let Ok(octets) =
-            self.association.as_ref().map_or(Ok(octets), |association| association.admit(octets))
-        else {
-            return;
-        };
+        let association = self.association.as_ref();
+        let Ok(octets) = authentication::admit(association, datagram.octets()) else { return };
         let Ok(message) = Message::parse(octets) else { return };
         if datagram.from.ip() != self.config.target.ip() || message.header.domain != self.config.domain {
             return;

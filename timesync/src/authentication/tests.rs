@@ -101,6 +101,14 @@ fn octets_behind_the_message_are_not_handed_on() {
 }
 
 #[test]
+fn a_tlv_behind_the_authentication_would_not_be_covered_so_there_is_none() {
+    let mut octets = encode(&request(), Some(&Seal { key: key(), number: None })).to_vec();
+    octets.extend([0x20, 0x26, 0, 0]);
+    octets[3] += 4;
+    assert_eq!(Keyring::new(Some(key())).admit(&octets).unwrap_err(), Refused::Form);
+}
+
+#[test]
 fn a_host_without_keys_takes_everything_and_one_with_a_key_only_what_is_authenticated() {
     let plain = request().encode();
     let open = Keyring::default();

@@ -260,14 +260,13 @@ impl Prober {
         let Some(&index) = self.by_address.get(&datagram.from) else { return };
         let host = &mut self.hosts[index];
         let Some((request, _)) = &mut host.outstanding else { return };
-        let octets =
-            match host.association.as_ref().map_or(Ok(datagram.octets()), |a| a.admit(datagram.octets())) {
-                Ok(octets) => octets,
-                Err(why) => {
-                    self.shared.record(index).refuse(ServerClock.now(), why);
-                    return;
-                }
-            };
+        let octets = match authentication::admit(host.association.as_ref(), datagram.octets()) {
+            Ok(octets) => octets,
+            Err(why) => {
+                self.shared.record(index).refuse(ServerClock.now(), why);
+                return;
+            }
+        };
         let message = match Message::parse(octets) {
             Ok(message) => message,
             Err(error) => {
