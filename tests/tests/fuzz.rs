@@ -1,5 +1,4 @@
 //! Every fuzz target on its corpus, and on octets that are like those in it. The long search is `fuzz/run`.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 
