@@ -269,6 +269,12 @@ pub struct ProbeArgs {
     /// PTP domain
     #[arg(long, default_value_t = 0)]
     pub domain: u8,
+    /// Ask as a NetSync monitor: for a stock ptp4l that measures end to end and has hybrid_e2e and net_sync_monitor set
+    #[arg(long)]
+    pub net_sync: bool,
+    /// A key file (linuxptp's sa_file), for responders that want authenticated requests
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
     /// The UDP port to ask from: stock PTP daemons answer to 319 only; 0 is any, for those who may not use that
     #[arg(long, default_value_t = timesync::wire::EVENT_PORT)]
     pub port: u16,

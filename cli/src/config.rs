@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use snapshot::http::TlsFiles;
 use snapshot::nbd::Endpoint;
 use timesync::bound::{Assumptions, AsymmetryBudget};
+use timesync::net_sync::Mechanism;
 use timesync::server;
 use timesync::time::Nanos;
 use timesync::wire::EVENT_PORT;
@@ -109,12 +110,25 @@ pub struct HostEntry {
     /// A plain PTP responder, without `coeval host`. Default false.
     #[serde(default)]
     pub agentless: bool,
+    /// How it is asked: `peer-delay`, or `net-sync` for a stock ptp4l that measures end to end and has hybrid_e2e and
+    /// net_sync_monitor set. Default `peer-delay`.
+    #[serde(default)]
+    pub mechanism: Mechanism,
+    /// A file with the key that time exchanges are authenticated with, as linuxptp's `sa_file`: for stock PTP daemons, and
+    /// where there is no [tls]. Default: a key for this run, handed out over the control plane, where that is HTTPS; none
+    /// elsewhere.
+    #[serde(default)]
+    pub time_key: Option<PathBuf>,
     /// A known minimum of the delay from server to host; a named assumption of the hard bound. Default 0.
     #[serde(default, deserialize_with = "deserialize_duration")]
     pub min_forward: Nanos,
     /// A known minimum of the delay from host to server; a named assumption of the hard bound. Default 0.
     #[serde(default, deserialize_with = "deserialize_duration")]
     pub min_backward: Nanos,
+    /// Believe the packets' correctionFields: the path's transparent clocks are one-step ones and tell the truth; a named
+    /// assumption of the hard bound. No key protects these fields. Default false.
+    #[serde(default)]
+    pub trust_correction: bool,
     /// The largest difference between the two directions' usual delays. Default: the smallest round trip.
     #[serde(default, deserialize_with = "deserialize_some_duration")]
     pub asymmetry: Option<Nanos>,
@@ -139,6 +153,9 @@ pub struct HostConfig {
     pub time: SocketAddr,
     /// PTP domain, 0 ..= 255. Default 0.
     pub domain: u8,
+    /// A file with the key that time exchanges must be authenticated with, as linuxptp's `sa_file`. Default: none but those
+    /// that servers hand out over the control plane, where that is HTTPS. With any key, others are not answered.
+    pub time_key: Option<PathBuf>,
     /// Where its NBD server listens: `tcp://ADDRESS:PORT` or `unix:///PATH`. Default `tcp://127.0.0.1:10809`.
     #[serde(deserialize_with = "endpoints")]
     pub nbd: Vec<Endpoint>,
@@ -182,6 +199,7 @@ impl Default for HostConfig {
             listen: loopback(HOST_PORT),
             time: SocketAddr::from((Ipv4Addr::UNSPECIFIED, EVENT_PORT)),
             domain: 0,
+            time_key: None,
             nbd: vec![Endpoint::Tcp(loopback(NBD_PORT))],
             volumes: PathBuf::from("/var/lib/coeval/volumes"),
             max_stretch: Nanos::from_millis(100),
@@ -233,7 +251,11 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     parse(&text, path)
 }
 
-fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
+/// Reads a configuration from `text`; `path` is what errors call it.
+///
+/// # Errors
+/// [`ConfigError::Line`].
+pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start.min(text.len()));
         let line = text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
@@ -290,6 +312,13 @@ impl ServerConfig {
                     );
                     return Err(ConfigError::Invalid(what));
                 }
+                _ if !host.agentless && host.mechanism == Mechanism::NetSync => {
+                    let what = format!(
+                        "host {}: mechanism net-sync is for stock daemons; `coeval host` speaks peer-delay",
+                        host.name
+                    );
+                    return Err(ConfigError::Invalid(what));
+                }
                 Some(url) if !(url.starts_with("https://") || url.starts_with("http://")) => {
                     let what =
                         format!("host {}: control = \"{url}\" is no http:// or https:// URL", host.name);
@@ -312,9 +341,13 @@ impl ServerConfig {
                 rate_ppb: host.rate_ppm.saturating_mul(1_000),
                 min_forward: host.min_forward,
                 min_backward: host.min_backward,
+                trust_correction: host.trust_correction,
                 ..Assumptions::default()
             },
             asymmetry: host.asymmetry.map_or(AsymmetryBudget::SmallestRoundTrip, AsymmetryBudget::Configured),
+            mechanism: host.mechanism,
+            // See `keys::assign`.
+            key: None,
         };
         server::ServerConfig {
             hosts: self.hosts.iter().map(host).collect(),

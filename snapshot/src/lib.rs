@@ -17,6 +17,7 @@ pub mod orders;
 pub mod remote;
 pub mod schedule;
 pub mod server_time;
+pub mod time_keys;
 pub mod volume;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use reqwest::Url;
+use timesync::authentication::SessionKey;
 use timesync::publish::ServerTime;
 use uuid::Uuid;
 
@@ -73,6 +74,11 @@ impl RemoteHost {
     /// Who it is and what it has.
     pub async fn describe(&self) -> Result<HostDescription, ControlError> {
         self.client.get(self.client.page(&["v1", "host"]), self.limits.step).await
+    }
+
+    /// Hands out the key that its time exchanges with this server are authenticated with. It may be repeated.
+    pub async fn hand_time_key(&self, key: &SessionKey) -> Result<(), ControlError> {
+        self.client.post(self.client.page(&["v1", "time-key"]), key, self.limits.step).await
     }
 
     /// Nothing but the round trip.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
 pub mod fleet;
+pub mod fuzz;
 pub mod namespaces;
 pub mod tls;
 pub mod tools;

@@ -118,7 +118,7 @@ pub fn one_host(flags: &[&str]) -> Cluster {
 }
 
 /// A port that is free for TCP and UDP, below those that the system itself gives away.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     // Processes that run at the same time begin in different places.
     let ports = std::iter::repeat_with(|| {

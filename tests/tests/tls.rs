@@ -49,11 +49,12 @@ fn only_certificates_of_the_fleets_authority_are_admitted() {
 }
 
 /// Method and path of everything that the server offers; then of everything that a host does.
-const API: [&str; 12] = [
+const API: [&str; 13] = [
     "GET api/v1/snapshots",
     "GET api/v1/snapshots/none",
     "GET api/v1/volumes",
     "GET api/v1/skew",
+    "GET api/v1/skew/history",
     "GET api/v1/schedules",
     "POST api/v1/schedules",
     "DELETE api/v1/schedules/none",
@@ -64,7 +65,7 @@ const API: [&str; 12] = [
     "DELETE api/v1/snapshots/none",
 ];
 const ATTEMPT: &str = "01940000-0000-7000-8000-000000000000";
-const HOST: [&str; 16] = [
+const HOST: [&str; 17] = [
     "GET v1/host",
     "GET v1/ping",
     "GET v1/volumes",
@@ -81,6 +82,7 @@ const HOST: [&str; 16] = [
     "POST v1/restores/ATTEMPT/prepare",
     "POST v1/restores/ATTEMPT/switch",
     "POST v1/restores/ATTEMPT/give-up",
+    "POST v1/time-key",
 ];
 
 #[test]

@@ -110,6 +110,13 @@ pub struct Assumptions {
     /// d_b: no packet from host to server takes less, likewise. Default 0, never negative.
     #[serde(deserialize_with = "delay")]
     pub min_backward: Nanos,
+    /// The packets' correctionFields are true (see [`crate::correction`]), and the least delays above are those without the
+    /// time for which transparent clocks hold packets. Default: correctionFields are not regarded.
+    #[serde(default)]
+    pub trust_correction: bool,
+    /// The packets were authenticated: that they are authentic rests on the secrecy of a key. Without, on the network.
+    #[serde(default)]
+    pub authenticated: bool,
 }
 
 /// Stored evidence may be damaged; with a rate of 1 and more a host's clock could stand still, and nothing would hold.
@@ -135,6 +142,8 @@ impl Default for Assumptions {
             wander_ppb_per_s: Some(100),
             min_forward: Nanos::ZERO,
             min_backward: Nanos::ZERO,
+            trust_correction: false,
+            authenticated: false,
         }
     }
 }

@@ -3,12 +3,15 @@
 //! Pure cores ([`wire`], [`bound`]) take inputs and give decisions; thin shells around them do the sockets, threads and
 //! clocks. One module, [`clock`], reads clocks.
 
+pub mod authentication;
 pub mod bound;
 pub mod clock;
+pub mod correction;
 pub mod exchange;
 pub mod history;
 pub mod identity;
 pub mod module;
+pub mod net_sync;
 pub mod probe;
 pub mod publish;
 pub mod recording;

@@ -17,6 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub use repeats::Repeats;
 
+use crate::authentication::{self, Keyring, Seal};
 use crate::clock::{self, Clocks, HostClock, SharedSuspendWatch, clock_source, is_trusted_source};
 use crate::identity::Incarnation;
 use crate::socket::{Datagram, Endpoint, Outgoing, SocketError};
@@ -65,6 +66,8 @@ pub struct Counters {
     pub malformed: AtomicU64,
     /// Messages that are not for this module (another domain, or no request), and second copies of requests.
     pub ignored: AtomicU64,
+    /// Requests that are not authenticated as this module's keys want it.
+    pub refused: AtomicU64,
     /// Requests without the kernel's receive stamp.
     pub unstamped_requests: AtomicU64,
     /// Answers whose transmit stamp the kernel did not give back.
@@ -97,13 +100,27 @@ impl Module {
         clock: HostClock,
         incarnation: Incarnation,
     ) -> Result<Self, StartError> {
+        Self::start_authenticated(config, Arc::default(), clock, incarnation)
+    }
+
+    /// As [`Module::start`], answering only what `keyring` admits.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_authenticated(
+        config: &ModuleConfig,
+        keyring: Arc<Keyring>,
+        clock: HostClock,
+        incarnation: Incarnation,
+    ) -> Result<Self, StartError> {
         let bind = |&ip| Endpoint::bind(ip, config.event_port);
         let endpoints = config.listen.iter().map(bind).collect::<Result<_, _>>()?;
-        Self::serve(endpoints, config.domain, clock, incarnation)
+        Self::serve(endpoints, keyring, config.domain, clock, incarnation)
     }
 
     fn serve(
         endpoints: Vec<Endpoint>,
+        keyring: Arc<Keyring>,
         domain: u8,
         clock: HostClock,
         incarnation: Incarnation,
@@ -117,6 +134,7 @@ impl Module {
         let suspends = SharedSuspendWatch::default();
         let responder = Responder {
             domain,
+            keyring,
             identity: own_identity(incarnation),
             incarnation,
             clock,
@@ -183,6 +201,7 @@ struct Awaiting {
     to: SocketAddr,
     from: Option<IpAddr>,
     request: Header,
+    seal: Option<Seal>,
     wants_reading: bool,
     before: ClockReading,
 }
@@ -198,6 +217,7 @@ const BATCH: usize = 64;
 
 struct Responder {
     domain: u8,
+    keyring: Arc<Keyring>,
     identity: PortIdentity,
     incarnation: Incarnation,
     clock: HostClock,
@@ -253,7 +273,15 @@ impl Responder {
         }
         let (mut responses, mut requests) = (Vec::new(), Vec::new());
         for datagram in datagrams.drain(..) {
-            let message = match Message::parse(datagram.octets()) {
+            let (octets, seal) = match self.keyring.admit(datagram.octets()) {
+                Ok(admitted) => admitted,
+                Err(error) => {
+                    tracing::debug!(from = %datagram.from, %error, "refused");
+                    count(&self.counters.refused);
+                    continue;
+                }
+            };
+            let message = match Message::parse(octets) {
                 Ok(message) => message,
                 Err(error) => {
                     tracing::debug!(from = %datagram.from, %error, "not a PTP message");
@@ -278,15 +306,15 @@ impl Responder {
             let Some(extension) = self.extension(&received, suspends, wants_reading) else { continue };
             let body = Body::Response { received: self.wall(&received), requester: request.source };
             let header = Header { two_step: true, correction: 0, source: self.identity, ..request };
-            let octets = Message { header, body, extension }.encode();
+            let octets = authentication::encode(&Message { header, body, extension }, seal.as_ref());
             responses.push(Outgoing { octets, to: datagram.from, from: datagram.to });
-            requests.push((request, wants_reading));
+            requests.push((request, seal, wants_reading));
         }
         let sent = listening.endpoint.event.send_all(&responses);
-        for ((sent, Outgoing { to, from, .. }), (request, wants_reading)) in
+        for ((sent, Outgoing { to, from, .. }), (request, seal, wants_reading)) in
             sent.into_iter().zip(responses).zip(requests)
         {
-            let awaiting = Awaiting { to, from, request, wants_reading, before: after };
+            let awaiting = Awaiting { to, from, request, seal, wants_reading, before: after };
             match sent {
                 Ok(Some(number)) => {
                     listening.awaiting.insert(number, awaiting);
@@ -363,13 +391,14 @@ impl Responder {
         // Some networks correct the request on its way; the follow-up carries that back (IEEE 1588-2019 §11.4.2).
         let header = Header { two_step: false, source: self.identity, ..awaiting.request };
         let body = Body::FollowUp { sent: self.wall(&sent), requester: awaiting.request.source };
+        let octets = authentication::encode(&Message { header, body, extension }, awaiting.seal.as_ref());
         // A requester at PTP's event port takes general messages at PTP's general port. One at any other port has only
         // that port, and a firewall or address translation on the way lets answers through to that one alone.
         let mut to = awaiting.to;
         if to.port() == EVENT_PORT {
             to.set_port(GENERAL_PORT);
         }
-        Some(Outgoing { octets: Message { header, body, extension }.encode(), to, from: awaiting.from })
+        Some(Outgoing { octets, to, from: awaiting.from })
     }
 
     fn send_follow_ups(&self, endpoint: &mut Endpoint, follow_ups: &[Outgoing]) {
@@ -440,7 +469,8 @@ mod tests {
         let address = event.local_address();
         let incarnation = Incarnation::of_this_process().unwrap();
         let endpoint = Endpoint { event, general: None };
-        let module = Module::serve(vec![endpoint], 0, HostClock::real(), incarnation).unwrap();
+        let module =
+            Module::serve(vec![endpoint], Arc::default(), 0, HostClock::real(), incarnation).unwrap();
         let hosts = vec![HostConfig::new("a", address)];
         let config = ServerConfig { hosts, event_port: 0, ..ServerConfig::default() };
         let server = TimeServer::start(&config, incarnation).unwrap();

@@ -11,9 +11,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::authentication::{self, Association, Key};
 use crate::bound::{Assumptions, Window};
 use crate::clock::{pace_now, wall_now};
 use crate::exchange::{Backward, Exchange, Forward, StampClass};
+use crate::net_sync::{Mechanism, Replies};
 use crate::report::RoundTrips;
 use crate::socket::{Datagram, Endpoint, SocketError};
 use crate::time::{Host, Nanos, Server, Span, Time, Wall};
@@ -86,6 +88,8 @@ fn assumptions() -> Assumptions {
 pub struct Probe {
     config: ProbeConfig,
     endpoint: Endpoint,
+    association: Option<Association>,
+    mechanism: Mechanism,
     sequence: u16,
     due: Nanos,
     plain: bool,
@@ -130,6 +134,8 @@ impl Probe {
             Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("1 ns to 1 min at 2 digits");
         Ok(Probe {
             endpoint: Endpoint::bind(any, config.event_port)?,
+            association: None,
+            mechanism: Mechanism::PeerDelay,
             config,
             sequence: u16::from_be_bytes([high, low]),
             due: pace_now(),
@@ -146,6 +152,17 @@ impl Probe {
     /// Whom it asks.
     pub fn target(&self) -> SocketAddr {
         self.config.target
+    }
+
+    /// Asks in this way from here on; by peer delay at first.
+    pub fn ask_by(&mut self, mechanism: Mechanism) {
+        self.mechanism = mechanism;
+    }
+
+    /// Authenticates requests from here on, and takes only answers that are authenticated too: in linuxptp's form, which
+    /// modules speak as well.
+    pub fn authenticate(&mut self, key: Key) {
+        self.association = Some(Association::new(key, false));
     }
 
     /// Waits until the next exchange is due, makes it, and returns when it is answered or lost.
@@ -168,8 +185,12 @@ impl Probe {
             sequence: self.sequence,
         };
         // Answered without our TLV, we ask without: all messages are to be equally long.
-        let extension = (!self.plain).then_some(Extension::Wanted);
-        let octets = Message { header, body: Body::Request, extension }.encode();
+        let net_sync = self.mechanism == Mechanism::NetSync;
+        let extension = (!self.plain && !net_sync).then_some(Extension::Wanted);
+        let request = Message { header, body: self.mechanism.request(), extension };
+        let mut replies = net_sync.then(|| Replies::new(REQUESTER, self.sequence));
+        let seal = self.association.as_mut().map(Association::next_request);
+        let octets = authentication::encode(&request, seal.as_ref());
         let before = wall_now();
         self.sent += 1;
         self.lost += 1;
@@ -181,7 +202,7 @@ impl Probe {
         let mut datagrams = Vec::new();
         loop {
             for datagram in datagrams.drain(..) {
-                self.take(&datagram, &mut response, &mut follow_up);
+                self.take(&datagram, &mut replies, &mut response, &mut follow_up);
             }
             if let (Some((received, t4, near)), Some((sent, far))) = (response, follow_up) {
                 let kernel = self.stamp.filter(|(of, _)| Some(*of) == number).map(|(_, at)| at);
@@ -198,24 +219,48 @@ impl Probe {
     fn take(
         &mut self,
         datagram: &Datagram,
+        replies: &mut Option<Replies>,
         response: &mut Option<(Time<Wall>, Own, Option<StampClass>)>,
         follow_up: &mut Option<(Time<Wall>, Option<StampClass>)>,
     ) {
-        let arrived = Own::new(datagram.stamp, wall_now());
-        let Ok(message) = Message::parse(datagram.octets()) else { return };
-        let ours = datagram.from.ip() == self.config.target.ip()
-            && message.header.sequence == self.sequence
-            && message.header.domain == self.config.domain;
+        let now = wall_now();
+        let association = self.association.as_ref();
+        let Ok(octets) = authentication::admit(association, datagram.octets()) else { return };
+        let Ok(message) = Message::parse(octets) else { return };
+        if datagram.from.ip() != self.config.target.ip() || message.header.domain != self.config.domain {
+            return;
+        }
+        let answers = match replies {
+            Some(replies) => replies.take(&message, datagram.stamp),
+            None => vec![(message, datagram.stamp)],
+        };
+        for (answer, stamp) in answers {
+            self.take_answer(&answer, Own::new(stamp, now), response, follow_up);
+        }
+    }
+
+    fn take_answer(
+        &mut self,
+        message: &Message,
+        arrived: Own,
+        response: &mut Option<(Time<Wall>, Own, Option<StampClass>)>,
+        follow_up: &mut Option<(Time<Wall>, Option<StampClass>)>,
+    ) {
+        let ours = message.header.sequence == self.sequence;
         let class = match message.extension {
             Some(Extension::Reading(reading)) => Some(reading.class),
             _ => None,
         };
         match message.body {
             Body::Response { received, requester }
-                if ours && requester == REQUESTER && response.is_none() =>
+                if ours && requester == REQUESTER && response.is_none() && received.as_nanos() != 0 =>
             {
                 self.plain = class.is_none();
                 *response = Some((received, arrived, class));
+                if !message.header.two_step {
+                    // No follow-up comes, and it left no earlier than the request arrived.
+                    *follow_up = Some((received, class));
+                }
             }
             Body::FollowUp { sent, requester } if ours && requester == REQUESTER && follow_up.is_none() => {
                 *follow_up = Some((sent, class));

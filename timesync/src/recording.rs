@@ -29,6 +29,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::authentication::Refused;
 use crate::bound::{Drift, Interval, Statistical};
 use crate::identity::Incarnation;
 use crate::report::{self, HostRow};
@@ -80,6 +81,13 @@ pub enum Event {
     Exchange(Outcome),
     /// Nothing came of one.
     Lost,
+    /// An answer was not authenticated with the host's key.
+    Refused {
+        /// When it came.
+        at: Time<Server>,
+        /// What was wrong with it.
+        why: Refused,
+    },
     /// The server's own timeline became another one.
     ServerChanged {
         /// Its clock source keeps an oscillator's rate.

@@ -207,6 +207,10 @@ fn why_unbounded(record: &Record, state: State, now: Time<Server>) -> Option<Str
             "has not answered at {address} for {} s; look whether the machine and its `coeval host` still run",
             (now - heard).get() / 1_000_000_000
         ),
+        (State::Unauthenticated, _) => format!(
+            "answers at {address}, but without its key; look at `time_key` on both ends, or whether the server can reach its \
+             `coeval host` to hand it one"
+        ),
         (State::Simulated, _) => {
             "runs on a simulated clock; only a server started with --simulation accepts it".to_owned()
         }

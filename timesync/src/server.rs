@@ -18,11 +18,13 @@ use serde::{Deserialize, Serialize};
 pub use outstanding::{Outcome, Outstanding, Responder};
 pub use record::{Latest, Record, State};
 
+use crate::authentication::Key;
 use crate::bound::{Assumptions, AsymmetryBudget};
 use crate::clock::ServerClock;
 use crate::history::{self, Sample};
 use crate::identity::Incarnation;
 use crate::module::{StartError, source_is_trusted};
+use crate::net_sync::Mechanism;
 use crate::recording::{self, RecordError};
 use crate::report::{self, Report};
 use crate::source::{Observation, SkewSource, Unobserved};
@@ -32,7 +34,7 @@ use prober::{Command, Prober};
 pub(crate) use record::round_trips;
 
 /// A host to be probed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HostConfig {
     /// What people and orders call it.
     pub name: String,
@@ -42,18 +44,34 @@ pub struct HostConfig {
     pub assumptions: Assumptions,
     /// What its statistical bound assumes of its path.
     pub asymmetry: AsymmetryBudget,
+    /// How it is asked.
+    pub mechanism: Mechanism,
+    /// The key that its answers must be authenticated with. None: whatever answers is believed. It is a secret, so it is
+    /// in no recording; what the bound assumes because of it is.
+    #[serde(skip)]
+    pub key: Option<HostKey>,
+}
+
+/// The key that is shared with a host.
+#[derive(Clone, Debug)]
+pub struct HostKey {
+    /// The key.
+    pub key: Key,
+    /// A plain PTP daemon has it: one that knows no numbers in the authentication (see [`crate::authentication`]).
+    pub agentless: bool,
 }
 
 impl HostConfig {
     /// A host with the default assumptions.
     pub fn new(name: impl Into<String>, address: SocketAddr) -> Self {
         let (assumptions, asymmetry) = (Assumptions::default(), AsymmetryBudget::SmallestRoundTrip);
-        HostConfig { name: name.into(), address, assumptions, asymmetry }
+        let mechanism = Mechanism::PeerDelay;
+        HostConfig { name: name.into(), address, assumptions, asymmetry, mechanism, key: None }
     }
 }
 
 /// How a server probes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// The hosts.
     pub hosts: Vec<HostConfig>,
@@ -296,6 +314,15 @@ impl TimeServer {
             totals.lost += record.lost;
         }
         totals
+    }
+
+    /// A question to be asked again and again: was nothing that the host answered taken for so long, or ever?
+    pub fn unheard(&self, host: &str) -> impl Fn(Nanos) -> bool + Send + use<> {
+        let (shared, index) = (Arc::clone(&self.shared), self.shared.find(host));
+        move |longer_than| {
+            let heard = index.and_then(|index| shared.record(index).heard());
+            heard.is_none_or(|heard| ServerClock.now() - heard > longer_than)
+        }
     }
 
     fn command(&self, command: Command) {

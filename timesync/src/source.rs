@@ -34,6 +34,11 @@ pub enum Unobserved {
         "host {0} does not answer time exchanges; is `coeval host` running there, and its UDP port open?"
     )]
     Silent(String),
+    /// Its answers are not authenticated with its key.
+    #[error(
+        "host {0} answers time exchanges, but not with the key that the server has for it; is it the same key there?"
+    )]
+    Unauthenticated(String),
     /// It answers, but has no module that could vouch for a timeline.
     #[error("host {0} answers as a plain PTP clock; a snapshot needs `coeval host` there")]
     Agentless(String),

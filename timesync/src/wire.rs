@@ -7,6 +7,9 @@
 //! a stock `ptp4l` refuses a `Pdelay_Req` with TLVs, but must pass over octets behind the message, as UDP over IPv6 has
 //! some (§D.1).
 //!
+//! A daemon that measures end to end knows no peer delay. As a NetSync monitor it answers a `Delay_Req` (§13.6) that carries
+//! a TLV of linuxptp's with a `Delay_Resp` (§13.8), a `Sync` and a `Follow_Up` (§13.6 and §13.7): see [`crate::net_sync`].
+//!
 //! Nothing here does I/O, and nothing here panics whatever arrives.
 
 use serde::{Deserialize, Serialize};
@@ -25,7 +28,12 @@ pub const EVENT_PORT: u16 = 319;
 /// General messages go to this UDP port.
 pub const GENERAL_PORT: u16 = 320;
 
+/// Messages without a port identity behind the timestamp: `Sync`, `Delay_Req` and `Follow_Up`.
+pub const SHORT_LEN: usize = 44;
+
 const TLV_LEN: usize = 64;
+/// linuxptp's PTPMON_REQ, which has no value.
+const NET_SYNC_TLV: [u8; 4] = [0x21, 0xFE, 0, 0];
 /// In the range for experiments, 0x2004 ..= 0x202F (IEEE 1588-2019 table 52).
 const TLV_TYPE: u16 = 0x2026;
 /// Tells our TLV from other people's experiments: "Cval".
@@ -54,8 +62,8 @@ pub enum WireError {
     /// PTP of another version.
     #[error("PTP version {0} is not supported; version 2 is")]
     Version(u8),
-    /// A message that has no part in a peer-delay exchange.
-    #[error("message type {0:#x} has no part in a peer-delay exchange")]
+    /// A message that has no part in an exchange.
+    #[error("message type {0:#x} has no part in a time exchange")]
     Type(u8),
     /// A timestamp that cannot be one.
     #[error("the timestamp's nanoseconds field is {0}, which is a second or more")]
@@ -108,7 +116,7 @@ pub struct Header {
     pub sequence: u16,
 }
 
-/// What the three messages differ in.
+/// What the messages differ in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
     /// `Pdelay_Req`. Its originTimestamp is left zero, as the standard allows.
@@ -127,9 +135,33 @@ pub enum Body {
         /// The request's sender.
         requester: PortIdentity,
     },
+    /// `Delay_Req`, as a NetSync monitor takes it.
+    DelayRequest,
+    /// `Delay_Resp`.
+    DelayResponse {
+        /// t2.
+        received: Time<Wall>,
+        /// The request's sender.
+        requester: PortIdentity,
+    },
+    /// `Sync`.
+    Sync {
+        /// t3, if no follow-up comes.
+        sent: Time<Wall>,
+    },
+    /// `Follow_Up`.
+    SyncFollowUp {
+        /// t3.
+        sent: Time<Wall>,
+    },
 }
 
-/// A message of a peer-delay exchange.
+/// The octets of a message without its TLVs, by its messageType: see [`PLAIN_LEN`] and [`SHORT_LEN`].
+pub fn plain_len(kind: u8) -> usize {
+    if matches!(kind & 0xF, 0x0 | 0x1 | 0x8) { SHORT_LEN } else { PLAIN_LEN }
+}
+
+/// A message of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
     /// The header.
@@ -174,13 +206,19 @@ impl Message {
     /// Writes the message.
     pub fn encode(&self) -> Encoded {
         let mut out = Writer { octets: [0; EXTENDED_LEN], at: 0 };
-        let len = if self.extension.is_some() { EXTENDED_LEN } else { PLAIN_LEN };
         let header = &self.header;
         let kind = match self.body {
+            Body::Sync { .. } => 0x0,
+            Body::DelayRequest => 0x1,
             Body::Request => 0x2,
             Body::Response { .. } => 0x3,
+            Body::SyncFollowUp { .. } => 0x8,
+            Body::DelayResponse { .. } => 0x9,
             Body::FollowUp { .. } => 0xA,
         };
+        let monitor_len = if self.body == Body::DelayRequest { NET_SYNC_TLV.len() } else { 0 };
+        let extension_len = if self.extension.is_some() { TLV_LEN } else { 0 };
+        let len = plain_len(kind) + monitor_len + extension_len;
         let [major_sdo, minor_sdo] = header.sdo.to_be_bytes();
         out.put(&[major_sdo << 4 | kind, header.minor_version << 4 | 2]);
         let counted = if self.body == Body::Request { PLAIN_LEN } else { len };
@@ -191,11 +229,23 @@ impl Message {
         out.put(&[0; 4]);
         out.identity(header.source);
         out.put(&header.sequence.to_be_bytes());
-        // controlField "all others", and logMessageInterval of a message that has none (§13.3.2.13 and .14).
-        out.put(&[0x05, 0x7F]);
+        // controlField (§13.3.2.13), and logMessageInterval of a message that has none (§13.3.2.14).
+        let control = match kind {
+            0x0 | 0x1 => kind,
+            0x8 | 0x9 => kind - 6,
+            _ => 0x05,
+        };
+        out.put(&[control, 0x7F]);
         match self.body {
             Body::Request => out.put(&[0; 20]),
-            Body::Response { received: at, requester } | Body::FollowUp { sent: at, requester } => {
+            Body::DelayRequest => {
+                out.put(&[0; 10]);
+                out.put(&NET_SYNC_TLV);
+            }
+            Body::Sync { sent: at } | Body::SyncFollowUp { sent: at } => out.timestamp(at),
+            Body::Response { received: at, requester }
+            | Body::DelayResponse { received: at, requester }
+            | Body::FollowUp { sent: at, requester } => {
                 out.timestamp(at);
                 out.identity(requester);
             }
@@ -237,6 +287,13 @@ impl Message {
             sequence,
         };
         let body = match kind & 0xF {
+            0x0 => Body::Sync { sent: from.timestamp()? },
+            0x1 => {
+                from = from.skip(10)?;
+                Body::DelayRequest
+            }
+            0x8 => Body::SyncFollowUp { sent: from.timestamp()? },
+            0x9 => Body::DelayResponse { received: from.timestamp()?, requester: from.identity()? },
             0x2 => {
                 from = from.skip(20)?;
                 Body::Request

@@ -291,6 +291,67 @@ fn a_probe_finds_a_module_as_any_responder() {
 }
 
 #[test]
+fn a_probe_over_ipv6_finds_a_module() {
+    if UdpSocket::bind("[::1]:0").is_err() {
+        return; // a machine without IPv6
+    }
+    let (_module, address) = module_at("::1", 0, HostClock::real());
+    let config = ProbeConfig {
+        target: address,
+        event_port: 0,
+        domain: 0,
+        interval: Nanos::from_millis(5),
+        timeout: Nanos::from_millis(1_000),
+    };
+    let mut probe = Probe::open(config).unwrap();
+    let answer = (0..20).find_map(|_| probe.exchange().unwrap().answer).unwrap();
+    assert!(answer.offset_ns.abs() <= answer.rtt_ns / 2 + 2, "{answer:?}");
+}
+
+/// Answers in one message, without a follow-up.
+fn one_step_responder(stop: Arc<AtomicBool>) -> (SocketAddr, std::thread::JoinHandle<()>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let address = socket.local_addr().unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut buffer = [0; 256];
+        while !stop.load(Ordering::Relaxed) {
+            let Ok((len, server)) = socket.recv_from(&mut buffer) else { continue };
+            let received = wall_now();
+            let request = Message::parse(&buffer[..len]).unwrap().header;
+            let source = PortIdentity { clock: [6; 8], port: 1 };
+            let correction = (wall_now() - received).get() << 16;
+            let header = Header { source, two_step: false, correction, ..request };
+            let body = Body::Response { received, requester: request.source };
+            socket.send_to(&Message { header, body, extension: None }.encode(), server).unwrap();
+        }
+    });
+    (address, thread)
+}
+
+#[test]
+fn one_step_responders_are_understood() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (address, thread) = one_step_responder(Arc::clone(&stop));
+    let server = server(&[("a", address)], false);
+    burst_until(&server, &["a".to_owned()], || server.report().hosts[0].state == State::Agentless);
+    let row = server.report().hosts[0].clone();
+    assert!(row.offset_ns.unwrap().abs() <= row.hard_ns.unwrap(), "{row:?}");
+    let config = ProbeConfig {
+        target: address,
+        event_port: 0,
+        domain: 0,
+        interval: Nanos::from_millis(5),
+        timeout: Nanos::from_millis(1_000),
+    };
+    let mut probe = Probe::open(config).unwrap();
+    let answer = (0..20).find_map(|_| probe.exchange().unwrap().answer).unwrap();
+    assert!(answer.offset_ns.abs() <= answer.rtt_ns / 2 + 2, "{answer:?}");
+    stop.store(true, Ordering::Relaxed);
+    thread.join().unwrap();
+}
+
+#[test]
 fn a_probe_of_nobody_counts_its_losses() {
     let nobody = UdpSocket::bind("127.0.0.1:0").unwrap();
     let config = ProbeConfig {

@@ -6,7 +6,8 @@ use snapshot::agent;
 use snapshot::host::{HostOptions, HostService};
 use snapshot::http::{Admits, Listener};
 use snapshot::nbd::{self, Endpoint};
-use snapshot::server_time;
+use snapshot::{server_time, time_keys};
+use timesync::authentication::Keyring;
 use timesync::clock::HostClock;
 use timesync::identity::Incarnation;
 use timesync::module::{Module, ModuleConfig};
@@ -16,6 +17,7 @@ use super::{Failure, daemon};
 use crate::args::HostArgs;
 use crate::cluster::HostReady;
 use crate::config::{self, HostConfig};
+use crate::keys;
 
 /// Runs a host until a signal stops it.
 ///
@@ -38,6 +40,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
             "a simulated clock's bound is not published; leave out --simulate-clock or [publish]".into()
         );
     }
+    let time_key = config.time_key.as_deref().map(keys::read).transpose()?;
     if daemon_args.check {
         return super::print("the configuration is valid");
     }
@@ -64,8 +67,12 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
         event_port: config.time.port(),
         domain: config.domain,
     };
-    let module = Module::start(&module_config, clock, incarnation)?;
+    let keyring = Arc::new(Keyring::new(time_key));
+    let module = Module::start_authenticated(&module_config, Arc::clone(&keyring), clock, incarnation)?;
     let mut router = agent::router(service, simulation);
+    if config.tls.is_some() {
+        router = router.merge(time_keys::router(keyring));
+    }
     let publisher = if publishes {
         let max_drift_ppb = config.publish.max_drift_ppm.saturating_mul(1_000);
         let publisher = PublisherThread::start(&outlets, incarnation, max_drift_ppb, module.suspends())?;

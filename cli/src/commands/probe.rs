@@ -5,12 +5,14 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
+use timesync::net_sync::Mechanism;
 use timesync::probe::{Answer, Probe, ProbeConfig, Probed, Summary};
 use timesync::time::Nanos;
 use timesync::wire::EVENT_PORT;
 
 use super::{Failure, Finding, print, print_json, word};
 use crate::args::ProbeArgs;
+use crate::keys;
 use crate::units::{format_offset, format_short, format_unsigned};
 
 /// An answer that takes longer is lost.
@@ -65,6 +67,7 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
     if args.targets.len() > 1 && args.count.is_none() {
         return Err("with several targets, say how many exchanges with each: --count N".into());
     }
+    let key = args.key.as_deref().map(keys::read).transpose()?;
     let interrupts = Interrupts::new()?;
     let mut finding = Finding::Good;
     for target in &args.targets {
@@ -76,6 +79,12 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
             timeout: TIMEOUT,
         };
         let mut probe = Probe::open(config)?;
+        if args.net_sync {
+            probe.ask_by(Mechanism::NetSync);
+        }
+        if let Some(key) = &key {
+            probe.authenticate(key.clone());
+        }
         if !args.json {
             let every = args.interval;
             print(&format!(

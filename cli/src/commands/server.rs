@@ -8,14 +8,19 @@ use snapshot::coordinator::{Coordinator, Options};
 use snapshot::history::Keeper;
 use snapshot::http::{Admits, Connector, Listener};
 use snapshot::remote::{HostEndpoint, Limits, RemoteHost};
-use snapshot::server_time;
+use snapshot::{server_time, time_keys};
 use timesync::identity::Incarnation;
 use timesync::server::TimeServer;
+use timesync::time::Nanos;
 
 use super::{Failure, daemon};
 use crate::args::{DaemonArgs, ServerArgs};
 use crate::cluster::ServerReady;
 use crate::config::{self, ServerConfig};
+use crate::keys::{self, Handing};
+
+/// A host that did not answer for so long, at no less than two exchanges a second, has probably lost its key.
+const UNHEARD_AFTER: Nanos = Nanos::from_millis(1_500);
 
 /// Runs the time-sync server and the coordinator until a signal stops them.
 ///
@@ -24,6 +29,8 @@ use crate::config::{self, ServerConfig};
 pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     let simulation = args.simulation;
     let (daemon_args, config) = configure(args)?;
+    let mut time_config = config.time_server(simulation);
+    let handings = keys::assign(&config, &mut time_config)?;
     if daemon_args.check {
         return super::print("the configuration is valid");
     }
@@ -36,7 +43,7 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
 
     let listener = Listener::bind(config.listen, config.tls.as_ref(), config.insecure)?;
     let catalogue = Arc::new(Catalogue::open(&config.state)?);
-    let time = Arc::new(TimeServer::start(&config.time_server(simulation), Incarnation::of_this_process()?)?);
+    let time = Arc::new(TimeServer::start(&time_config, Incarnation::of_this_process()?)?);
     let options =
         Options { lead: config.cut.lead, attempts: config.cut.attempts, simulation, ..Options::default() };
     let connector = Connector::new(config.tls.as_ref(), config.insecure)?;
@@ -54,6 +61,11 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     for endpoint in &endpoints {
         let host = RemoteHost::new(&connector, endpoint, Limits::default())?;
         tokio::spawn(server_time::keep_telling(time.clone(), host));
+    }
+    for Handing { host, key } in handings {
+        let remote = RemoteHost::new(&connector, &host, options.limits)?;
+        let unheard = time.unheard(&host.name);
+        tokio::spawn(time_keys::hand_out(remote, key, move || unheard(UNHEARD_AFTER)));
     }
 
     let ready = ServerReady { api: listener.url() };

@@ -240,6 +240,7 @@ mod tests {
             wander_ppb_per_s: Some(wander),
             min_forward: Nanos::new(forward),
             min_backward: Nanos::new(backward),
+            ..Assumptions::default()
         })
     }
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::ServerClock;
+use crate::correction::Corrections;
 use crate::exchange::{Backward, Exchange, Forward, StampClass, WallReading};
 use crate::identity::Incarnation;
 use crate::time::{Host, Nanos, Server, Span, Time, Wall};
@@ -29,6 +30,8 @@ struct Response {
     stamps: (Stamp, Stamp),
     /// t2.
     received: Time<Wall>,
+    /// The way back's.
+    correction: i64,
     responder: Responder,
     reading: Option<Reading>,
 }
@@ -37,6 +40,8 @@ struct Response {
 struct FollowUp {
     /// t3.
     sent: Time<Wall>,
+    /// The way there's.
+    correction: i64,
     responder: Responder,
     reading: Option<Reading>,
 }
@@ -65,6 +70,8 @@ pub enum Responder {
 pub struct Outcome {
     /// Both halves, or the forward one.
     pub exchange: Exchange,
+    /// What transparent clocks said of its packets. The exchange is as measured, without regard to this.
+    pub corrections: Corrections,
     /// Who answered.
     pub responder: Responder,
     /// The server's wall clock when the request left.
@@ -107,19 +114,27 @@ impl Outstanding {
                 simulated: reading.simulated,
                 trusted_source: reading.trusted_source,
             });
+        let correction = message.header.correction;
         match message.body {
             Body::Response { received, requester: named }
-                if named == requester && self.response.is_none() =>
+                if named == requester && self.response.is_none() && says_when(received, reading) =>
             {
                 let stamps = (
                     Stamp::sent(self.sent, &self.before, after),
                     Stamp::received(stamp, &self.before, after),
                 );
-                self.response = Some(Response { stamps, received, responder, reading });
+                if !message.header.two_step {
+                    // Its correction is the turnaround (§11.4.2) and whatever transparent clocks added to it, so only
+                    // this is sure: it left no earlier than the request arrived.
+                    self.response = Some(Response { stamps, received, correction: 0, responder, reading });
+                    self.follow_up = Some(FollowUp { sent: received, correction: 0, responder, reading });
+                    return true;
+                }
+                self.response = Some(Response { stamps, received, correction, responder, reading });
                 true
             }
             Body::FollowUp { sent, requester: named } if named == requester && self.follow_up.is_none() => {
-                self.follow_up = Some(FollowUp { sent, responder, reading });
+                self.follow_up = Some(FollowUp { sent, correction, responder, reading });
                 true
             }
             _ => false,
@@ -153,6 +168,10 @@ impl Outstanding {
                     received: ServerClock.span(t4.raw),
                 }),
             },
+            corrections: Corrections {
+                forward: follow_up.map_or(0, |follow_up| follow_up.correction),
+                backward: response.correction,
+            },
             responder: response.responder,
             server_wall: WallReading { wall: t1.wall, at: sent_on_server },
             host_wall: WallReading { wall: response.received, at: received },
@@ -160,6 +179,12 @@ impl Outstanding {
             steps: response.reading.map_or(0, |reading| reading.steps),
         })
     }
+}
+
+/// A responder may say zero and give nothing but its turnaround (IEEE 1588-2019 §11.4.2): the mean delay follows from
+/// that, but no offset.
+fn says_when(received: Time<Wall>, reading: Option<Reading>) -> bool {
+    reading.is_some() || received.as_nanos() != 0
 }
 
 /// A plain responder has no timeline but that of its stamps, which are in whole nanoseconds.
@@ -289,6 +314,28 @@ mod tests {
             let exchange = request.outcome().unwrap().exchange;
             assert!(exchange.forward.is_some() && exchange.backward.is_none());
         }
+    }
+
+    #[test]
+    fn a_one_step_response_is_an_exchange_by_itself_if_it_says_when() {
+        let mut one_step = response(None);
+        one_step.header.two_step = false;
+        one_step.header.correction = 7 << 16;
+        let mut asked = request();
+        assert!(asked.accept(&one_step, SERVER, Some(Time::from_nanos(1_000_190)), &clocks(200)));
+        assert!(asked.is_complete());
+        let outcome = asked.outcome().unwrap();
+        let (forward, backward) = (outcome.exchange.forward.unwrap(), outcome.exchange.backward.unwrap());
+        assert_eq!(
+            (forward.received, backward.sent),
+            (on_host_timeline(Time::from_nanos(500), None), forward.received)
+        );
+        assert_eq!(outcome.corrections, Corrections::default(), "the turnaround is no residence time");
+
+        let received = Time::from_nanos(0);
+        let untimed = message(9, Body::Response { received, requester: SERVER }, None);
+        let mut asked = request();
+        assert!(!asked.accept(&untimed, SERVER, None, &clocks(200)), "it gives its turnaround only");
     }
 
     #[test]

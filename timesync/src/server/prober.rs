@@ -18,12 +18,14 @@ use uuid::Uuid;
 use super::outstanding::{Outstanding, Responder};
 use super::schedule::{Pace, Schedule, Task};
 use super::{ServerConfig, Shared};
+use crate::authentication::{self, Association};
 use crate::clock::{Clocks, ServerClock, SuspendWatch, exact_sleeps};
 use crate::module::{StartError, source_is_trusted};
+use crate::net_sync::{Mechanism, Replies};
 use crate::socket::{Datagram, Endpoint, Outgoing};
 use crate::time::{Nanos, Server, Time};
 use crate::translate::ClockReading;
-use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, REQUESTER};
+use crate::wire::{EVENT_PORT, Extension, GENERAL_PORT, Header, Message, REQUESTER};
 
 /// What the probing thread is told.
 #[derive(Debug)]
@@ -73,6 +75,11 @@ struct Host {
     address: SocketAddr,
     endpoint: usize,
     sequence: u16,
+    mechanism: Mechanism,
+    /// Of the request on its way, where the host is asked as a NetSync monitor.
+    replies: Option<Replies>,
+    /// What its answers must be authenticated with.
+    association: Option<Association>,
     outstanding: Option<Outstanding>,
     /// Who waits for the burst.
     waiting: Vec<Sender<()>>,
@@ -124,6 +131,9 @@ impl Prober {
                 address: host.address,
                 endpoint: used.iter().position(|ip| ip.is_ipv4() == host.address.is_ipv4()).unwrap_or(0),
                 sequence: u16::from_be_bytes([a, b]),
+                mechanism: host.mechanism,
+                replies: None,
+                association: host.key.clone().map(|key| Association::new(key.key, !key.agentless)),
                 outstanding: None,
                 waiting: Vec::new(),
                 plain: false,
@@ -236,9 +246,14 @@ impl Prober {
             sequence: host.sequence,
         };
         // A plain responder answers without our TLV; so that all messages are equally long, so is the request.
-        let asks = !host.plain || host.sequence.is_multiple_of(ASK_PLAIN_EVERY);
-        let request = Message { header, body: Body::Request, extension: asks.then_some(Extension::Wanted) };
-        Outgoing { octets: request.encode(), to: host.address, from: None }
+        let net_sync = host.mechanism == Mechanism::NetSync;
+        host.replies = net_sync.then(|| Replies::new(REQUESTER, host.sequence));
+        let asks = !net_sync && (!host.plain || host.sequence.is_multiple_of(ASK_PLAIN_EVERY));
+        let body = host.mechanism.request();
+        let request = Message { header, body, extension: asks.then_some(Extension::Wanted) };
+        let seal = host.association.as_mut().map(Association::next_request);
+        let octets = authentication::encode(&request, seal.as_ref());
+        Outgoing { octets, to: host.address, from: None }
     }
 
     /// Gives the stamps that are back to their requests. Returns how many there were.
@@ -260,16 +275,33 @@ impl Prober {
     /// when its answer is complete.
     fn take(&mut self, datagram: &Datagram, after: &ClockReading) -> Option<usize> {
         let index = *self.by_address.get(&datagram.from)?;
-        let request = self.hosts[index].outstanding.as_mut()?;
-        let message = match Message::parse(datagram.octets()) {
+        let host = &mut self.hosts[index];
+        let request = host.outstanding.as_mut()?;
+        let octets = match authentication::admit(host.association.as_ref(), datagram.octets()) {
+            Ok(octets) => octets,
+            Err(why) => {
+                self.shared.record(index).refuse(ServerClock.now(), why);
+                return None;
+            }
+        };
+        let message = match Message::parse(octets) {
             Ok(message) => message,
             Err(error) => {
                 tracing::debug!(from = %datagram.from, %error, "not an answer");
                 return None;
             }
         };
-        let fits = message.header.domain == self.domain
-            && request.accept(&message, REQUESTER, datagram.stamp, after);
+        if message.header.domain != self.domain {
+            return None;
+        }
+        let mut accept = |answer: &Message, stamp| request.accept(answer, REQUESTER, stamp, after);
+        let fits = match &mut host.replies {
+            None => accept(&message, datagram.stamp),
+            Some(replies) => replies
+                .take(&message, datagram.stamp)
+                .iter()
+                .fold(false, |any, (answer, stamp)| accept(answer, *stamp) | any),
+        };
         (fits && request.is_complete()).then_some(index)
     }
 

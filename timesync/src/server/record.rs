@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::HostConfig;
 use super::outstanding::{Outcome, Responder};
+use crate::authentication::Refused;
 use crate::bound::{Assumptions, Window, WindowError, Witness};
-use crate::exchange::{StampClass, WallReading};
+use crate::exchange::{Exchange, StampClass, WallReading};
 use crate::recording::{Event, Tap};
 use crate::source::{Observation, Unobserved};
 use crate::time::{Host, Nanos, Server, Time};
@@ -50,6 +51,8 @@ pub struct Record {
     latest: Option<Latest>,
     /// When the newest answer's request left.
     heard: Option<Time<Server>>,
+    /// When an answer was last refused, because it was not authenticated with the host's key.
+    refused_at: Option<Time<Server>>,
     /// Of full exchanges since the last reset, in ns.
     #[serde(with = "crate::recording::histogram")]
     pub round_trips: Histogram<u32>,
@@ -61,6 +64,8 @@ pub struct Record {
     pub broken: u64,
     /// How often the window was emptied, for whatever reason.
     resets: u64,
+    /// Answers that were refused, because they were not authenticated with the host's key.
+    pub refused: u64,
     /// Who hears of everything that this record is told, while somebody records.
     #[serde(skip)]
     pub tap: Option<Tap>,
@@ -89,6 +94,8 @@ pub enum State {
     Ok,
     /// No answer, ever or lately.
     Silent,
+    /// It answers, but not authenticated with its key.
+    Unauthenticated,
     /// It answers without our module.
     Agentless,
     /// Its clock is simulated, and the server was not told to accept that.
@@ -101,7 +108,8 @@ pub enum State {
 
 impl Record {
     /// A host that nothing is known of, with a window for `capacity` exchanges.
-    pub fn new(config: HostConfig, capacity: usize, server_trusted: bool) -> Self {
+    pub fn new(mut config: HostConfig, capacity: usize, server_trusted: bool) -> Self {
+        config.assumptions.authenticated = config.key.is_some();
         Record {
             window: Window::new(config.assumptions, capacity),
             witness: None,
@@ -112,11 +120,13 @@ impl Record {
             unsettled: (SETTLED_AFTER, Reset::Announced),
             latest: None,
             heard: None,
+            refused_at: None,
             round_trips: round_trips(),
             exchanges: 0,
             lost: 0,
             broken: 0,
             resets: 0,
+            refused: 0,
             tap: None,
         }
     }
@@ -126,6 +136,7 @@ impl Record {
         match event {
             Event::Exchange(outcome) => self.complete(outcome),
             Event::Lost => self.lose(),
+            Event::Refused { at, why } => self.refuse(*at, *why),
             Event::ServerChanged { trusted } => self.server_changed(*trusted),
         }
     }
@@ -154,9 +165,10 @@ impl Record {
         }
         self.exchanges += 1;
         self.heard = Some(outcome.server_wall.at.latest);
-        self.window.push(&outcome.exchange);
+        let Some(exchange) = self.corrected(outcome) else { return };
+        self.window.push(&exchange);
         self.witness = self.witness.filter(|witness| self.window.newest_keeps(witness));
-        let Some(round_trip) = outcome.exchange.round_trip() else {
+        let Some(round_trip) = exchange.round_trip() else {
             self.lost += 1;
             // Half an exchange may contradict the others too.
             self.reset_if_broken();
@@ -196,10 +208,41 @@ impl Record {
         solved.is_err_and(|error| error == WindowError::Broken)
     }
 
+    /// The exchange as the bound is to take it; none, and counted as lost, where it trusts corrections that cannot be true.
+    fn corrected(&mut self, outcome: &Outcome) -> Option<Exchange> {
+        let assumptions = self.window.assumptions();
+        if !assumptions.trust_correction {
+            return Some(outcome.exchange);
+        }
+        match outcome.corrections.apply(&outcome.exchange, assumptions.rate_ppb) {
+            Ok(exchange) => Some(exchange),
+            Err(why) => {
+                tracing::warn!(host = self.config.name, corrections = ?outcome.corrections, "{why}");
+                self.lost += 1;
+                None
+            }
+        }
+    }
+
     /// Counts an exchange that nothing came of.
     pub fn lose(&mut self) {
         self.tell(Event::Lost);
         self.lost += 1;
+    }
+
+    /// Counts an answer that was not authenticated with the host's key. It changes nothing else.
+    pub fn refuse(&mut self, now: Time<Server>, why: Refused) {
+        self.tell(Event::Refused { at: now, why });
+        self.refused += 1;
+        if why == Refused::Replayed {
+            // By somebody with the key, so it says nothing against the host: mostly it is just late.
+            return;
+        }
+        // One without any is what a host answers until it is handed its key; the state says it if that lasts.
+        if why != Refused::Missing && self.refused_at.is_none_or(|before| now - before > SILENT_AFTER) {
+            tracing::warn!(host = self.config.name, refused = self.refused, "an answer was refused: {why}");
+        }
+        self.refused_at = Some(now);
     }
 
     /// The server's own timeline has become another one: it was suspended, or its clock source changed.
@@ -241,8 +284,9 @@ impl Record {
 
     /// The state at the server's instant `now`.
     pub fn state(&self, now: Time<Server>, allow_simulated: bool) -> State {
-        if self.heard.is_none_or(|heard| now - heard > SILENT_AFTER) {
-            return State::Silent;
+        let lately = |at: Option<Time<Server>>| at.is_some_and(|at| now - at <= SILENT_AFTER);
+        if !lately(self.heard) {
+            return if lately(self.refused_at) { State::Unauthenticated } else { State::Silent };
         }
         match (self.responder, self.unsettled) {
             (None, _) => State::Silent,
@@ -276,6 +320,7 @@ impl Record {
                 })
             }
             (State::Silent, ..) => Err(Unobserved::Silent(name())),
+            (State::Unauthenticated, ..) => Err(Unobserved::Unauthenticated(name())),
             (State::Agentless, ..) => Err(Unobserved::Agentless(name())),
             (State::Simulated, ..) => Err(Unobserved::Simulated(name())),
             _ => Err(Unobserved::Unsettled(name())),
@@ -297,6 +342,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::correction::Corrections;
     use crate::exchange::{Backward, Exchange, Forward};
     use crate::identity::{BootId, Incarnation, ProcessId};
     use crate::time::Span;
@@ -325,6 +371,7 @@ mod tests {
                 forward: Some(Forward { sent: server(at), received: host(at + 400) }),
                 backward: Some(Backward { sent: host(at + 500), received: server(at + 900) }),
             },
+            corrections: Corrections::default(),
             responder,
             server_wall: WallReading { wall: Time::from_nanos(at), at: server(at) },
             host_wall: WallReading { wall: Time::from_nanos(at), at: host(at + 400) },
@@ -429,6 +476,49 @@ mod tests {
         let now = feed(&mut record, SECOND, 9, 5_000, lying);
         assert_eq!(record.observe(now, false).unwrap_err(), Unobserved::Simulated("a".into()));
         assert!(record.observe(now, true).is_ok());
+    }
+
+    #[test]
+    fn corrections_narrow_the_bound_only_where_they_are_trusted_and_can_be_true() {
+        let width = |trust_correction, forward: i64| {
+            let mut record = record();
+            let assumptions = Assumptions { trust_correction, ..Assumptions::default() };
+            record.config.assumptions = assumptions;
+            for i in 0..9 {
+                let mut outcome = outcome((1 + i) * SECOND, 5_000, module(1, 0));
+                outcome.corrections.forward = forward << 16;
+                record.complete(&outcome);
+            }
+            let bound = record
+                .observe(Time::from_nanos(9 * SECOND), false)
+                .ok()?
+                .window
+                .hard(Time::from_nanos(9 * SECOND));
+            Some((bound.unwrap().half_width().get(), record.lost))
+        };
+        let plain = width(false, 0).unwrap();
+        assert_eq!(width(false, 300), Some(plain), "not regarded");
+        assert_eq!(width(false, -1), Some(plain), "not regarded either");
+        assert!(width(true, 300).unwrap().0 <= plain.0 - 140);
+        assert_eq!(width(true, -1), None, "refused");
+        assert_eq!(width(true, 5_000), None, "longer than the round trip");
+    }
+
+    #[test]
+    fn what_a_host_is_refused_for_is_said() {
+        let mut record = record();
+        let at = Time::from_nanos(SECOND);
+        record.refuse(at, Refused::Replayed);
+        assert_eq!(record.state(at, false), State::Silent, "an answer that is late says nothing of the host");
+        record.refuse(at, Refused::Missing);
+        assert_eq!((record.state(at, false), record.refused), (State::Unauthenticated, 2));
+        assert_eq!(record.observe(at, false).unwrap_err(), Unobserved::Unauthenticated("a".into()));
+        let later = at + SILENT_AFTER + SILENT_AFTER;
+        assert_eq!(record.state(later, false), State::Silent);
+        // Forgeries beside true answers change nothing.
+        let now = feed(&mut record, 20 * SECOND, 9, 5_000, module(1, 0));
+        record.refuse(now, Refused::Forged);
+        assert_eq!(record.state(now, false), State::Ok);
     }
 
     #[test]

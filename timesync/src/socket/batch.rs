@@ -112,6 +112,7 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
+    use crate::authentication;
     use crate::wire::{Body, Header, Message, PLAIN_LEN, REQUESTER};
 
     fn bind(at: &str) -> StampedSocket {
@@ -129,7 +130,7 @@ mod tests {
             source: REQUESTER,
             sequence,
         };
-        let octets = Message { header, body: Body::Request, extension: None }.encode();
+        let octets = authentication::encode(&Message { header, body: Body::Request, extension: None }, None);
         Outgoing { octets, to, from: from.map(|from| from.parse().unwrap()) }
     }
 

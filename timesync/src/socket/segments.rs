@@ -11,13 +11,13 @@ use std::os::fd::AsRawFd;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 
 use super::{Endpoint, StampedSocket, with_source};
-use crate::wire::Encoded;
+use crate::authentication::Sealed;
 
 /// A message that is to be sent.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     /// What it says.
-    pub octets: Encoded,
+    pub octets: Sealed,
     /// Where it goes.
     pub to: SocketAddr,
     /// Which of this machine's addresses it comes from, if that matters.
@@ -72,6 +72,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::authentication;
     use crate::time::Time;
     use crate::wire::{Body, Header, Message, REQUESTER};
 
@@ -105,7 +106,7 @@ mod tests {
                     };
                     let body = Body::FollowUp { sent: Time::from_nanos(1), requester: REQUESTER };
                     Outgoing {
-                        octets: Message { header, body, extension: None }.encode(),
+                        octets: authentication::encode(&Message { header, body, extension: None }, None),
                         to: if to_b { &b } else { &a }.local_addr().unwrap(),
                         from: Some("127.0.0.7".parse().unwrap()),
                     }
@@ -139,7 +140,7 @@ mod tests {
             source: REQUESTER,
             sequence: 0,
         };
-        let octets = Message { header, body, extension: None }.encode();
+        let octets = authentication::encode(&Message { header, body, extension: None }, None);
         // An address of another family.
         let message = Outgoing { octets, to: "[::1]:9".parse().unwrap(), from: None };
         assert_eq!(endpoint.send_generals(&vec![message; 3]), 3);

@@ -94,6 +94,26 @@ fn our_tlv_is_laid_out_as_documented_and_all_three_messages_are_equally_long() {
     assert_eq!(octets.len(), request.encode().len());
 }
 
+/// Tables 44 (`Sync`, `Delay_Req`), 45 (`Follow_Up`) and 46 (`Delay_Resp`); the TLV as linuxptp's nsm sends it.
+#[test]
+fn a_net_sync_monitors_messages_are_laid_out_as_the_standard_and_linuxptp_say() {
+    let asked = Message { header: header(SERVER), body: Body::DelayRequest, extension: None }.encode();
+    assert_eq!(asked[..8], [0x01, 0x12, 0, 48, 7, 0, 0x04, 0]);
+    assert_eq!(asked[30..34], [0x12, 0x34, 0x01, 0x7F]);
+    assert_eq!(asked[34..], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x21, 0xFE, 0, 0]);
+    let at = Time::from_nanos(0x0000_6540_1234 * 1_000_000_000 + 0x0ABC_DEF0);
+    for (body, kind, control, len) in [
+        (Body::Sync { sent: at }, 0x00, 0, 44),
+        (Body::SyncFollowUp { sent: at }, 0x08, 2, 44),
+        (Body::DelayResponse { received: at, requester: SERVER }, 0x09, 3, 54),
+    ] {
+        let octets = Message { header: header(HOST), body, extension: None }.encode();
+        assert_eq!((octets[..4].to_vec(), octets.len()), (vec![kind, 0x12, 0, len], usize::from(len)));
+        assert_eq!(octets[32], control);
+        assert_eq!(octets[34..44], [0x00, 0x00, 0x65, 0x40, 0x12, 0x34, 0x0A, 0xBC, 0xDE, 0xF0]);
+    }
+}
+
 #[test]
 fn foreign_tlvs_and_trailing_octets_are_passed_over() {
     let body = Body::Response { received: Time::from_nanos(5), requester: SERVER };
@@ -133,7 +153,7 @@ fn what_is_wrong_is_said() {
         (|o| o[3] = 20, WireError::Truncated(20)),
         (|o| o[2] = 1, WireError::Length { said: 256 + 118, got: 118 }),
         (|o| o[1] = 1, WireError::Version(1)),
-        (|o| o[0] = 0, WireError::Type(0)),
+        (|o| o[0] = 0xB, WireError::Type(0xB)),
         (
             |o| o[40..44].copy_from_slice(&1_000_000_000_u32.to_be_bytes()),
             WireError::Nanoseconds(1_000_000_000),
@@ -187,6 +207,11 @@ fn message() -> impl Strategy<Value = Message> {
         });
     let body = prop_oneof![
         Just(Body::Request),
+        Just(Body::DelayRequest),
+        (0..LIMIT).prop_map(|at| Body::Sync { sent: Time::from_nanos(at) }),
+        (0..LIMIT).prop_map(|at| Body::SyncFollowUp { sent: Time::from_nanos(at) }),
+        (0..LIMIT, identity())
+            .prop_map(|(at, requester)| Body::DelayResponse { received: Time::from_nanos(at), requester }),
         (0..LIMIT, identity())
             .prop_map(|(at, requester)| Body::Response { received: Time::from_nanos(at), requester }),
         (0..LIMIT, identity())

@@ -1,0 +1,54 @@
+//! Every fuzz target on its corpus, and on octets that are like those in it. The long search is `fuzz/run`.
+
+use std::path::Path;
+
+use harness::fuzz::TARGETS;
+
+/// So often each input of the corpus is damaged.
+const DAMAGED: u64 = 20;
+
+/// Marsaglia's xorshift64: the same octets in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit.max(1) as u64) as usize
+    }
+
+    /// Flips, cuts off, repeats or replaces something.
+    fn damage(&mut self, octets: &mut Vec<u8>) {
+        let at = self.below(octets.len());
+        match self.below(4) {
+            0 if !octets.is_empty() => octets[at] ^= 1 << self.below(8),
+            1 => octets.truncate(at),
+            2 => octets.extend_from_within(at..),
+            _ if !octets.is_empty() => octets[at] = [0x00, 0xFF, 0x7F, 0x80][self.below(4)],
+            _ => octets.push(0),
+        }
+    }
+}
+
+#[test]
+fn no_input_makes_a_parser_panic() {
+    let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    for (name, target) in TARGETS {
+        let mut files: Vec<_> =
+            corpora.join(name).read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        assert!(!files.is_empty(), "{name} has no corpus");
+        let mut random = Random(0x9E37_79B9_7F4A_7C15);
+        for file in files {
+            let octets = std::fs::read(&file).unwrap();
+            target(&octets);
+            for _ in 0..DAMAGED {
+                let mut octets = octets.clone();
+                random.damage(&mut octets);
+                random.damage(&mut octets);
+                target(&octets);
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! A machine that runs nothing of ours, only Debian's `ptp4l` that measures end to end, is asked as a NetSync monitor.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Child;
+
+use coeval_cli::cluster::ServerReady;
+use coeval_cli::daemon::Daemon;
+use harness::namespaces::{Namespace, Network};
+use harness::tools::{finish, run, stop};
+use harness::{coeval, eventually};
+use serde_json::Value;
+
+/// Both run on this machine's clock. Far more than a loaded machine adds to a round trip within one kernel, and far
+/// less than an offset that is computed wrongly.
+const SENSIBLE_NS: i64 = 10_000_000;
+
+/// Killed when dropped.
+struct Ptp4l(Child);
+
+impl Ptp4l {
+    fn start(place: &Namespace, directory: &Path) -> Self {
+        let log = File::create(directory.join("ptp4l.log")).unwrap();
+        let mut command = place.command("ptp4l");
+        command.args(["-4", "-S", "-E", "-i", "eth0", "--free_running=1", "--slaveOnly=1", "-m"]);
+        command.args(["--hybrid_e2e=1", "--net_sync_monitor=1"]);
+        // Its control socket is a file, which network namespaces do not separate.
+        command.arg(format!("--uds_address={}", directory.join("ptp4l").display()));
+        Ptp4l(command.stdout(log).spawn().unwrap())
+    }
+}
+
+impl Drop for Ptp4l {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Zero is the truth, since it is one kernel's clock.
+fn assert_covers_zero(offset: &Value, half: &Value) {
+    let (offset, half) = (offset.as_i64().unwrap(), half.as_i64().unwrap());
+    assert!((0..SENSIBLE_NS).contains(&half), "± {half} ns");
+    assert!(offset.abs() <= half, "{offset} ± {half} ns lacks the truth");
+}
+
+#[test]
+fn a_stock_ptp4l_that_measures_end_to_end_is_probed_and_appears_in_the_skew_report() {
+    let network = Network::new(2).unwrap();
+    let [here, there] = &network.hosts[..] else { unreachable!("two were made") };
+    let directory = tempfile::tempdir().unwrap();
+    let mut ptp4l = Ptp4l::start(there, directory.path());
+    let target = there.address.to_string();
+    let probe = |more: &[&str]| {
+        let mut command = here.command(coeval());
+        command.args(["probe", &target, "--interval", "20ms"]).args(more);
+        command
+    };
+    eventually(|| {
+        assert!(ptp4l.0.try_wait().unwrap().is_none(), "ptp4l ended");
+        let answered = finish(&mut probe(&["--net-sync", "--count", "1"])).status.success();
+        answered.then_some(()).ok_or("not so yet: ptp4l answers")
+    });
+    // It does not know peer delay.
+    assert_eq!(finish(&mut probe(&["--count", "1"])).status.code(), Some(1));
+    let printed = run(&mut probe(&["--net-sync", "--count", "20", "--json"]));
+    let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let answer = lines[..20].iter().find_map(|line| line["exchange"]["answer"].as_object()).unwrap();
+    assert_eq!((&answer["sent"], &answer["received"]), (&"software".into(), &"software".into()));
+    assert_covers_zero(&lines[20]["summary"]["offset_ns"], &lines[20]["summary"]["hard_ns"]);
+
+    let config = format!(
+        "listen = \"127.0.0.1:0\"\nstate = {:?}\n\
+         [[host]]\nname = \"stock\"\ntime = \"{target}:319\"\nagentless = true\nmechanism = \"net-sync\"\n",
+        directory.path().join("server"),
+    );
+    let file = directory.path().join("server.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut command = here.command(coeval());
+    command.args(["server", "--with-parent", "--config"]).arg(file);
+    let mut server = Daemon::start(command, &directory.path().join("server.log")).unwrap();
+    let ServerReady { api } = server.ready().unwrap();
+    let row = eventually(|| {
+        let report = run(here.command(coeval()).args(["skew", "--json", "--server", &api]));
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let row = report["hosts"][0].clone();
+        (row["state"] == "agentless" && row["exchanges"].as_u64() >= Some(20))
+            .then_some(row)
+            .ok_or("not so yet: the report shows it")
+    });
+    assert_covers_zero(&row["offset_ns"], &row["hard_ns"]);
+    assert_eq!(row["timestamps"], "software");
+    stop(&mut server);
+}
