@@ -3,6 +3,7 @@
 //! A plain thread on `poll(2)`; timing is its only job. Plain PTP requests are answered like a stock responder's.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -14,10 +15,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::clock::{self, Clocks, HostClock, SuspendWatch, clock_source, is_trusted_source};
+use crate::hardware::Timestamps;
 use crate::identity::Incarnation;
 use crate::socket::{Datagram, Endpoint, SocketError};
 use crate::time::{Nanos, Time, Wall};
-use crate::translate::{ClockReading, Stamp};
+use crate::translate::{ClockReading, PacketStamp, Stamp};
 use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, PortIdentity, Reading};
 
 /// How a module listens.
@@ -28,6 +30,8 @@ pub struct ModuleConfig {
     /// UDP port of event messages. PTP's is 319, with 320 for the general ones; at any other port, one socket serves
     /// both. 0: the system chooses.
     pub event_port: u16,
+    /// Which timestamps are used. Network cards' only at PTP's port.
+    pub timestamps: Timestamps,
     /// PTP domain; requests of others are ignored.
     pub domain: u8,
 }
@@ -35,7 +39,12 @@ pub struct ModuleConfig {
 impl Default for ModuleConfig {
     /// PTP's ports on every IPv4 address, domain 0.
     fn default() -> Self {
-        ModuleConfig { listen: vec![IpAddr::from([0, 0, 0, 0])], event_port: EVENT_PORT, domain: 0 }
+        ModuleConfig {
+            listen: vec![IpAddr::from([0, 0, 0, 0])],
+            event_port: EVENT_PORT,
+            timestamps: Timestamps::Auto,
+            domain: 0,
+        }
     }
 }
 
@@ -92,7 +101,7 @@ impl Module {
         clock: HostClock,
         incarnation: Incarnation,
     ) -> Result<Self, StartError> {
-        let bind = |&ip| Endpoint::bind(ip, config.event_port);
+        let bind = |&ip| Endpoint::bind(ip, config.event_port, config.timestamps);
         let endpoints = config.listen.iter().map(bind).collect::<Result<_, _>>()?;
         Self::serve(endpoints, config.domain, clock, incarnation)
     }
@@ -171,6 +180,8 @@ struct Awaiting {
     request: Header,
     wants_reading: bool,
     before: ClockReading,
+    /// As far as they are back.
+    stamp: PacketStamp,
 }
 
 /// A stamp that is not back by then will not come: the follow-up goes out with the reading before the send.
@@ -253,13 +264,19 @@ impl Responder {
             let body = Body::Response { received: self.wall(&received), requester: request.source };
             let header = Header { two_step: true, correction: 0, source: self.identity, ..request };
             let octets = Message { header, body, extension }.encode();
-            let awaiting =
-                Awaiting { to: datagram.from, from: datagram.to, request, wants_reading, before: after };
+            let awaiting = Awaiting {
+                to: datagram.from,
+                from: datagram.to,
+                request,
+                wants_reading,
+                before: after,
+                stamp: PacketStamp::default(),
+            };
             match listening.endpoint.event.send(&octets, datagram.from, datagram.to) {
                 Ok(Some(number)) => {
                     listening.awaiting.insert(number, awaiting);
                 }
-                Ok(None) => self.send_follow_up(&mut listening.endpoint, &awaiting, None, &after),
+                Ok(None) => self.send_follow_up(&mut listening.endpoint, &awaiting, &after),
                 Err(error) => {
                     tracing::debug!(to = %datagram.from, %error, "cannot answer");
                     count(&self.counters.unsent);
@@ -279,14 +296,20 @@ impl Responder {
             let mut ready = Vec::new();
             while let Some((number, stamp)) = listening.endpoint.event.transmit_stamp() {
                 stamps += 1;
-                ready.extend(listening.awaiting.remove(&number).map(|awaiting| (awaiting, stamp)));
+                let awaits_card = listening.endpoint.event.awaits_card(number);
+                if let Entry::Occupied(mut awaiting) = listening.awaiting.entry(number) {
+                    awaiting.get_mut().stamp.merge(stamp);
+                    if !awaits_card {
+                        ready.push(awaiting.remove());
+                    }
+                }
             }
             if ready.is_empty() {
                 return stamps;
             }
             let after = self.clocks.read();
-            for (awaiting, stamp) in ready {
-                self.send_follow_up(&mut listening.endpoint, &awaiting, Some(stamp), &after);
+            for awaiting in ready {
+                self.send_follow_up(&mut listening.endpoint, &awaiting, &after);
             }
         }
     }
@@ -299,21 +322,15 @@ impl Responder {
         let patience = Nanos::from_millis(i64::from(STAMP_PATIENCE_MS));
         let overdue = |sent: &Awaiting| after.raw.earliest - sent.before.raw.latest > patience;
         for (_, awaiting) in listening.awaiting.extract_if(|_, sent| overdue(sent)) {
-            self.send_follow_up(&mut listening.endpoint, &awaiting, None, &after);
+            self.send_follow_up(&mut listening.endpoint, &awaiting, &after);
         }
     }
 
-    fn send_follow_up(
-        &mut self,
-        endpoint: &mut Endpoint,
-        awaiting: &Awaiting,
-        stamp: Option<Time<Wall>>,
-        after: &ClockReading,
-    ) {
-        if stamp.is_none() {
+    fn send_follow_up(&mut self, endpoint: &mut Endpoint, awaiting: &Awaiting, after: &ClockReading) {
+        if awaiting.stamp.is_none() {
             count(&self.counters.unstamped_answers);
         }
-        let sent = Stamp::sent(stamp, &awaiting.before, after);
+        let sent = Stamp::sent(awaiting.stamp, &awaiting.before, after);
         let suspends = self.suspends.count();
         let Some(extension) = self.extension(&sent, suspends, awaiting.wants_reading) else { return };
         // Some networks correct the request on its way; the follow-up carries that back (IEEE 1588-2019 §11.4.2).

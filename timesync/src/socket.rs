@@ -1,14 +1,20 @@
 //! UDP sockets whose packets the kernel stamps.
 //!
 //! Receive stamps come with the datagram; transmit stamps come back through the socket's error queue and name the
-//! packet by its number. Stamps are `CLOCK_REALTIME`.
+//! packet by its number. The kernel's stamps are `CLOCK_REALTIME`; those of a network card that has any come besides them
+//! ([`crate::hardware`]).
+//!
+//! Many cards hold one transmit stamp at a time, so where stamps are expected of one, there is one packet in flight: a
+//! send waits for the stamp of the packet before, though not for long. Packets would only lose their stamps otherwise.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, Timestamps, recvmsg,
     sendmsg, setsockopt, sockopt,
@@ -16,7 +22,11 @@ use nix::sys::socket::{
 use nix::sys::time::TimeSpec;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::time::{Time, Wall};
+use crate::clock::raw_now;
+use crate::hardware::{self, Hardware};
+use crate::phc::Phc;
+use crate::time::{Nanos, Raw, Time};
+use crate::translate::PacketStamp;
 use crate::wire::{EVENT_PORT, GENERAL_PORT};
 
 /// Why a socket could not be had. Each is a sentence that says what to do.
@@ -55,8 +65,10 @@ pub struct Datagram {
     pub from: SocketAddr,
     /// Which of this machine's addresses it was sent to, if the kernel says.
     pub to: Option<IpAddr>,
-    /// When the kernel received it, by `CLOCK_REALTIME`.
-    pub stamp: Option<Time<Wall>>,
+    /// When it was received.
+    pub stamp: PacketStamp,
+    /// The interface, and the stamp of its card, before that is translated.
+    card: Option<(u32, Time<Phc>)>,
 }
 
 impl Datagram {
@@ -75,7 +87,21 @@ pub struct StampedSocket {
     /// The number that the kernel gives to the next packet (OPT_ID: from 0, one more for each packet sent).
     next: u32,
     control: Vec<u8>,
+    hardware: Option<Hardware>,
+    /// The packet that a card's stamp is awaited for.
+    in_flight: Option<InFlight>,
+    /// Stamps that came back while a send waited.
+    back: VecDeque<(u32, PacketStamp)>,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    number: u32,
+    sent_after: Time<Raw>,
+}
+
+/// A card's stamp that is not back by then will not come. It takes most cards some 50 µs.
+const CARD_PATIENCE: Nanos = Nanos::from_millis(2);
 
 impl StampedSocket {
     /// Opens a socket at `at`, non-blocking. With `stamping`, asks the kernel to stamp its packets; a kernel that cannot
@@ -91,7 +117,16 @@ impl StampedSocket {
             _ => SocketError::Other { at, source: error },
         };
         let (socket, local) = open(at).map_err(explain)?;
-        let mut socket = StampedSocket { socket, local, stamping: false, next: 0, control: control_space() };
+        let mut socket = StampedSocket {
+            socket,
+            local,
+            stamping: false,
+            next: 0,
+            control: control_space(),
+            hardware: None,
+            in_flight: None,
+            back: VecDeque::new(),
+        };
         if at.ip().is_unspecified() {
             // Answers must leave from the address that was asked. Where the kernel does not tell it, it chooses.
             let _ = match at {
@@ -105,6 +140,24 @@ impl StampedSocket {
         Ok(socket)
     }
 
+    /// Uses the stamps of network cards, too, where there are any.
+    pub fn use_hardware(&mut self) {
+        self.hardware = Hardware::set_up(self.socket.as_fd(), self.local.ip());
+        if self.hardware.is_some() {
+            // Stamps are told apart by the interface that the packet passed.
+            let _ = match self.local {
+                SocketAddr::V4(_) => setsockopt(&self.socket, sockopt::Ipv4PacketInfo, &true),
+                SocketAddr::V6(_) => setsockopt(&self.socket, sockopt::Ipv6RecvPacketInfo, &true),
+            };
+            self.start_stamping();
+        }
+    }
+
+    /// Whether a better stamp of packet `number` is still to come, from a network card.
+    pub fn awaits_card(&self, number: u32) -> bool {
+        self.in_flight.is_some_and(|packet| packet.number == number)
+    }
+
     /// Where the socket listens: with the port that the system chose, if it was asked to.
     pub fn local_address(&self) -> SocketAddr {
         self.local
@@ -116,6 +169,11 @@ impl StampedSocket {
     /// # Errors
     /// The system's: the network is down, or there is no way to `to`.
     pub fn send(&mut self, octets: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<Option<u32>> {
+        self.await_card();
+        if let Some(hardware) = &self.hardware {
+            hardware.prepare();
+        }
+        let sent_after = raw_now();
         let data = [IoSlice::new(octets)];
         let (to, fd) = (SockaddrStorage::from(to), self.socket.as_raw_fd());
         let send = |control: &[ControlMessage<'_>]| sendmsg(fd, &data, control, MsgFlags::empty(), Some(&to));
@@ -143,13 +201,21 @@ impl StampedSocket {
             return Err(error.into());
         }
         let number = self.next;
+        if self.stamping && self.hardware.is_some() {
+            self.in_flight = Some(InFlight { number, sent_after });
+        }
         self.next = self.next.wrapping_add(u32::from(self.stamping));
         Ok(self.stamping.then_some(number))
     }
 
     /// The next transmit stamp that has come back, with its packet's number. On loopback and virtual Ethernet it is there
-    /// when [`StampedSocket::send`] returns.
-    pub fn transmit_stamp(&mut self) -> Option<(u32, Time<Wall>)> {
+    /// when [`StampedSocket::send`] returns. A packet that a network card stamps, too, has two that come one after the
+    /// other.
+    pub fn transmit_stamp(&mut self) -> Option<(u32, PacketStamp)> {
+        self.back.pop_front().or_else(|| self.queued_stamp())
+    }
+
+    fn queued_stamp(&mut self) -> Option<(u32, PacketStamp)> {
         let newest = self.next.wrapping_sub(1);
         loop {
             let mut octets = [0; LONGEST];
@@ -166,21 +232,64 @@ impl StampedSocket {
                 Err(_) => return None,
             };
             // A stamp without a number (some tools that stand in for the kernel) can only be the newest packet's.
-            let (mut number, mut stamp) = (Some(newest), None);
+            let (mut number, mut stamps, mut interface) = (Some(newest), None, None);
             for control in message.cmsgs().into_iter().flatten() {
                 match control {
-                    ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
+                    ControlMessageOwned::ScmTimestampsns(both) => stamps = Some(both),
                     ControlMessageOwned::Ipv4RecvErr(error, _)
                     | ControlMessageOwned::Ipv6RecvErr(error, _) => {
                         // Network errors come by the same queue.
                         let is_stamp = error.ee_errno == libc::ENOMSG.cast_unsigned();
                         number = is_stamp.then_some(error.ee_data);
                     }
+                    ControlMessageOwned::Ipv4PacketInfo(info) => {
+                        interface = u32::try_from(info.ipi_ifindex).ok();
+                    }
+                    ControlMessageOwned::Ipv6PacketInfo(info) => interface = Some(info.ipi6_ifindex),
                     _ => {}
                 }
             }
-            if let (Some(number), Some(stamp)) = (number, stamp) {
-                return Some((number, stamp));
+            if let (Some(number), Some(stamps)) = (number, stamps) {
+                return Some((number, self.transmitted(number, stamps, interface)));
+            }
+        }
+    }
+
+    /// Translates a stamp that came back, and knows whether there is one still to come.
+    fn transmitted(&mut self, number: u32, stamps: Timestamps, interface: Option<u32>) -> PacketStamp {
+        let software = time(stamps.system);
+        let Some(hardware) = &self.hardware else { return software.into() };
+        let packet = self.in_flight.filter(|packet| packet.number == number);
+        let card = time(stamps.hw_raw);
+        // No card stamps what passes another interface.
+        if packet.is_some() && (card.is_some() || interface.is_some_and(|index| !hardware.covers(index))) {
+            self.in_flight = None;
+        }
+        let translated = interface.zip(card).and_then(|(interface, card)| {
+            hardware.read();
+            hardware.translate(interface, card, Some(packet?.sent_after))
+        });
+        PacketStamp { software, hardware: translated }
+    }
+
+    /// Waits until the card's stamp of the packet before is back, or will not come.
+    fn await_card(&mut self) {
+        while let Some(packet) = self.in_flight {
+            let left = packet.sent_after + CARD_PATIENCE - raw_now();
+            if left <= Nanos::ZERO {
+                self.in_flight = None;
+            } else if let Some(stamp) = self.queued_stamp() {
+                self.back.push_back(stamp);
+            } else {
+                let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::empty())];
+                let timeout = TimeSpec::from_duration(left.to_std());
+                // Awake without a stamp: an error of the network's, which must not keep it awake.
+                if ppoll(&mut fds, Some(timeout), None) == Ok(1) {
+                    match self.queued_stamp() {
+                        Some(stamp) => self.back.push_back(stamp),
+                        None => self.clear_error(),
+                    }
+                }
             }
         }
     }
@@ -210,36 +319,67 @@ impl StampedSocket {
                 Err(_) => return None,
             };
             let Some(from) = message.address.as_ref().and_then(address) else { continue };
-            let (mut to, mut stamp) = (None, None);
+            let (mut to, mut interface) = (None, None);
+            let (mut stamp, mut card) = (PacketStamp::default(), None);
             for control in message.cmsgs().into_iter().flatten() {
                 match control {
-                    ControlMessageOwned::ScmTimestampsns(stamps) => stamp = software(stamps),
+                    ControlMessageOwned::ScmTimestampsns(stamps) => {
+                        (stamp.software, card) = (time(stamps.system), time(stamps.hw_raw));
+                    }
                     ControlMessageOwned::Ipv4PacketInfo(info) => {
+                        interface = u32::try_from(info.ipi_ifindex).ok();
                         to = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
                     }
                     ControlMessageOwned::Ipv6PacketInfo(info) => {
+                        interface = Some(info.ipi6_ifindex);
                         to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
                     }
                     _ => {}
                 }
             }
             let len = message.bytes;
-            return Some(Datagram { octets, len, from, to, stamp });
+            return Some(Datagram { octets, len, from, to, stamp, card: interface.zip(card) });
+        }
+    }
+
+    /// Translates the stamps that network cards gave to datagrams, all of which have arrived by now.
+    fn translate_cards(&self, datagrams: &mut [Datagram]) {
+        let Some(hardware) = &self.hardware else { return };
+        if datagrams.iter().any(|datagram| datagram.card.is_some()) {
+            hardware.read();
+        }
+        for datagram in datagrams {
+            let card = datagram.card.take();
+            let translated = card.and_then(|(interface, stamp)| hardware.translate(interface, stamp, None));
+            datagram.stamp.hardware = translated;
         }
     }
 
     /// Asks for stamps, and for numbers that start at 0. The kernel starts the numbers anew when they are switched on,
     /// so they are switched off first.
     fn start_stamping(&mut self) {
-        let without_numbers = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
+        let software = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
             | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
-            | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
+            | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE;
+        let without_numbers = match self.hardware {
             // Without the packet, which nobody needs: it would count against the receive buffer.
-            | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY;
+            None => software | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY,
+            // With it, the kernel also tells the interface. Both kinds of stamps, each when it is there.
+            Some(_) => {
+                software
+                    | TimestampingFlag::SOF_TIMESTAMPING_RAW_HARDWARE
+                    | TimestampingFlag::SOF_TIMESTAMPING_RX_HARDWARE
+                    | TimestampingFlag::SOF_TIMESTAMPING_TX_HARDWARE
+                    | TimestampingFlag::from_bits_retain(
+                        libc::SOF_TIMESTAMPING_OPT_CMSG | libc::SOF_TIMESTAMPING_OPT_TX_SWHW,
+                    )
+            }
+        };
         let numbered = without_numbers | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID;
         let set = |flags| setsockopt(&self.socket, sockopt::Timestamping, &flags);
         self.stamping = set(without_numbers).and_then(|()| set(numbered)).is_ok();
         self.next = 0;
+        self.in_flight = None;
         if !self.stamping {
             tracing::warn!(address = %self.local, "the kernel stamps no packets here; bounds will be wide");
         }
@@ -279,9 +419,9 @@ fn control_space() -> Vec<u8> {
     )
 }
 
-/// The software stamp; all zero where there is none.
-fn software(stamps: Timestamps) -> Option<Time<Wall>> {
-    let nanos = stamps.system.tv_sec().checked_mul(1_000_000_000)?.checked_add(stamps.system.tv_nsec())?;
+/// A stamp; all zero where there is none.
+fn time<T>(stamp: TimeSpec) -> Option<Time<T>> {
+    let nanos = stamp.tv_sec().checked_mul(1_000_000_000)?.checked_add(stamp.tv_nsec())?;
     (nanos != 0).then(|| Time::from_nanos(nanos))
 }
 
@@ -301,12 +441,16 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Opens the sockets at `ip` and `event_port` (0: the system chooses).
+    /// Opens the sockets at `ip` and `event_port` (0: the system chooses). Network cards' stamps are only used at PTP's
+    /// own event port: many cards stamp nothing else.
     ///
     /// # Errors
     /// [`SocketError`].
-    pub fn bind(ip: IpAddr, event_port: u16) -> Result<Self, SocketError> {
-        let event = StampedSocket::bind(SocketAddr::new(ip, event_port), true)?;
+    pub fn bind(ip: IpAddr, event_port: u16, timestamps: hardware::Timestamps) -> Result<Self, SocketError> {
+        let mut event = StampedSocket::bind(SocketAddr::new(ip, event_port), true)?;
+        if timestamps == hardware::Timestamps::Auto && event_port == EVENT_PORT {
+            event.use_hardware();
+        }
         let general = (event_port == EVENT_PORT)
             .then(|| StampedSocket::bind(SocketAddr::new(ip, GENERAL_PORT), false))
             .transpose()?;
@@ -327,6 +471,7 @@ impl Endpoint {
         for socket in sockets {
             into.extend(std::iter::from_fn(|| socket.receive()).take(most));
         }
+        self.event.translate_cards(into);
     }
 }
 
@@ -359,7 +504,7 @@ mod tests {
                 wait(&b);
                 let datagram = b.receive().unwrap();
                 assert_eq!((datagram.octets(), datagram.from), (b"hello".as_slice(), a.local_address()));
-                assert!(datagram.stamp.unwrap() >= sent);
+                assert!(datagram.stamp.software.unwrap() >= sent.software.unwrap());
             }
             assert!(b.receive().is_none());
         }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
+use timesync::hardware::Timestamps;
 use timesync::probe::{Answer, Probe, ProbeConfig, Probed, Summary};
 use timesync::time::Nanos;
 use timesync::wire::EVENT_PORT;
@@ -46,6 +47,7 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
         let config = ProbeConfig {
             target: resolve(target)?,
             event_port: args.port,
+            timestamps: if args.software { Timestamps::Software } else { Timestamps::Auto },
             domain: args.domain,
             interval: args.interval,
             timeout: TIMEOUT,

@@ -4,7 +4,7 @@ use crate::clock::ServerClock;
 use crate::exchange::{Backward, Exchange, Forward, StampClass, WallReading};
 use crate::identity::Incarnation;
 use crate::time::{Host, Nanos, Server, Span, Time, Wall};
-use crate::translate::{ClockReading, Stamp};
+use crate::translate::{ClockReading, PacketStamp, Stamp};
 use crate::wire::{Body, Extension, Message, PortIdentity, Reading};
 
 /// An exchange whose request was sent.
@@ -14,8 +14,8 @@ pub struct Outstanding {
     pub sequence: u16,
     /// By which the kernel calls the request's stamp.
     pub number: Option<u32>,
-    /// The request's stamp, once it is back.
-    pub sent: Option<Time<Wall>>,
+    /// The request's stamps, as far as they are back.
+    pub sent: PacketStamp,
     before: ClockReading,
     response: Option<Response>,
     follow_up: Option<FollowUp>,
@@ -23,8 +23,10 @@ pub struct Outstanding {
 
 #[derive(Clone, Copy, Debug)]
 struct Response {
-    /// t1 and t4.
-    stamps: (Stamp, Stamp),
+    /// t4.
+    arrived: Stamp,
+    /// Read after it arrived.
+    after: ClockReading,
     /// t2.
     received: Time<Wall>,
     responder: Responder,
@@ -77,7 +79,14 @@ pub struct Outcome {
 impl Outstanding {
     /// A request that was sent after `before` was read.
     pub fn new(sequence: u16, number: Option<u32>, before: ClockReading) -> Self {
-        Outstanding { sequence, number, sent: None, before, response: None, follow_up: None }
+        Outstanding {
+            sequence,
+            number,
+            sent: PacketStamp::default(),
+            before,
+            response: None,
+            follow_up: None,
+        }
     }
 
     /// Takes an answer that was received before `after` was read. Returns whether it belongs to this exchange: the first
@@ -86,7 +95,7 @@ impl Outstanding {
         &mut self,
         message: &Message,
         requester: PortIdentity,
-        stamp: Option<Time<Wall>>,
+        stamp: impl Into<PacketStamp>,
         after: &ClockReading,
     ) -> bool {
         if message.header.sequence != self.sequence {
@@ -108,11 +117,8 @@ impl Outstanding {
             Body::Response { received, requester: named }
                 if named == requester && self.response.is_none() =>
             {
-                let stamps = (
-                    Stamp::sent(self.sent, &self.before, after),
-                    Stamp::received(stamp, &self.before, after),
-                );
-                self.response = Some(Response { stamps, received, responder, reading });
+                let arrived = Stamp::received(stamp, &self.before, after);
+                self.response = Some(Response { arrived, after: *after, received, responder, reading });
                 true
             }
             Body::FollowUp { sent, requester: named } if named == requester && self.follow_up.is_none() => {
@@ -132,7 +138,9 @@ impl Outstanding {
     /// was started anew in between), the forward half.
     pub fn outcome(&self) -> Option<Outcome> {
         let response = self.response?;
-        let (t1, t4) = response.stamps;
+        // A network card's stamp may come back later than the response.
+        let t1 = Stamp::sent(self.sent, &self.before, &response.after);
+        let t4 = response.arrived;
         let received = on_host_timeline(response.received, response.reading);
         let sent_on_server = ServerClock.span(t1.raw);
         let follow_up = self.follow_up.filter(|follow_up| follow_up.responder == response.responder);
@@ -231,7 +239,7 @@ mod tests {
 
     fn request() -> Outstanding {
         let mut request = Outstanding::new(9, Some(0), clocks(100));
-        request.sent = Some(Time::from_nanos(1_000_110));
+        request.sent = Some(Time::from_nanos(1_000_110)).into();
         request
     }
 

@@ -99,8 +99,10 @@ impl Prober {
             .iter()
             .filter(|ip| config.hosts.iter().any(|host| host.address.is_ipv4() == ip.is_ipv4()));
         let used: Vec<_> = used.collect();
-        let endpoints: Vec<_> =
-            used.iter().map(|ip| Endpoint::bind(**ip, config.event_port)).collect::<Result<_, _>>()?;
+        let endpoints: Vec<_> = used
+            .iter()
+            .map(|ip| Endpoint::bind(**ip, config.event_port, config.timestamps))
+            .collect::<Result<_, _>>()?;
         let pair_interval = Nanos::new(1_000_000_000 / i64::from(config.pairs_per_second.max(1)));
         let start = ServerClock.now();
         let mut by_address = HashMap::new();
@@ -234,7 +236,7 @@ impl Prober {
             let outstanding = self.hosts.iter_mut().filter(|host| host.endpoint == endpoint);
             let mut outstanding = outstanding.filter_map(|host| host.outstanding.as_mut());
             if let Some((request, _)) = outstanding.find(|(request, _)| request.number == Some(number)) {
-                request.sent = Some(stamp);
+                request.sent.merge(stamp);
             }
         }
         stamps
@@ -261,6 +263,12 @@ impl Prober {
 
     /// Ends the exchange on its way. The pair's second request leaves before the first one's outcome is worked out.
     fn finish(&mut self, index: usize) {
+        // A network card's stamp may have come back meanwhile.
+        let host = &self.hosts[index];
+        let number = host.outstanding.as_ref().and_then(|(request, _)| request.number);
+        if number.is_some_and(|number| self.endpoints[host.endpoint].event.awaits_card(number)) {
+            self.take_stamps(host.endpoint);
+        }
         let host = &mut self.hosts[index];
         let Some((request, _)) = host.outstanding.take() else { return };
         let complete = request.is_complete();
