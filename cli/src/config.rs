@@ -389,6 +389,7 @@ mod tests {
             state = "/tmp/s"
             [time]
             port = 319
+            timestamps = "software"
             pairs_per_second = 4
             [cut]
             lead = "20ms"
@@ -410,6 +411,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.cut.lead, Nanos::from_millis(20));
+        assert_eq!(config.time_server(false).timestamps, Timestamps::Software);
         assert_eq!(config.hosts[0].min_forward, Nanos::new(1_500));
         assert_eq!(config.hosts[0].asymmetry, Some(Nanos::new(300)));
         assert_eq!(config.hosts[1].asymmetry, None);
@@ -459,6 +461,7 @@ mod tests {
     #[test]
     fn host_files() {
         let config: HostConfig = parse("max_stretch = \"20ms\"", Path::new("h")).unwrap();
+        assert_eq!(config.timestamps, Timestamps::Auto);
         assert_eq!(config.max_stretch, Nanos::from_millis(20));
         assert!(config.check().is_ok());
         let error = parse::<HostConfig>("nbd = [\"udp://x\"]", Path::new("h.toml")).unwrap_err().to_string();

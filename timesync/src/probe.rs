@@ -16,7 +16,7 @@ use crate::clock::{Clocks, pace_now};
 use crate::exchange::{Backward, Exchange, Forward, StampClass};
 use crate::hardware::Timestamps;
 use crate::module::StartError;
-use crate::report::RoundTrips;
+use crate::report::{RoundTrips, SLEW_PPB};
 use crate::socket::{Datagram, Endpoint};
 use crate::time::{Nanos, Server, Span, Time, Wall};
 use crate::translate::{ClockReading, HARDWARE_WALL_ERROR, PacketStamp, Stamp};
@@ -126,6 +126,14 @@ impl WallStamp {
         WallStamp { at, error, class: reading.map(|reading| reading.class) }
     }
 
+    /// A card's stamp was brought to `CLOCK_REALTIME` by a reading during the exchange, which took so long.
+    fn slewed(mut self, took: Nanos) -> Self {
+        if self.error > Nanos::ZERO {
+            self.error = self.error + Nanos::new(took.get().saturating_mul(SLEW_PPB) / 1_000_000_000);
+        }
+        self
+    }
+
     /// A clock that counts whole nanoseconds was up to one further on.
     fn span<T>(&self) -> Span<T> {
         let at = Time::from_nanos(self.at.as_nanos());
@@ -208,7 +216,9 @@ impl Probe {
                 self.take_stamps();
                 let stamp = self.stamp.filter(|(of, _)| Some(*of) == number).map(|(_, stamp)| stamp);
                 let t1 = Stamp::sent(stamp.unwrap_or_default(), &before, &self.clocks.read());
-                let answer = self.conclude(WallStamp::ours(&t1), t2, t3, t4);
+                let took = self.clocks.read().raw.latest - before.raw.earliest;
+                let stamps = [WallStamp::ours(&t1), t2, t3, t4].map(|stamp| stamp.slewed(took));
+                let answer = self.conclude(stamps);
                 return Ok(Probed { sequence: self.sequence, answer: Some(answer) });
             }
             if !self.wait(deadline, &mut datagrams) {
@@ -248,7 +258,7 @@ impl Probe {
         }
     }
 
-    fn conclude(&mut self, t1: WallStamp, t2: WallStamp, t3: WallStamp, t4: WallStamp) -> Answer {
+    fn conclude(&mut self, [t1, t2, t3, t4]: [WallStamp; 4]) -> Answer {
         self.window.push(&Exchange {
             forward: Some(Forward { sent: t1.span(), received: t2.span() }),
             backward: Some(Backward { sent: t3.span(), received: t4.span() }),

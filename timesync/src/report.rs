@@ -104,7 +104,7 @@ struct Bounds {
 
 /// Both wall clocks may be slewed by so much while the request is on its way (frequency and adjtime: see
 /// [`crate::translate::Steering`]).
-const SLEW_PPB: i64 = 1_000_000;
+pub(crate) const SLEW_PPB: i64 = 1_000_000;
 
 /// The report on `records` at the server's instant `now`, with statistical bounds at `confidence`.
 pub(crate) fn of(records: &[Record], now: Time<Server>, confidence: f64, allow_simulated: bool) -> Report {
@@ -178,11 +178,11 @@ fn bounds(record: &Record, confidence: f64) -> Option<Bounds> {
 /// From θ, host less server on their monotonic timelines, to the same of their `CLOCK_REALTIME`s, in ns.
 ///
 /// With w = wall − timeline on each machine, as the request's stamps give it, the wall clocks differ by
-/// θ + w(host) − w(server). The host's stamp is the request's delay later than the server's; meanwhile each wall clock
-/// may have been slewed against its timeline. Stamps are in whole nanoseconds: one more on each machine.
+/// θ + w(host) − w(server). The two are known at instants that lie a little apart: by the request's delay, if they are the
+/// stamps' own. Meanwhile each wall clock may have been slewed against its timeline. Stamps are in whole nanoseconds: one more on each machine.
 fn wall_offset(theta: Interval, latest: &Latest) -> (i64, i64) {
     let (server, host) = (&latest.server_wall, &latest.host_wall);
-    let slewed = latest.delay.get().saturating_mul(2 * SLEW_PPB) / 1_000_000_000 + 3;
+    let slewed = latest.apart.get().saturating_mul(2 * SLEW_PPB) / 1_000_000_000 + 3;
     let over_host = |at: Time<crate::time::Host>| host.wall.as_nanos().saturating_sub(at.as_nanos());
     let over_server = |at: Time<Server>| server.wall.as_nanos().saturating_sub(at.as_nanos());
     let sum = |theta: i64, host: i64, server: i64| Nanos::new(theta) + Nanos::new(host) - Nanos::new(server);
@@ -211,7 +211,7 @@ mod tests {
             server_wall: exact(x + 1_000 * second, x),
             host_wall: exact(x + 1_000 * second + 700 + 400, x - 5 * second + 400),
             class: StampClass::Software,
-            delay: Nanos::new(1_000_000),
+            apart: Nanos::new(1_000_000),
             steps: 0,
         };
         let theta = Interval { lo: Offset::new(-5 * second - 300), hi: Offset::new(-5 * second + 200) };

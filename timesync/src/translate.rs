@@ -95,8 +95,9 @@ impl From<Option<Time<Wall>>> for PacketStamp {
     }
 }
 
-/// A hardware stamp says nothing of `CLOCK_REALTIME`: it is carried there from a reading of both clocks nearby. What the
-/// two may have parted by meanwhile is no more than this, or else it is added to the stamp's interval.
+/// A network card's stamp says nothing of `CLOCK_REALTIME`: its wall time is what the reading of both clocks after it
+/// says for the middle of its interval. Where that reading leaves more open than this, it is added to the interval. What
+/// `CLOCK_REALTIME` may have been slewed by between stamp and reading comes on top.
 pub const HARDWARE_WALL_ERROR: Nanos = Nanos::new(200);
 
 /// When a packet passed, on both of a machine's clocks.
@@ -124,7 +125,7 @@ impl Stamp {
     }
 
     fn best(stamp: PacketStamp, before: &ClockReading, after: &ClockReading) -> Option<Self> {
-        let hardware = stamp.hardware.map(|raw| Self::hardware(raw, before, after));
+        let hardware = stamp.hardware.map(|raw| Self::hardware(raw, after));
         hardware.or_else(|| Self::kernel(stamp.software, before, after))
     }
 
@@ -133,16 +134,14 @@ impl Stamp {
         Some(Stamp { wall, raw: translate(wall, before, after)?, class: StampClass::Software })
     }
 
-    fn hardware(raw: Span<Raw>, before: &ClockReading, after: &ClockReading) -> Self {
-        let middle = |span: Span<Raw>| span.earliest + Nanos::new(span.width().get() / 2);
-        let from = |reading: &ClockReading| middle(raw) - middle(reading.raw);
-        let near = if from(before).abs() < from(after).abs() { before } else { after };
-        let distance = from(near);
-        let parted = i128::from(distance.abs().get()) * i128::from(near.slew_ppb) / 1_000_000_000;
-        let parted = Nanos::new(i64::try_from(parted).unwrap_or(i64::MAX));
-        let error = if parted > HARDWARE_WALL_ERROR { parted } else { Nanos::ZERO };
-        let raw = Span { earliest: raw.earliest - error, latest: raw.latest + error };
-        Stamp { wall: near.wall + distance, raw, class: StampClass::Hardware }
+    fn hardware(raw: Span<Raw>, after: &ClockReading) -> Self {
+        let open = Nanos::new(after.raw.width().get() / 2 + TRUNCATION);
+        let error = if open > HARDWARE_WALL_ERROR { open } else { Nanos::ZERO };
+        Stamp {
+            wall: after.wall + (raw.middle() - after.raw.middle()),
+            raw: Span { earliest: raw.earliest - error, latest: raw.latest + error },
+            class: StampClass::Hardware,
+        }
     }
 
     fn userspace(reading: &ClockReading) -> Self {
@@ -230,20 +229,20 @@ mod tests {
     }
 
     #[test]
-    fn the_network_cards_stamp_counts_before_the_kernels_and_its_wall_time_is_the_nearer_readings() {
+    fn the_network_cards_stamp_counts_before_the_kernels() {
         let (before, after) = (reading(1_000_000, 0), reading(1_200_000, 200_000));
-        let span = |at: i64| Span { earliest: Time::from_nanos(at - 10), latest: Time::from_nanos(at + 10) };
+        let span = Span { earliest: Time::from_nanos(149_990), latest: Time::from_nanos(150_010) };
         let software = Some(Time::from_nanos(1_190_000));
-        let both = PacketStamp { software, hardware: Some(span(150_000)) };
+        let both = PacketStamp { software, hardware: Some(span) };
         let stamp = Stamp::received(both, &before, &after);
         assert_eq!(stamp.class, StampClass::Hardware);
-        assert_eq!((stamp.wall, stamp.raw), (Time::from_nanos(1_150_000), span(150_000)));
+        assert_eq!((stamp.wall, stamp.raw), (Time::from_nanos(1_150_000), span));
         assert_eq!(Stamp::received(software, &before, &after).class, StampClass::Software);
         assert_eq!(Stamp::received(None, &before, &after).class, StampClass::Userspace);
-        // A second from both readings, CLOCK_REALTIME may have been slewed by a millisecond.
-        let far = PacketStamp { software: None, hardware: Some(span(1_000_000_000)) };
-        let stamp = Stamp::sent(far, &before, &reading(2_000_999_980_000, 2_000_000_000_000));
-        assert_eq!(stamp.raw.width(), Nanos::new(20 + 2 * 1_000_000));
+        // Where the reading says little of CLOCK_REALTIME, the stamp says no more.
+        let raw = Span { earliest: Time::from_nanos(199_000), latest: Time::from_nanos(201_000) };
+        let stamp = Stamp::sent(both, &before, &ClockReading { raw, ..after });
+        assert_eq!(stamp.raw.width(), Nanos::new(20 + 2 * 1_001));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::clock::ServerClock;
 use crate::exchange::{Backward, Exchange, Forward, StampClass, WallReading};
 use crate::identity::Incarnation;
 use crate::time::{Host, Nanos, Server, Span, Time, Wall};
-use crate::translate::{ClockReading, PacketStamp, Stamp};
+use crate::translate::{ClockReading, HARDWARE_WALL_ERROR, PacketStamp, Stamp};
 use crate::wire::{Body, Extension, Message, PortIdentity, Reading};
 
 /// An exchange whose request was sent.
@@ -70,6 +70,9 @@ pub struct Outcome {
     pub server_wall: WallReading<Server>,
     /// The host's wall clock when the request arrived.
     pub host_wall: WallReading<Host>,
+    /// So much time may lie between the instants that the two wall clocks are known at, where a network card's stamps do
+    /// not tell that: no more than the whole exchange took.
+    pub apart: Option<Nanos>,
     /// The worst of the stamps' classes. A plain responder does not tell its own.
     pub class: StampClass,
     /// How often the host's wall clock was set while its module ran.
@@ -144,6 +147,8 @@ impl Outstanding {
         let received = on_host_timeline(response.received, response.reading);
         let sent_on_server = ServerClock.span(t1.raw);
         let follow_up = self.follow_up.filter(|follow_up| follow_up.responder == response.responder);
+        let of_card = |class| class == Some(StampClass::Hardware);
+        let by_card = of_card(Some(t1.class)) || of_card(response.reading.map(|reading| reading.class));
         let classes = [
             Some(t1.class),
             Some(t4.class),
@@ -159,12 +164,29 @@ impl Outstanding {
                 }),
             },
             responder: response.responder,
-            server_wall: WallReading { wall: t1.wall, at: sent_on_server },
-            host_wall: WallReading { wall: response.received, at: received },
+            server_wall: wall_reading(t1.wall, sent_on_server, Some(t1.class)),
+            host_wall: wall_reading(
+                response.received,
+                received,
+                response.reading.map(|reading| reading.class),
+            ),
+            apart: by_card.then(|| response.after.raw.latest - self.before.raw.earliest),
             class: classes.into_iter().flatten().max().unwrap_or(StampClass::Userspace),
             steps: response.reading.map_or(0, |reading| reading.steps),
         })
     }
+}
+
+/// `CLOCK_REALTIME` at a stamp: that of a network card's stamp is known as of its middle.
+fn wall_reading<T>(wall: Time<Wall>, stamp: Span<T>, class: Option<StampClass>) -> WallReading<T> {
+    let at = match class {
+        Some(StampClass::Hardware) => {
+            let middle = stamp.middle();
+            Span { earliest: middle - HARDWARE_WALL_ERROR, latest: middle + HARDWARE_WALL_ERROR }
+        }
+        _ => stamp,
+    };
+    WallReading { wall, at }
 }
 
 /// A plain responder has no timeline but that of its stamps, which are in whole nanoseconds.
@@ -282,6 +304,28 @@ mod tests {
             assert!(!request.accept(&stray, SERVER, None, &clocks(200)));
             assert!(request.outcome().is_none());
         }
+    }
+
+    #[test]
+    fn a_network_cards_stamp_counts_though_it_comes_after_the_response() {
+        let mut request = request();
+        let Extension::Reading(hardware) = reading(5, 7_000) else { unreachable!() };
+        let hardware = Extension::Reading(Reading { class: StampClass::Hardware, ..hardware });
+        let span = |at: i64| Span { earliest: Time::from_nanos(at - 30), latest: Time::from_nanos(at + 30) };
+        let stamp = |at| PacketStamp { software: None, hardware: Some(span(at)) };
+        request.accept(&response(Some(hardware)), SERVER, stamp(180), &clocks(200));
+        assert_eq!(request.outcome().unwrap().class, StampClass::Software, "the worst of all stamps counts");
+        request.sent.merge(stamp(120));
+        request.accept(&follow_up(Some(hardware)), SERVER, None, &clocks(300));
+        let outcome = request.outcome().unwrap();
+        assert_eq!(outcome.class, StampClass::Hardware);
+        assert_eq!(outcome.exchange.forward.unwrap().sent, ServerClock.span(span(120)));
+        assert_eq!(outcome.exchange.backward.unwrap().received, ServerClock.span(span(180)));
+        // However wide the stamp's interval is, both wall clocks are known as of its middle.
+        assert_eq!(outcome.server_wall.at.width(), HARDWARE_WALL_ERROR + HARDWARE_WALL_ERROR);
+        assert_eq!(outcome.server_wall.wall, Time::from_nanos(1_000_120));
+        assert_eq!(outcome.host_wall.at.middle(), Time::from_nanos(7_005));
+        assert_eq!(outcome.apart, Some(Nanos::new(100)));
     }
 
     #[test]
