@@ -26,6 +26,10 @@ pub struct HostRow {
     pub offset_ns: Option<i64>,
     /// Half-width of the hard bound around it.
     pub hard_ns: Option<i64>,
+    /// Half-width of the hard bound on the two machines' `CLOCK_MONOTONIC_RAW`, which is what sizes V. `hard_ns` is more:
+    /// `CLOCK_REALTIME` may have been slewed against that while the stamps were taken.
+    #[serde(default)]
+    pub timeline_ns: Option<i64>,
     /// Half-width of the statistical bound around it.
     pub statistical_ns: Option<i64>,
     /// The statistical bound's.
@@ -96,6 +100,7 @@ pub struct PairRow {
 struct Bounds {
     offset: i64,
     hard: i64,
+    timeline: i64,
     statistical: Statistical,
     statistical_half: i64,
     half_for_pairs: i64,
@@ -136,6 +141,7 @@ fn row(record: &Record, now: Time<Server>, confidence: f64, allow_simulated: boo
         host: record.config.name.clone(),
         offset_ns: bounds.as_ref().map(|bounds| bounds.offset),
         hard_ns: bounds.as_ref().map(|bounds| bounds.hard),
+        timeline_ns: bounds.as_ref().map(|bounds| bounds.timeline),
         statistical_ns: bounds.as_ref().map(|bounds| bounds.statistical_half),
         confidence: bounds.as_ref().map(|bounds| bounds.statistical.confidence),
         asymmetry: bounds.as_ref().map(|bounds| Asymmetry {
@@ -158,7 +164,8 @@ fn bounds(record: &Record, confidence: f64) -> Option<Bounds> {
     let (window, latest) = record.published()?;
     let at = latest.server_wall.at.earliest;
     let budget = record.config.asymmetry;
-    let hard = wall_offset(window.hard(at).ok()?, latest);
+    let timelines = window.hard(at).ok()?;
+    let hard = wall_offset(timelines, latest);
     let offset = hard.0 + (hard.1 - hard.0) / 2;
     let half = |(lo, hi): (i64, i64)| (hi - offset).max(offset - lo);
     let statistical = window.statistical(at, confidence, budget).ok()?;
@@ -168,6 +175,7 @@ fn bounds(record: &Record, confidence: f64) -> Option<Bounds> {
     Some(Bounds {
         offset,
         hard: half(hard),
+        timeline: timelines.half_width().get(),
         statistical,
         statistical_half: half(wall_offset(statistical.interval, latest)),
         half_for_pairs: half(pairs),
@@ -227,7 +235,7 @@ mod tests {
         assert_eq!(
             json,
             serde_json::json!({"hosts": [{
-                "host": "a", "at_ns": null, "offset_ns": null, "hard_ns": null, "statistical_ns": null, "confidence": null,
+                "host": "a", "at_ns": null, "offset_ns": null, "hard_ns": null, "timeline_ns": null, "statistical_ns": null, "confidence": null,
                 "asymmetry": null, "rtt_ns": null, "drift_ppb": null, "timestamps": null, "exchanges": 0, "lost": 0,
                 "age_ms": null, "state": "silent",
             }], "pairs": []})

@@ -95,8 +95,8 @@ impl From<Option<Time<Wall>>> for PacketStamp {
     }
 }
 
-/// A network card's stamp says nothing of `CLOCK_REALTIME`: its wall time is what the reading of both clocks after it
-/// says for the middle of its interval. Where that reading leaves more open than this, it is added to the interval. What
+/// A network card's stamp says nothing of `CLOCK_REALTIME`: its wall time is what the reading of both clocks before it
+/// was sent, or after it was received, says for the middle of its interval. Where that reading leaves more open than this, it is added to the interval. What
 /// `CLOCK_REALTIME` may have been slewed by between stamp and reading comes on top.
 pub const HARDWARE_WALL_ERROR: Nanos = Nanos::new(200);
 
@@ -116,17 +116,18 @@ impl Stamp {
     /// where there is none that can be translated, `before` itself. A transmit stamp may be early, that only adds to the
     /// packet's delay.
     pub fn sent(stamp: impl Into<PacketStamp>, before: &ClockReading, after: &ClockReading) -> Self {
-        Self::best(stamp.into(), before, after).unwrap_or_else(|| Self::userspace(before))
+        let stamp = stamp.into();
+        let hardware = stamp.hardware.map(|raw| Self::hardware(raw, before));
+        let best = hardware.or_else(|| Self::kernel(stamp.software, before, after));
+        best.unwrap_or_else(|| Self::userspace(before))
     }
 
     /// Of a packet that was received before `after` was read: likewise, and a receive stamp may be late.
     pub fn received(stamp: impl Into<PacketStamp>, before: &ClockReading, after: &ClockReading) -> Self {
-        Self::best(stamp.into(), before, after).unwrap_or_else(|| Self::userspace(after))
-    }
-
-    fn best(stamp: PacketStamp, before: &ClockReading, after: &ClockReading) -> Option<Self> {
+        let stamp = stamp.into();
         let hardware = stamp.hardware.map(|raw| Self::hardware(raw, after));
-        hardware.or_else(|| Self::kernel(stamp.software, before, after))
+        let best = hardware.or_else(|| Self::kernel(stamp.software, before, after));
+        best.unwrap_or_else(|| Self::userspace(after))
     }
 
     fn kernel(stamp: Option<Time<Wall>>, before: &ClockReading, after: &ClockReading) -> Option<Self> {
@@ -134,11 +135,11 @@ impl Stamp {
         Some(Stamp { wall, raw: translate(wall, before, after)?, class: StampClass::Software })
     }
 
-    fn hardware(raw: Span<Raw>, after: &ClockReading) -> Self {
-        let open = Nanos::new(after.raw.width().get() / 2 + TRUNCATION);
+    fn hardware(raw: Span<Raw>, near: &ClockReading) -> Self {
+        let open = Nanos::new(near.raw.width().get() / 2 + TRUNCATION);
         let error = if open > HARDWARE_WALL_ERROR { open } else { Nanos::ZERO };
         Stamp {
-            wall: after.wall + (raw.middle() - after.raw.middle()),
+            wall: near.wall + (raw.middle() - near.raw.middle()),
             raw: Span { earliest: raw.earliest - error, latest: raw.latest + error },
             class: StampClass::Hardware,
         }
@@ -241,7 +242,7 @@ mod tests {
         assert_eq!(Stamp::received(None, &before, &after).class, StampClass::Userspace);
         // Where the reading says little of CLOCK_REALTIME, the stamp says no more.
         let raw = Span { earliest: Time::from_nanos(199_000), latest: Time::from_nanos(201_000) };
-        let stamp = Stamp::sent(both, &before, &ClockReading { raw, ..after });
+        let stamp = Stamp::received(both, &before, &ClockReading { raw, ..after });
         assert_eq!(stamp.raw.width(), Nanos::new(20 + 2 * 1_001));
     }
 

@@ -93,7 +93,7 @@ impl Device {
     fn frequency_ppb(&self) -> io::Result<i64> {
         let scaled = sys::phc_frequency(self.file.as_fd())?;
         // Whole ppb are enough: the tolerance of the oscillators is a hundred thousand times as much.
-        Ok(i64::try_from(i128::from(scaled) * 1_000 >> 16).unwrap_or(i64::MAX))
+        Ok(i64::try_from((i128::from(scaled) * 1_000) >> 16).unwrap_or(i64::MAX))
     }
 
     fn compare(&mut self) -> io::Result<(Time<Phc>, Span<Raw>)> {

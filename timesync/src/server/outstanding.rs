@@ -70,9 +70,10 @@ pub struct Outcome {
     pub server_wall: WallReading<Server>,
     /// The host's wall clock when the request arrived.
     pub host_wall: WallReading<Host>,
-    /// So much time may lie between the instants that the two wall clocks are known at, where a network card's stamps do
-    /// not tell that: no more than the whole exchange took.
-    pub apart: Option<Nanos>,
+    /// How much longer than the request's delay is it at most from one instant to the other that the two wall clocks are
+    /// known at? The server's is read before it sends, the host's between t2 and t3; only the kernel's stamps are
+    /// `CLOCK_REALTIME` themselves.
+    pub apart: Nanos,
     /// The worst of the stamps' classes. A plain responder does not tell its own.
     pub class: StampClass,
     /// How often the host's wall clock was set while its module ran.
@@ -147,8 +148,13 @@ impl Outstanding {
         let received = on_host_timeline(response.received, response.reading);
         let sent_on_server = ServerClock.span(t1.raw);
         let follow_up = self.follow_up.filter(|follow_up| follow_up.responder == response.responder);
-        let of_card = |class| class == Some(StampClass::Hardware);
-        let by_card = of_card(Some(t1.class)) || of_card(response.reading.map(|reading| reading.class));
+        let since_reading = t1.raw.latest - self.before.raw.earliest;
+        let turnaround = follow_up.map_or(Nanos::ZERO, |follow_up| {
+            on_host_timeline(follow_up.sent, follow_up.reading).latest - received.earliest
+        });
+        let of_card = |class, apart| if class == StampClass::Hardware { apart } else { Nanos::ZERO };
+        let apart = of_card(t1.class, since_reading)
+            + response.reading.map_or(Nanos::ZERO, |reading| of_card(reading.class, turnaround));
         let classes = [
             Some(t1.class),
             Some(t4.class),
@@ -170,7 +176,7 @@ impl Outstanding {
                 received,
                 response.reading.map(|reading| reading.class),
             ),
-            apart: by_card.then(|| response.after.raw.latest - self.before.raw.earliest),
+            apart,
             class: classes.into_iter().flatten().max().unwrap_or(StampClass::Userspace),
             steps: response.reading.map_or(0, |reading| reading.steps),
         })
@@ -325,7 +331,7 @@ mod tests {
         assert_eq!(outcome.server_wall.at.width(), HARDWARE_WALL_ERROR + HARDWARE_WALL_ERROR);
         assert_eq!(outcome.server_wall.wall, Time::from_nanos(1_000_120));
         assert_eq!(outcome.host_wall.at.middle(), Time::from_nanos(7_005));
-        assert_eq!(outcome.apart, Some(Nanos::new(100)));
+        assert_eq!(outcome.apart, Nanos::new((150 - 100) + (7_010 - 7_000)));
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl Record {
             server_wall: outcome.server_wall,
             host_wall: outcome.host_wall,
             class: outcome.class,
-            apart: outcome.apart.unwrap_or(round_trip.abs()),
+            apart: round_trip.abs() + outcome.apart,
             steps: outcome.steps,
         });
         self.round_trips.saturating_record(u64::try_from(round_trip.get()).unwrap_or(0).max(1));
@@ -275,7 +275,7 @@ mod tests {
             responder,
             server_wall: WallReading { wall: Time::from_nanos(at), at: server(at) },
             host_wall: WallReading { wall: Time::from_nanos(at), at: host(at + 400) },
-            apart: None,
+            apart: Nanos::ZERO,
             class: StampClass::Software,
             steps: 0,
         }
