@@ -51,10 +51,12 @@ pub struct Probed {
 /// What an exchange says by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Answer {
-    /// The responder's `CLOCK_REALTIME` less ours: right to within half the round trip.
+    /// The responder's `CLOCK_REALTIME` less ours: right to within half the round trip and `error_ns`.
     pub offset_ns: i64,
     /// Between the stamping points, less the time that the responder took.
     pub rtt_ns: i64,
+    /// What network cards' stamps leave open of `CLOCK_REALTIME`; 0 with the kernel's.
+    pub error_ns: i64,
     /// Where our transmit stamp was taken.
     pub sent: StampClass,
     /// Where our receive stamp was taken.
@@ -114,24 +116,19 @@ struct WallStamp {
 }
 
 impl WallStamp {
-    fn ours(stamp: &Stamp) -> Self {
-        let error = hardware_error(stamp.class, stamp.raw.width());
+    /// Its wall time was taken from `near`.
+    fn ours(stamp: &Stamp, near: &ClockReading) -> Self {
+        let apart = (stamp.raw.middle() - near.raw.middle()).abs();
+        let error = hardware_error(stamp.class, stamp.raw.width(), apart);
         WallStamp { at: stamp.wall, error, class: Some(stamp.class) }
     }
 
-    fn theirs(at: Time<Wall>, reading: Option<Reading>) -> Self {
+    /// Its wall time was taken from a reading between the two stamps, which are `turnaround` apart.
+    fn theirs(at: Time<Wall>, reading: Option<Reading>, turnaround: Nanos) -> Self {
         let error = reading.map_or(Nanos::ZERO, |reading| {
-            hardware_error(reading.class, Nanos::new(reading.raw_width.into()))
+            hardware_error(reading.class, Nanos::new(reading.raw_width.into()), turnaround)
         });
         WallStamp { at, error, class: reading.map(|reading| reading.class) }
-    }
-
-    /// A card's stamp was brought to `CLOCK_REALTIME` by a reading during the exchange, which took so long.
-    fn slewed(mut self, took: Nanos) -> Self {
-        if self.error > Nanos::ZERO {
-            self.error = self.error + Nanos::new(took.get().saturating_mul(SLEW_PPB) / 1_000_000_000);
-        }
-        self
     }
 
     /// A clock that counts whole nanoseconds was up to one further on.
@@ -141,10 +138,13 @@ impl WallStamp {
     }
 }
 
-/// `CLOCK_REALTIME` at a card's stamp is known no better than the stamp on the raw clock. The kernel's stamps, and this
-/// process's, are by `CLOCK_REALTIME`.
-fn hardware_error(class: StampClass, width: Nanos) -> Nanos {
-    if class == StampClass::Hardware { width + HARDWARE_WALL_ERROR } else { Nanos::ZERO }
+/// `CLOCK_REALTIME` at a card's stamp is known no better than the stamp on the raw clock, and may have been slewed between
+/// the stamp and the reading that it was taken from. The kernel's stamps, and this process's, are by `CLOCK_REALTIME`.
+fn hardware_error(class: StampClass, width: Nanos, apart: Nanos) -> Nanos {
+    if class != StampClass::Hardware {
+        return Nanos::ZERO;
+    }
+    width + HARDWARE_WALL_ERROR + Nanos::new(apart.get().saturating_mul(SLEW_PPB) / 1_000_000_000)
 }
 
 impl Probe {
@@ -212,13 +212,14 @@ impl Probe {
             for datagram in datagrams.drain(..) {
                 self.take(&datagram, &before, &mut response, &mut follow_up);
             }
-            if let (Some((t2, t4)), Some(t3)) = (response, follow_up) {
+            if let (Some((received, theirs, t4)), Some((sent, theirs_too))) = (response, follow_up) {
                 self.take_stamps();
                 let stamp = self.stamp.filter(|(of, _)| Some(*of) == number).map(|(_, stamp)| stamp);
                 let t1 = Stamp::sent(stamp.unwrap_or_default(), &before, &self.clocks.read());
-                let took = self.clocks.read().raw.latest - before.raw.earliest;
-                let stamps = [WallStamp::ours(&t1), t2, t3, t4].map(|stamp| stamp.slewed(took));
-                let answer = self.conclude(stamps);
+                let turnaround = (sent - received).abs();
+                let t2 = WallStamp::theirs(received, theirs, turnaround);
+                let t3 = WallStamp::theirs(sent, theirs_too, turnaround);
+                let answer = self.conclude([WallStamp::ours(&t1, &before), t2, t3, t4]);
                 return Ok(Probed { sequence: self.sequence, answer: Some(answer) });
             }
             if !self.wait(deadline, &mut datagrams) {
@@ -232,10 +233,11 @@ impl Probe {
         &mut self,
         datagram: &Datagram,
         before: &ClockReading,
-        response: &mut Option<(WallStamp, WallStamp)>,
-        follow_up: &mut Option<WallStamp>,
+        response: &mut Option<(Time<Wall>, Option<Reading>, WallStamp)>,
+        follow_up: &mut Option<(Time<Wall>, Option<Reading>)>,
     ) {
-        let arrived = Stamp::received(datagram.stamp, before, &self.clocks.read());
+        let after = self.clocks.read();
+        let arrived = WallStamp::ours(&Stamp::received(datagram.stamp, before, &after), &after);
         let Ok(message) = Message::parse(datagram.octets()) else { return };
         let ours = datagram.from.ip() == self.config.target.ip()
             && message.header.sequence == self.sequence
@@ -249,10 +251,10 @@ impl Probe {
                 if ours && requester == REQUESTER && response.is_none() =>
             {
                 self.plain = reading.is_none();
-                *response = Some((WallStamp::theirs(received, reading), WallStamp::ours(&arrived)));
+                *response = Some((received, reading, arrived));
             }
             Body::FollowUp { sent, requester } if ours && requester == REQUESTER && follow_up.is_none() => {
-                *follow_up = Some(WallStamp::theirs(sent, reading));
+                *follow_up = Some((sent, reading));
             }
             _ => {}
         }
@@ -271,7 +273,9 @@ impl Probe {
         let offset_ns = there / 2 + back / 2 + (there % 2 + back % 2) / 2;
         let userspace = StampClass::Userspace;
         let (sent, received) = (t1.class.unwrap_or(userspace), t4.class.unwrap_or(userspace));
-        Answer { offset_ns, rtt_ns, sent, received, responder: t2.class.max(t3.class) }
+        let error_ns =
+            ([t1, t2, t3, t4].iter().fold(Nanos::ZERO, |sum, stamp| sum + stamp.error).get() + 1) / 2;
+        Answer { offset_ns, rtt_ns, error_ns, sent, received, responder: t2.class.max(t3.class) }
     }
 
     /// What all exchanges so far say.
