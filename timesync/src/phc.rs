@@ -120,7 +120,10 @@ impl History {
         let (a, b) =
             (carried(&self.readings[before], stamp, rates), carried(&self.readings[after], stamp, rates));
         let error = Nanos::new(STAMP_ERROR);
-        Some(Span { earliest: a.earliest.min(b.earliest) - error, latest: a.latest.max(b.latest) + error })
+        let span =
+            Span { earliest: a.earliest.min(b.earliest) - error, latest: a.latest.max(b.latest) + error };
+        // A stamp from before the packet was sent is another packet's.
+        since.is_none_or(|since| since <= span.latest).then_some(span)
     }
 
     /// The largest step that might have gone unnoticed between two readings.
@@ -201,6 +204,8 @@ mod tests {
         let since = Some(Time::from_nanos(2 * MILLI + 600));
         let span = history(readings()).translate(Time::from_nanos(2 * MILLI + 700), since).unwrap();
         assert!(span.width() < Nanos::new(1_600), "{span:?}");
+        // Sent after its stamp was taken: another packet's.
+        assert_eq!(history(readings()).translate(Time::from_nanos(2 * MILLI - 5_000), since), None);
         assert_eq!(History::new(TOLERANCE).translate(Time::from_nanos(0), None), None);
     }
 

@@ -90,6 +90,8 @@ pub struct StampedSocket {
     hardware: Option<Hardware>,
     /// The packet that a card's stamp is awaited for.
     in_flight: Option<InFlight>,
+    /// Packets in a row whose card's stamp did not come.
+    missing: u32,
     /// Stamps that came back while a send waited.
     back: VecDeque<(u32, PacketStamp)>,
 }
@@ -102,6 +104,8 @@ struct InFlight {
 
 /// A card's stamp that is not back by then will not come. It takes most cards some 50 µs.
 const CARD_PATIENCE: Nanos = Nanos::from_millis(2);
+/// After so many that did not come, nobody waits any longer, until one comes: somebody may have switched them off.
+const MISSING_LIMIT: u32 = 16;
 
 impl StampedSocket {
     /// Opens a socket at `at`, non-blocking. With `stamping`, asks the kernel to stamp its packets; a kernel that cannot
@@ -125,6 +129,7 @@ impl StampedSocket {
             control: control_space(),
             hardware: None,
             in_flight: None,
+            missing: 0,
             back: VecDeque::new(),
         };
         if at.ip().is_unspecified() {
@@ -155,7 +160,7 @@ impl StampedSocket {
 
     /// Whether a better stamp of packet `number` is still to come, from a network card.
     pub fn awaits_card(&self, number: u32) -> bool {
-        self.in_flight.is_some_and(|packet| packet.number == number)
+        self.missing < MISSING_LIMIT && self.in_flight.is_some_and(|packet| packet.number == number)
     }
 
     /// Where the socket listens: with the port that the system chose, if it was asked to.
@@ -265,6 +270,9 @@ impl StampedSocket {
         if packet.is_some() && (card.is_some() || interface.is_some_and(|index| !hardware.covers(index))) {
             self.in_flight = None;
         }
+        if packet.is_some() && card.is_some() {
+            self.missing = 0;
+        }
         let translated = interface.zip(card).and_then(|(interface, card)| {
             hardware.read();
             hardware.translate(interface, card, Some(packet?.sent_after))
@@ -276,8 +284,9 @@ impl StampedSocket {
     fn await_card(&mut self) {
         while let Some(packet) = self.in_flight {
             let left = packet.sent_after + CARD_PATIENCE - raw_now();
-            if left <= Nanos::ZERO {
+            if left <= Nanos::ZERO || self.missing >= MISSING_LIMIT {
                 self.in_flight = None;
+                self.missing = self.missing.saturating_add(1);
             } else if let Some(stamp) = self.queued_stamp() {
                 self.back.push_back(stamp);
             } else {
