@@ -287,20 +287,25 @@ impl StampedSocket {
             if left <= Nanos::ZERO || self.missing >= MISSING_LIMIT {
                 self.in_flight = None;
                 self.missing = self.missing.saturating_add(1);
-            } else if let Some(stamp) = self.queued_stamp() {
-                self.back.push_back(stamp);
-            } else {
+            } else if !self.keep_stamp() {
                 let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::empty())];
                 let timeout = TimeSpec::from_duration(left.to_std());
                 // Awake without a stamp: an error of the network's, which must not keep it awake.
-                if ppoll(&mut fds, Some(timeout), None) == Ok(1) {
-                    match self.queued_stamp() {
-                        Some(stamp) => self.back.push_back(stamp),
-                        None => self.clear_error(),
-                    }
+                if ppoll(&mut fds, Some(timeout), None) == Ok(1) && !self.keep_stamp() {
+                    self.clear_error();
                 }
             }
         }
+    }
+
+    /// Keeps the next transmit stamp that has come back, both of a packet as one. Whether there was any.
+    fn keep_stamp(&mut self) -> bool {
+        let Some((number, stamp)) = self.queued_stamp() else { return false };
+        match self.back.back_mut() {
+            Some((same, earlier)) if *same == number => earlier.merge(stamp),
+            _ => self.back.push_back((number, stamp)),
+        }
+        true
     }
 
     /// Takes an error off the socket that keeps poll(2) awake though its error queue is empty, such as "network is down".
