@@ -6,8 +6,10 @@
 pub mod bound;
 pub mod clock;
 pub mod exchange;
+pub mod hardware;
 pub mod identity;
 pub mod module;
+pub mod phc;
 pub mod probe;
 pub mod report;
 pub mod server;

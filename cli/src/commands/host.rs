@@ -50,6 +50,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     let module_config = ModuleConfig {
         listen: vec![config.time.ip()],
         event_port: config.time.port(),
+        timestamps: config.timestamps,
         domain: config.domain,
     };
     let module = Module::start(&module_config, clock, incarnation)?;

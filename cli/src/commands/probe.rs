@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
+use timesync::hardware::Timestamps;
 use timesync::probe::{Answer, Probe, ProbeConfig, Probed, Summary};
 use timesync::time::Nanos;
 use timesync::wire::EVENT_PORT;
@@ -46,6 +47,7 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
         let config = ProbeConfig {
             target: resolve(target)?,
             event_port: args.port,
+            timestamps: if args.software { Timestamps::Software } else { Timestamps::Auto },
             domain: args.domain,
             interval: args.interval,
             timeout: TIMEOUT,
@@ -75,7 +77,7 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
 }
 
 fn describe(target: &str, probed: &Probed) -> String {
-    let Some(Answer { offset_ns, rtt_ns, sent, received, responder }) = &probed.answer else {
+    let Some(Answer { offset_ns, rtt_ns, error_ns, sent, received, responder }) = &probed.answer else {
         return format!("{target} seq={}: no answer", probed.sequence);
     };
     let theirs = responder.as_ref().map_or_else(|| "untold".to_owned(), word);
@@ -83,7 +85,7 @@ fn describe(target: &str, probed: &Probed) -> String {
         "{target} seq={} offset={} ± {} rtt={} stamps={}/{}, theirs={theirs}",
         probed.sequence,
         format_offset(*offset_ns),
-        Nanos::new(rtt_ns / 2),
+        Nanos::new(rtt_ns / 2 + error_ns),
         Nanos::new(*rtt_ns),
         word(sent),
         word(received),
