@@ -278,6 +278,9 @@ pub struct ProbeArgs {
     /// The UDP port to ask from: stock PTP daemons answer to 319 only; 0 is any, for those who may not use that
     #[arg(long, default_value_t = timesync::wire::EVENT_PORT)]
     pub port: u16,
+    /// Use the kernel's timestamps, even where the network card has better ones
+    #[arg(long)]
+    pub software: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use snapshot::http::TlsFiles;
 use snapshot::nbd::Endpoint;
 use timesync::bound::{Assumptions, AsymmetryBudget};
+use timesync::hardware::Timestamps;
 use timesync::net_sync::Mechanism;
 use timesync::server;
 use timesync::time::Nanos;
@@ -64,6 +65,9 @@ pub struct TimeConfig {
     /// The UDP port that event messages come from. Default 319; stock PTP responders answer to no other. At any other
     /// port, one socket serves event and general messages. 0: the system chooses.
     pub port: u16,
+    /// Which timestamps are used: "auto", the network card's where it has any, else the kernel's; or "software", the
+    /// kernel's only, and no card is touched. Cards' only at port 319. Default "auto".
+    pub timestamps: Timestamps,
     /// PTP domain, 0 ..= 255. Default 0.
     pub domain: u8,
     /// Pairs of exchanges a second with each host, 1 ..= 1000. Default 8.
@@ -76,7 +80,14 @@ pub struct TimeConfig {
 
 impl Default for TimeConfig {
     fn default() -> Self {
-        TimeConfig { port: EVENT_PORT, domain: 0, pairs_per_second: 8, window: 512, burst: 32 }
+        TimeConfig {
+            port: EVENT_PORT,
+            timestamps: Timestamps::Auto,
+            domain: 0,
+            pairs_per_second: 8,
+            window: 512,
+            burst: 32,
+        }
     }
 }
 
@@ -151,6 +162,9 @@ pub struct HostConfig {
     pub listen: SocketAddr,
     /// Where it answers time exchanges. Default 0.0.0.0:319.
     pub time: SocketAddr,
+    /// Which timestamps are used: "auto", the network card's where it has any, else the kernel's; or "software", the
+    /// kernel's only, and no card is touched. Cards' only at port 319. Default "auto".
+    pub timestamps: Timestamps,
     /// PTP domain, 0 ..= 255. Default 0.
     pub domain: u8,
     /// A file with the key that time exchanges must be authenticated with, as linuxptp's `sa_file`. Default: none but those
@@ -198,6 +212,7 @@ impl Default for HostConfig {
             name: name.unwrap_or_else(|_| "localhost".to_owned()),
             listen: loopback(HOST_PORT),
             time: SocketAddr::from((Ipv4Addr::UNSPECIFIED, EVENT_PORT)),
+            timestamps: Timestamps::Auto,
             domain: 0,
             time_key: None,
             nbd: vec![Endpoint::Tcp(loopback(NBD_PORT))],
@@ -352,6 +367,7 @@ impl ServerConfig {
         server::ServerConfig {
             hosts: self.hosts.iter().map(host).collect(),
             event_port: self.time.port,
+            timestamps: self.time.timestamps,
             domain: self.time.domain,
             pairs_per_second: self.time.pairs_per_second,
             window: self.time.window,
@@ -429,6 +445,7 @@ mod tests {
             state = "/tmp/s"
             [time]
             port = 319
+            timestamps = "software"
             pairs_per_second = 4
             [cut]
             lead = "20ms"
@@ -450,6 +467,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.cut.lead, Nanos::from_millis(20));
+        assert_eq!(config.time_server(false).timestamps, Timestamps::Software);
         assert_eq!(config.hosts[0].min_forward, Nanos::new(1_500));
         assert_eq!(config.hosts[0].asymmetry, Some(Nanos::new(300)));
         assert_eq!(config.hosts[1].asymmetry, None);
@@ -499,6 +517,7 @@ mod tests {
     #[test]
     fn host_files() {
         let config: HostConfig = parse("max_stretch = \"20ms\"", Path::new("h")).unwrap();
+        assert_eq!(config.timestamps, Timestamps::Auto);
         assert_eq!(config.max_stretch, Nanos::from_millis(20));
         assert!(config.check().is_ok());
         assert_eq!(config.publish, PublishConfig::default());

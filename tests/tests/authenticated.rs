@@ -12,7 +12,7 @@ use harness::tls::Authority;
 use harness::tools::{finish, free_port, refusal, run, stop, stop_all};
 use harness::{coeval, eventually};
 use serde_json::Value;
-use snapshot::http::TlsFiles;
+use snapshot::http::{Role, TlsFiles};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -27,10 +27,10 @@ fn daemons_with_certificates_authenticate_by_themselves_and_find_each_other_agai
     let authority = Authority::new();
     let [control, time] = [(); 2].map(|()| format!("127.0.0.1:{}", free_port()));
     let flags = ["--listen", &control, "--time", &time];
-    let host = Place { tls: Some(authority.issue("host", HERE)), ..Place::loopback(&flags) };
-    let server = Place { tls: Some(authority.issue("server", HERE)), ..Place::loopback(&[]) };
+    let host = Place { tls: Some(authority.issue(Role::Host, "host", HERE)), ..Place::loopback(&flags) };
+    let server = Place { tls: Some(authority.issue(Role::Server, "server", HERE)), ..Place::loopback(&[]) };
     let mut cluster = Cluster::start(coeval(), &[("a", host)], &server, |_, address| Ok(address)).unwrap();
-    let admin = authority.issue("admin", HERE);
+    let admin = authority.issue(Role::Operator, "admin", HERE);
 
     run(ask(&cluster, &admin).args(["volume", "create", "a/data", "16MiB"]));
     snapshot(&cluster, &admin, "first");

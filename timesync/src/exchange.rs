@@ -48,14 +48,10 @@ impl Exchange {
     pub fn round_trip(&self) -> Option<Nanos> {
         let (forward, backward) = (self.forward?, self.backward?);
         Some(
-            (middle(backward.received) - middle(forward.sent))
-                - (middle(backward.sent) - middle(forward.received)),
+            (backward.received.middle() - forward.sent.middle())
+                - (backward.sent.middle() - forward.received.middle()),
         )
     }
-}
-
-fn middle<T>(span: Span<T>) -> Time<T> {
-    span.earliest + Nanos::new(span.width().get() / 2)
 }
 
 /// `CLOCK_REALTIME` of host and server at (nearly) one instant, from the same exchange: for the report people read.

@@ -5,6 +5,7 @@
 mod repeats;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -19,10 +20,11 @@ pub use repeats::Repeats;
 
 use crate::authentication::{self, Keyring, Seal};
 use crate::clock::{self, Clocks, HostClock, SharedSuspendWatch, clock_source, is_trusted_source};
+use crate::hardware::Timestamps;
 use crate::identity::Incarnation;
 use crate::socket::{Datagram, Endpoint, Outgoing, SocketError};
 use crate::time::{Nanos, Raw, Time, Wall};
-use crate::translate::{ClockReading, Stamp};
+use crate::translate::{ClockReading, PacketStamp, Stamp};
 use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, PortIdentity, Reading};
 
 /// How a module listens.
@@ -33,6 +35,8 @@ pub struct ModuleConfig {
     /// UDP port of event messages. PTP's is 319, with 320 for the general ones; at any other port, one socket serves
     /// both. 0: the system chooses.
     pub event_port: u16,
+    /// Which timestamps are used. Network cards' only at PTP's port.
+    pub timestamps: Timestamps,
     /// PTP domain; requests of others are ignored.
     pub domain: u8,
 }
@@ -40,7 +44,12 @@ pub struct ModuleConfig {
 impl Default for ModuleConfig {
     /// PTP's ports on every IPv4 address, domain 0.
     fn default() -> Self {
-        ModuleConfig { listen: vec![IpAddr::from([0, 0, 0, 0])], event_port: EVENT_PORT, domain: 0 }
+        ModuleConfig {
+            listen: vec![IpAddr::from([0, 0, 0, 0])],
+            event_port: EVENT_PORT,
+            timestamps: Timestamps::Auto,
+            domain: 0,
+        }
     }
 }
 
@@ -113,7 +122,7 @@ impl Module {
         clock: HostClock,
         incarnation: Incarnation,
     ) -> Result<Self, StartError> {
-        let bind = |&ip| Endpoint::bind(ip, config.event_port);
+        let bind = |&ip| Endpoint::bind(ip, config.event_port, config.timestamps);
         let endpoints = config.listen.iter().map(bind).collect::<Result<_, _>>()?;
         Self::serve(endpoints, keyring, config.domain, clock, incarnation)
     }
@@ -204,6 +213,8 @@ struct Awaiting {
     seal: Option<Seal>,
     wants_reading: bool,
     before: ClockReading,
+    /// As far as they are back.
+    stamp: PacketStamp,
 }
 
 /// A stamp that is not back by then will not come: the follow-up goes out with the reading before the send.
@@ -314,13 +325,14 @@ impl Responder {
         for ((sent, Outgoing { to, from, .. }), (request, seal, wants_reading)) in
             sent.into_iter().zip(responses).zip(requests)
         {
-            let awaiting = Awaiting { to, from, request, seal, wants_reading, before: after };
+            let stamp = PacketStamp::default();
+            let awaiting = Awaiting { to, from, request, seal, wants_reading, before: after, stamp };
             match sent {
                 Ok(Some(number)) => {
                     listening.awaiting.insert(number, awaiting);
                 }
                 Ok(None) => {
-                    let follow_up = self.follow_up_of(&awaiting, None, &after, suspends);
+                    let follow_up = self.follow_up_of(&awaiting, &after, suspends);
                     self.send_follow_ups(&mut listening.endpoint, follow_up.as_slice());
                 }
                 Err(error) => {
@@ -342,7 +354,13 @@ impl Responder {
             let mut ready = Vec::new();
             for (number, stamp) in listening.endpoint.event.transmit_stamps() {
                 stamps += 1;
-                ready.extend(listening.awaiting.remove(&number).map(|awaiting| (awaiting, stamp)));
+                let awaits_card = listening.endpoint.event.awaits_card(number);
+                if let Entry::Occupied(mut awaiting) = listening.awaiting.entry(number) {
+                    awaiting.get_mut().stamp.merge(stamp);
+                    if !awaits_card {
+                        ready.push(awaiting.remove());
+                    }
+                }
             }
             if ready.is_empty() {
                 return stamps;
@@ -351,7 +369,7 @@ impl Responder {
             let suspends = self.suspends.count();
             let follow_ups: Vec<Outgoing> = ready
                 .into_iter()
-                .filter_map(|(awaiting, stamp)| self.follow_up_of(&awaiting, Some(stamp), &after, suspends))
+                .filter_map(|awaiting| self.follow_up_of(&awaiting, &after, suspends))
                 .collect();
             self.send_follow_ups(&mut listening.endpoint, &follow_ups);
             if listening.endpoint.general.is_some() && listening.awaiting.is_empty() {
@@ -369,24 +387,17 @@ impl Responder {
         let suspends = self.suspends.count();
         let overdue = |sent: &Awaiting| after.raw.earliest - sent.before.raw.latest > patience;
         let overdue = listening.awaiting.extract_if(|_, sent| overdue(sent));
-        let follow_ups: Vec<Outgoing> = overdue
-            .filter_map(|(_, awaiting)| self.follow_up_of(&awaiting, None, &after, suspends))
-            .collect();
+        let follow_ups: Vec<Outgoing> =
+            overdue.filter_map(|(_, awaiting)| self.follow_up_of(&awaiting, &after, suspends)).collect();
         self.send_follow_ups(&mut listening.endpoint, &follow_ups);
     }
 
     /// The follow-up of an answer. None if its stamp is too vague to be sent.
-    fn follow_up_of(
-        &self,
-        awaiting: &Awaiting,
-        stamp: Option<Time<Wall>>,
-        after: &ClockReading,
-        suspends: u32,
-    ) -> Option<Outgoing> {
-        if stamp.is_none() {
+    fn follow_up_of(&self, awaiting: &Awaiting, after: &ClockReading, suspends: u32) -> Option<Outgoing> {
+        if awaiting.stamp.is_none() {
             count(&self.counters.unstamped_answers);
         }
-        let sent = Stamp::sent(stamp, &awaiting.before, after);
+        let sent = Stamp::sent(awaiting.stamp, &awaiting.before, after);
         let extension = self.extension(&sent, suspends, awaiting.wants_reading)?;
         // Some networks correct the request on its way; the follow-up carries that back (IEEE 1588-2019 §11.4.2).
         let header = Header { two_step: false, source: self.identity, ..awaiting.request };

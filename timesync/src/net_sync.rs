@@ -6,6 +6,7 @@
 //! everything else need not know.
 
 use crate::time::{Time, Wall};
+use crate::translate::PacketStamp;
 use crate::wire::{Body, Header, Message, PortIdentity};
 
 /// How a host is asked.
@@ -35,7 +36,7 @@ pub struct Replies {
     requester: PortIdentity,
     sequence: u16,
     /// With the stamp of its arrival, t4.
-    sync: Option<(Header, Option<Time<Wall>>)>,
+    sync: Option<(Header, PacketStamp)>,
     /// t2, and the way there's correction.
     received: Option<(Time<Wall>, i64)>,
     /// t3.
@@ -53,11 +54,7 @@ impl Replies {
 
     /// Takes a reply that arrived at `stamp`, and returns what of peer delay's answers it completes: the response with its
     /// arrival's stamp, the follow-up, both, or none.
-    pub fn take(
-        &mut self,
-        message: &Message,
-        stamp: Option<Time<Wall>>,
-    ) -> Vec<(Message, Option<Time<Wall>>)> {
+    pub fn take(&mut self, message: &Message, stamp: impl Into<PacketStamp>) -> Vec<(Message, PacketStamp)> {
         let header = message.header;
         // A daemon that is a master sends Sync messages of its own accord, too: those are not unicast.
         if header.sequence != self.sequence || !header.unicast {
@@ -65,7 +62,7 @@ impl Replies {
         }
         match message.body {
             Body::Sync { sent } if self.sync.is_none() => {
-                self.sync = Some((header, stamp));
+                self.sync = Some((header, stamp.into()));
                 if !header.two_step {
                     self.sent = Some(sent);
                 }
@@ -81,7 +78,7 @@ impl Replies {
         self.completed()
     }
 
-    fn completed(&mut self) -> Vec<(Message, Option<Time<Wall>>)> {
+    fn completed(&mut self) -> Vec<(Message, PacketStamp)> {
         let mut completed = Vec::new();
         let (Some((header, stamp)), Some((received, there))) = (self.sync, self.received) else {
             return completed;
@@ -99,8 +96,10 @@ impl Replies {
             && !std::mem::replace(&mut self.followed_up, true)
         {
             let header = Header { two_step: false, correction: there, ..header };
-            completed
-                .push((Message { header, body: Body::FollowUp { sent, requester }, extension: None }, None));
+            completed.push((
+                Message { header, body: Body::FollowUp { sent, requester }, extension: None },
+                PacketStamp::default(),
+            ));
         }
         completed
     }
@@ -155,7 +154,7 @@ mod tests {
             assert_eq!(response.body, Body::Response { received: at(200), requester: REQUESTER });
             assert_eq!(
                 (response.header.correction, response.header.two_step, arrived),
-                (3, true, Some(at(400)))
+                (3, true, Some(at(400)).into())
             );
             assert_eq!(follow_up.body, Body::FollowUp { sent: at(300), requester: REQUESTER });
             assert_eq!((follow_up.header.correction, follow_up.header.source), (5, HOST));

@@ -1,7 +1,7 @@
 //! The core of `coeval probe`: exchanges with any PTP responder in the foreground, like `ping`.
 //!
-//! It compares the two machines' `CLOCK_REALTIME`, which is what stock responders stamp with, so nothing is translated
-//! and one thread, one `poll(2)` and two ordinary clocks are all it needs.
+//! It compares the two machines' `CLOCK_REALTIME`, which is what stock responders stamp with: one thread and one
+//! `poll(2)` are all it needs.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -13,13 +13,16 @@ use uuid::Uuid;
 
 use crate::authentication::{self, Association, Key};
 use crate::bound::{Assumptions, Window};
-use crate::clock::{pace_now, wall_now};
+use crate::clock::{Clocks, pace_now};
 use crate::exchange::{Backward, Exchange, Forward, StampClass};
+use crate::hardware::Timestamps;
+use crate::module::StartError;
 use crate::net_sync::{Mechanism, Replies};
-use crate::report::RoundTrips;
-use crate::socket::{Datagram, Endpoint, SocketError};
-use crate::time::{Host, Nanos, Server, Span, Time, Wall};
-use crate::wire::{Body, Extension, Header, Message, REQUESTER};
+use crate::report::{RoundTrips, SLEW_PPB};
+use crate::socket::{Datagram, Endpoint};
+use crate::time::{Nanos, Server, Span, Time, Wall};
+use crate::translate::{ClockReading, HARDWARE_WALL_ERROR, PacketStamp, Stamp};
+use crate::wire::{Body, Extension, Header, Message, REQUESTER, Reading};
 
 /// What to probe, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct ProbeConfig {
     pub target: SocketAddr,
     /// Our own event port. Stock daemons answer to 319 and 320 only, whatever port asked; 0: the system chooses.
     pub event_port: u16,
+    /// Which timestamps are used. Network cards' only at PTP's port.
+    pub timestamps: Timestamps,
     /// PTP domain.
     pub domain: u8,
     /// From one exchange to the next.
@@ -48,10 +53,12 @@ pub struct Probed {
 /// What an exchange says by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Answer {
-    /// The responder's `CLOCK_REALTIME` less ours: right to within half the round trip.
+    /// The responder's `CLOCK_REALTIME` less ours: right to within half the round trip and `error_ns`.
     pub offset_ns: i64,
     /// Between the stamping points, less the time that the responder took.
     pub rtt_ns: i64,
+    /// What network cards' stamps leave open of `CLOCK_REALTIME`; 0 with the kernel's.
+    pub error_ns: i64,
     /// Where our transmit stamp was taken.
     pub sent: StampClass,
     /// Where our receive stamp was taken.
@@ -93,8 +100,9 @@ pub struct Probe {
     sequence: u16,
     due: Nanos,
     plain: bool,
-    /// The newest transmit stamp that is back, and its packet's number.
-    stamp: Option<(u32, Time<Wall>)>,
+    /// The newest packet whose transmit stamps are back, as far as they are.
+    stamp: Option<(u32, PacketStamp)>,
+    clocks: Clocks,
     window: Window,
     round_trips: Histogram<u64>,
     last: Option<Time<Server>>,
@@ -102,28 +110,53 @@ pub struct Probe {
     lost: u64,
 }
 
-/// Half of an exchange: a stamp of ours.
+/// A stamp by `CLOCK_REALTIME`, of either machine.
 #[derive(Clone, Copy)]
-struct Own {
+struct WallStamp {
     at: Time<Wall>,
-    class: StampClass,
+    /// It may be off by this.
+    error: Nanos,
+    class: Option<StampClass>,
 }
 
-impl Own {
-    fn new(kernel: Option<Time<Wall>>, userspace: Time<Wall>) -> Self {
-        match kernel {
-            Some(at) => Own { at, class: StampClass::Software },
-            None => Own { at: userspace, class: StampClass::Userspace },
-        }
+impl WallStamp {
+    /// Its wall time was taken from `near`.
+    fn ours(stamp: &Stamp, near: &ClockReading) -> Self {
+        let apart = (stamp.raw.middle() - near.raw.middle()).abs();
+        let error = hardware_error(stamp.class, stamp.raw.width(), apart);
+        WallStamp { at: stamp.wall, error, class: Some(stamp.class) }
     }
+
+    /// Its wall time was taken from a reading between the two stamps, which are `turnaround` apart.
+    fn theirs(at: Time<Wall>, reading: Option<Reading>, turnaround: Nanos) -> Self {
+        let error = reading.map_or(Nanos::ZERO, |reading| {
+            hardware_error(reading.class, Nanos::new(reading.raw_width.into()), turnaround)
+        });
+        WallStamp { at, error, class: reading.map(|reading| reading.class) }
+    }
+
+    /// A clock that counts whole nanoseconds was up to one further on.
+    fn span<T>(&self) -> Span<T> {
+        let at = Time::from_nanos(self.at.as_nanos());
+        Span { earliest: at - self.error, latest: at + self.error + Nanos::new(1) }
+    }
+}
+
+/// `CLOCK_REALTIME` at a card's stamp is known no better than the stamp on the raw clock, and may have been slewed between
+/// the stamp and the reading that it was taken from. The kernel's stamps, and this process's, are by `CLOCK_REALTIME`.
+fn hardware_error(class: StampClass, width: Nanos, apart: Nanos) -> Nanos {
+    if class != StampClass::Hardware {
+        return Nanos::ZERO;
+    }
+    width + HARDWARE_WALL_ERROR + Nanos::new(apart.get().saturating_mul(SLEW_PPB) / 1_000_000_000)
 }
 
 impl Probe {
     /// Opens the sockets.
     ///
     /// # Errors
-    /// [`SocketError`].
-    pub fn open(config: ProbeConfig) -> Result<Self, SocketError> {
+    /// [`StartError`].
+    pub fn open(config: ProbeConfig) -> Result<Self, StartError> {
         let any = if config.target.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0_u16; 8]) };
         let [high, low, ..] = *Uuid::new_v4().as_bytes();
         #[expect(
@@ -133,7 +166,7 @@ impl Probe {
         let round_trips =
             Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("1 ns to 1 min at 2 digits");
         Ok(Probe {
-            endpoint: Endpoint::bind(any, config.event_port)?,
+            endpoint: Endpoint::bind(any, config.event_port, config.timestamps)?,
             association: None,
             mechanism: Mechanism::PeerDelay,
             config,
@@ -141,6 +174,7 @@ impl Probe {
             due: pace_now(),
             plain: false,
             stamp: None,
+            clocks: Clocks::new()?,
             window: Window::new(assumptions(), WINDOW),
             round_trips,
             last: None,
@@ -191,7 +225,7 @@ impl Probe {
         let mut replies = net_sync.then(|| Replies::new(REQUESTER, self.sequence));
         let seal = self.association.as_mut().map(Association::next_request);
         let octets = authentication::encode(&request, seal.as_ref());
-        let before = wall_now();
+        let before = self.clocks.read();
         self.sent += 1;
         self.lost += 1;
         let number = self.endpoint.event.send(&octets, self.config.target, None)?;
@@ -202,11 +236,16 @@ impl Probe {
         let mut datagrams = Vec::new();
         loop {
             for datagram in datagrams.drain(..) {
-                self.take(&datagram, &mut replies, &mut response, &mut follow_up);
+                self.take(&datagram, &before, &mut replies, &mut response, &mut follow_up);
             }
-            if let (Some((received, t4, near)), Some((sent, far))) = (response, follow_up) {
-                let kernel = self.stamp.filter(|(of, _)| Some(*of) == number).map(|(_, at)| at);
-                let answer = self.conclude(Own::new(kernel, before), received, sent, t4, near.max(far));
+            if let (Some((received, theirs, t4)), Some((sent, theirs_too))) = (response, follow_up) {
+                self.take_stamps();
+                let stamp = self.stamp.filter(|(of, _)| Some(*of) == number).map(|(_, stamp)| stamp);
+                let t1 = Stamp::sent(stamp.unwrap_or_default(), &before, &self.clocks.read());
+                let turnaround = (sent - received).abs();
+                let t2 = WallStamp::theirs(received, theirs, turnaround);
+                let t3 = WallStamp::theirs(sent, theirs_too, turnaround);
+                let answer = self.conclude([WallStamp::ours(&t1, &before), t2, t3, t4]);
                 return Ok(Probed { sequence: self.sequence, answer: Some(answer) });
             }
             if !self.wait(deadline, &mut datagrams) {
@@ -219,11 +258,12 @@ impl Probe {
     fn take(
         &mut self,
         datagram: &Datagram,
+        before: &ClockReading,
         replies: &mut Option<Replies>,
-        response: &mut Option<(Time<Wall>, Own, Option<StampClass>)>,
-        follow_up: &mut Option<(Time<Wall>, Option<StampClass>)>,
+        response: &mut Option<(Time<Wall>, Option<Reading>, WallStamp)>,
+        follow_up: &mut Option<(Time<Wall>, Option<Reading>)>,
     ) {
-        let now = wall_now();
+        let after = self.clocks.read();
         let association = self.association.as_ref();
         let Ok(octets) = authentication::admit(association, datagram.octets()) else { return };
         let Ok(message) = Message::parse(octets) else { return };
@@ -235,68 +275,57 @@ impl Probe {
             None => vec![(message, datagram.stamp)],
         };
         for (answer, stamp) in answers {
-            self.take_answer(&answer, Own::new(stamp, now), response, follow_up);
+            let arrived = WallStamp::ours(&Stamp::received(stamp, before, &after), &after);
+            self.take_answer(&answer, arrived, response, follow_up);
         }
     }
 
     fn take_answer(
         &mut self,
         message: &Message,
-        arrived: Own,
-        response: &mut Option<(Time<Wall>, Own, Option<StampClass>)>,
-        follow_up: &mut Option<(Time<Wall>, Option<StampClass>)>,
+        arrived: WallStamp,
+        response: &mut Option<(Time<Wall>, Option<Reading>, WallStamp)>,
+        follow_up: &mut Option<(Time<Wall>, Option<Reading>)>,
     ) {
         let ours = message.header.sequence == self.sequence;
-        let class = match message.extension {
-            Some(Extension::Reading(reading)) => Some(reading.class),
+        let reading = match message.extension {
+            Some(Extension::Reading(reading)) => Some(reading),
             _ => None,
         };
         match message.body {
             Body::Response { received, requester }
                 if ours && requester == REQUESTER && response.is_none() && received.as_nanos() != 0 =>
             {
-                self.plain = class.is_none();
-                *response = Some((received, arrived, class));
+                self.plain = reading.is_none();
+                *response = Some((received, reading, arrived));
                 if !message.header.two_step {
                     // No follow-up comes, and it left no earlier than the request arrived.
-                    *follow_up = Some((received, class));
+                    *follow_up = Some((received, reading));
                 }
             }
             Body::FollowUp { sent, requester } if ours && requester == REQUESTER && follow_up.is_none() => {
-                *follow_up = Some((sent, class));
+                *follow_up = Some((sent, reading));
             }
             _ => {}
         }
     }
 
-    fn conclude(
-        &mut self,
-        t1: Own,
-        t2: Time<Wall>,
-        t3: Time<Wall>,
-        t4: Own,
-        responder: Option<StampClass>,
-    ) -> Answer {
-        // A clock that counts whole nanoseconds was up to one further on.
-        let server = |at: Time<Wall>| -> Span<Server> {
-            let earliest = Time::from_nanos(at.as_nanos());
-            Span { earliest, latest: earliest + Nanos::new(1) }
-        };
-        let host = |at: Time<Wall>| -> Span<Host> {
-            let earliest = Time::from_nanos(at.as_nanos());
-            Span { earliest, latest: earliest + Nanos::new(1) }
-        };
+    fn conclude(&mut self, [t1, t2, t3, t4]: [WallStamp; 4]) -> Answer {
         self.window.push(&Exchange {
-            forward: Some(Forward { sent: server(t1.at), received: host(t2) }),
-            backward: Some(Backward { sent: host(t3), received: server(t4.at) }),
+            forward: Some(Forward { sent: t1.span(), received: t2.span() }),
+            backward: Some(Backward { sent: t3.span(), received: t4.span() }),
         });
-        self.last = Some(server(t4.at).earliest);
-        let (there, back) = ((t2 - t1.at).get(), (t3 - t4.at).get());
+        self.last = Some(Time::from_nanos(t4.at.as_nanos()));
+        let (there, back) = ((t2.at - t1.at).get(), (t3.at - t4.at).get());
         let rtt_ns = there.saturating_sub(back);
         self.round_trips.saturating_record(u64::try_from(rtt_ns).unwrap_or(0).max(1));
         self.lost -= 1;
         let offset_ns = there / 2 + back / 2 + (there % 2 + back % 2) / 2;
-        Answer { offset_ns, rtt_ns, sent: t1.class, received: t4.class, responder }
+        let userspace = StampClass::Userspace;
+        let (sent, received) = (t1.class.unwrap_or(userspace), t4.class.unwrap_or(userspace));
+        let error_ns =
+            ([t1, t2, t3, t4].iter().fold(Nanos::ZERO, |sum, stamp| sum + stamp.error).get() + 1) / 2;
+        Answer { offset_ns, rtt_ns, error_ns, sent, received, responder: t2.class.max(t3.class) }
     }
 
     /// What all exchanges so far say.
@@ -347,8 +376,11 @@ impl Probe {
     /// Whether there were any.
     fn take_stamps(&mut self) -> bool {
         let mut any = false;
-        while let Some(stamp) = self.endpoint.event.transmit_stamp() {
-            (self.stamp, any) = (Some(stamp), true);
+        while let Some((number, mut stamp)) = self.endpoint.event.transmit_stamp() {
+            if let Some((_, earlier)) = self.stamp.filter(|(of, _)| *of == number) {
+                stamp.merge(earlier);
+            }
+            (self.stamp, any) = (Some((number, stamp)), true);
         }
         any
     }

@@ -40,6 +40,10 @@ pub struct HostRow {
     pub offset_ns: Option<i64>,
     /// Half-width of the hard bound around it.
     pub hard_ns: Option<i64>,
+    /// Half-width of the hard bound on the two machines' `CLOCK_MONOTONIC_RAW`, which is what sizes V. `hard_ns` is more:
+    /// `CLOCK_REALTIME` may have been slewed against that while the stamps were taken.
+    #[serde(default)]
+    pub timeline_ns: Option<i64>,
     /// Half-width of the statistical bound around it.
     pub statistical_ns: Option<i64>,
     /// The statistical bound's; 1 where it is the hard bound, which leaves nothing to chance.
@@ -116,6 +120,7 @@ pub struct PairRow {
 struct Bounds {
     offset: i64,
     hard: i64,
+    timeline: i64,
     statistical: Statistical,
     statistical_half: i64,
     half_for_pairs: i64,
@@ -124,7 +129,7 @@ struct Bounds {
 
 /// Both wall clocks may be slewed by so much while the request is on its way (frequency and adjtime: see
 /// [`crate::translate::Steering`]).
-const SLEW_PPB: i64 = 1_000_000;
+pub(crate) const SLEW_PPB: i64 = 1_000_000;
 
 /// The row of `record` at the server's instant `now`, with the statistical bound at `confidence`; and the half-width that
 /// counts in pairs.
@@ -143,6 +148,7 @@ pub(crate) fn row(
         address: record.config.address,
         offset_ns: bounds.as_ref().map(|bounds| bounds.offset),
         hard_ns: bounds.as_ref().map(|bounds| bounds.hard),
+        timeline_ns: bounds.as_ref().map(|bounds| bounds.timeline),
         statistical_ns: bounds.as_ref().map(|bounds| bounds.statistical_half),
         confidence: bounds.as_ref().map(|bounds| bounds.statistical.confidence),
         basis: bounds.as_ref().map(|bounds| bounds.statistical.basis),
@@ -227,7 +233,8 @@ fn bounds(record: &Record, confidence: f64) -> Option<Bounds> {
     let (window, latest) = record.published()?;
     let at = latest.server_wall.at.earliest;
     let budget = record.config.asymmetry;
-    let hard = wall_offset(window.hard(at).ok()?, latest);
+    let timelines = window.hard(at).ok()?;
+    let hard = wall_offset(timelines, latest);
     let offset = middle(hard);
     let half = |interval| half_width(interval, offset);
     let statistical = window.statistical(at, confidence, budget).ok()?;
@@ -241,6 +248,7 @@ fn bounds(record: &Record, confidence: f64) -> Option<Bounds> {
     Some(Bounds {
         offset,
         hard: half(hard),
+        timeline: timelines.half_width().get(),
         statistical,
         statistical_half: half(wall_offset(statistical.interval, latest)),
         half_for_pairs: half(pairs),
@@ -251,11 +259,11 @@ fn bounds(record: &Record, confidence: f64) -> Option<Bounds> {
 /// From θ, host less server on their monotonic timelines, to the same of their `CLOCK_REALTIME`s, in ns.
 ///
 /// With w = wall − timeline on each machine, as the request's stamps give it, the wall clocks differ by
-/// θ + w(host) − w(server). The host's stamp is the request's delay later than the server's; meanwhile each wall clock
-/// may have been slewed against its timeline. Stamps are in whole nanoseconds: one more on each machine.
+/// θ + w(host) − w(server). The two are known at instants that lie a little apart: by the request's delay, if they are the
+/// stamps' own. Meanwhile each wall clock may have been slewed against its timeline. Stamps are in whole nanoseconds: one more on each machine.
 fn wall_offset(theta: Interval, latest: &Latest) -> (i64, i64) {
     let (server, host) = (&latest.server_wall, &latest.host_wall);
-    let slewed = latest.delay.get().saturating_mul(2 * SLEW_PPB) / 1_000_000_000 + 3;
+    let slewed = latest.apart.get().saturating_mul(2 * SLEW_PPB) / 1_000_000_000 + 3;
     let over_host = |at: Time<crate::time::Host>| host.wall.as_nanos().saturating_sub(at.as_nanos());
     let over_server = |at: Time<Server>| server.wall.as_nanos().saturating_sub(at.as_nanos());
     let sum = |theta: i64, host: i64, server: i64| Nanos::new(theta) + Nanos::new(host) - Nanos::new(server);
@@ -284,7 +292,7 @@ mod tests {
             server_wall: exact(x + 1_000 * second, x),
             host_wall: exact(x + 1_000 * second + 700 + 400, x - 5 * second + 400),
             class: StampClass::Software,
-            delay: Nanos::new(1_000_000),
+            apart: Nanos::new(1_000_000),
             steps: 0,
         };
         let theta = Interval { lo: Offset::new(-5 * second - 300), hi: Offset::new(-5 * second + 200) };
@@ -301,7 +309,7 @@ mod tests {
             json,
             serde_json::json!({"hosts": [{
                 "host": "a", "address": "10.0.0.1:319", "at_ns": null, "offset_ns": null, "hard_ns": null,
-                "statistical_ns": null, "confidence": null, "basis": null, "asymmetry": null,
+                "timeline_ns": null, "statistical_ns": null, "confidence": null, "basis": null, "asymmetry": null,
                 "assumptions": {"rate_ppb": 200_000, "wander_ppb_per_s": 100, "min_forward": 0, "min_backward": 0},
                 "rtt_ns": null, "drift_ppb": null, "timestamps": null, "exchanges": 0, "lost": 0,
                 "age_ms": null, "state": "silent",

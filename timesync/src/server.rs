@@ -21,6 +21,7 @@ pub use record::{Latest, Record, State};
 use crate::authentication::Key;
 use crate::bound::{Assumptions, AsymmetryBudget};
 use crate::clock::ServerClock;
+use crate::hardware::Timestamps;
 use crate::history::{self, Sample};
 use crate::identity::Incarnation;
 use crate::module::{StartError, source_is_trusted};
@@ -78,6 +79,8 @@ pub struct ServerConfig {
     /// The server's own UDP port for event messages. PTP's is 319, with 320 for the general ones: hosts with a stock
     /// daemon answer to no other. At any other port, one socket serves both. 0: the system chooses.
     pub event_port: u16,
+    /// Which timestamps are used. Network cards' only at PTP's port.
+    pub timestamps: Timestamps,
     /// PTP domain, the same on all hosts.
     pub domain: u8,
     /// Pairs of exchanges a second, with each host. Range 1 ..= 1000.
@@ -102,6 +105,7 @@ impl Default for ServerConfig {
         ServerConfig {
             hosts: Vec::new(),
             event_port: EVENT_PORT,
+            timestamps: Timestamps::Auto,
             domain: 0,
             pairs_per_second: 8,
             window: 512,

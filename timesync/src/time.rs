@@ -250,6 +250,11 @@ impl<T> Span<T> {
         Span { earliest: at, latest: at }
     }
 
+    /// The instant halfway.
+    pub fn middle(self) -> Time<T> {
+        self.earliest + Nanos::new(self.width().get() / 2)
+    }
+
     /// How much is unknown about the instant.
     pub fn width(self) -> Nanos {
         self.latest - self.earliest

@@ -67,6 +67,39 @@ fn around(stamp: Time<Wall>, reading: &ClockReading, slew_ppb: i64) -> Span<Raw>
     }
 }
 
+/// What stamped a packet on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PacketStamp {
+    /// The kernel, by `CLOCK_REALTIME`.
+    pub software: Option<Time<Wall>>,
+    /// The network card, by its clock: translated (see [`crate::phc`]).
+    pub hardware: Option<Span<Raw>>,
+}
+
+impl PacketStamp {
+    /// Whether nothing did.
+    pub fn is_none(&self) -> bool {
+        self.software.is_none() && self.hardware.is_none()
+    }
+
+    /// Both stamps of a packet may come one after the other.
+    pub fn merge(&mut self, other: PacketStamp) {
+        self.software = self.software.or(other.software);
+        self.hardware = self.hardware.or(other.hardware);
+    }
+}
+
+impl From<Option<Time<Wall>>> for PacketStamp {
+    fn from(software: Option<Time<Wall>>) -> Self {
+        PacketStamp { software, hardware: None }
+    }
+}
+
+/// A network card's stamp says nothing of `CLOCK_REALTIME`: its wall time is what the reading of both clocks before it
+/// was sent, or after it was received, says for the middle of its interval. Where that reading leaves more open than this, it is added to the interval. What
+/// `CLOCK_REALTIME` may have been slewed by between stamp and reading comes on top.
+pub const HARDWARE_WALL_ERROR: Nanos = Nanos::new(200);
+
 /// When a packet passed, on both of a machine's clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
@@ -79,20 +112,37 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// Of a packet that was sent after `before` was read: the kernel's stamp, or where there is none that can be
-    /// translated, `before` itself. A transmit stamp may be early, that only adds to the packet's delay.
-    pub fn sent(kernel: Option<Time<Wall>>, before: &ClockReading, after: &ClockReading) -> Self {
-        Self::kernel(kernel, before, after).unwrap_or_else(|| Self::userspace(before))
+    /// Of a packet that was sent after `before` was read: the network card's stamp, or where there is none, the kernel's, or
+    /// where there is none that can be translated, `before` itself. A transmit stamp may be early, that only adds to the
+    /// packet's delay.
+    pub fn sent(stamp: impl Into<PacketStamp>, before: &ClockReading, after: &ClockReading) -> Self {
+        let stamp = stamp.into();
+        let hardware = stamp.hardware.map(|raw| Self::hardware(raw, before));
+        let best = hardware.or_else(|| Self::kernel(stamp.software, before, after));
+        best.unwrap_or_else(|| Self::userspace(before))
     }
 
     /// Of a packet that was received before `after` was read: likewise, and a receive stamp may be late.
-    pub fn received(kernel: Option<Time<Wall>>, before: &ClockReading, after: &ClockReading) -> Self {
-        Self::kernel(kernel, before, after).unwrap_or_else(|| Self::userspace(after))
+    pub fn received(stamp: impl Into<PacketStamp>, before: &ClockReading, after: &ClockReading) -> Self {
+        let stamp = stamp.into();
+        let hardware = stamp.hardware.map(|raw| Self::hardware(raw, after));
+        let best = hardware.or_else(|| Self::kernel(stamp.software, before, after));
+        best.unwrap_or_else(|| Self::userspace(after))
     }
 
     fn kernel(stamp: Option<Time<Wall>>, before: &ClockReading, after: &ClockReading) -> Option<Self> {
         let wall = stamp?;
         Some(Stamp { wall, raw: translate(wall, before, after)?, class: StampClass::Software })
+    }
+
+    fn hardware(raw: Span<Raw>, near: &ClockReading) -> Self {
+        let open = Nanos::new(near.raw.width().get() / 2 + TRUNCATION);
+        let error = if open > HARDWARE_WALL_ERROR { open } else { Nanos::ZERO };
+        Stamp {
+            wall: near.wall + (raw.middle() - near.raw.middle()),
+            raw: Span { earliest: raw.earliest - error, latest: raw.latest + error },
+            class: StampClass::Hardware,
+        }
     }
 
     fn userspace(reading: &ClockReading) -> Self {
@@ -177,6 +227,23 @@ mod tests {
             ..reading(1_006_000, 1_000)
         };
         assert_eq!(translate(Time::from_nanos(1_000_500), &reading(1_000_000, 0), &after), None);
+    }
+
+    #[test]
+    fn the_network_cards_stamp_counts_before_the_kernels() {
+        let (before, after) = (reading(1_000_000, 0), reading(1_200_000, 200_000));
+        let span = Span { earliest: Time::from_nanos(149_990), latest: Time::from_nanos(150_010) };
+        let software = Some(Time::from_nanos(1_190_000));
+        let both = PacketStamp { software, hardware: Some(span) };
+        let stamp = Stamp::received(both, &before, &after);
+        assert_eq!(stamp.class, StampClass::Hardware);
+        assert_eq!((stamp.wall, stamp.raw), (Time::from_nanos(1_150_000), span));
+        assert_eq!(Stamp::received(software, &before, &after).class, StampClass::Software);
+        assert_eq!(Stamp::received(None, &before, &after).class, StampClass::Userspace);
+        // Where the reading says little of CLOCK_REALTIME, the stamp says no more.
+        let raw = Span { earliest: Time::from_nanos(199_000), latest: Time::from_nanos(201_000) };
+        let stamp = Stamp::received(both, &before, &ClockReading { raw, ..after });
+        assert_eq!(stamp.raw.width(), Nanos::new(20 + 2 * 1_001));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use timesync::authentication::{Key, Keyring, SessionKey};
 use timesync::clock::HostClock;
+use timesync::hardware::Timestamps;
 use timesync::identity::Incarnation;
 use timesync::module::{Module, ModuleConfig};
 use timesync::probe::{Probe, ProbeConfig};
@@ -21,7 +22,7 @@ fn key(secret: u8) -> Key {
 }
 
 fn module(ip: &str, keyring: &Arc<Keyring>) -> (Module, SocketAddr) {
-    let config = ModuleConfig { listen: vec![ip.parse().unwrap()], event_port: 0, domain: 0 };
+    let config = ModuleConfig { listen: vec![ip.parse().unwrap()], event_port: 0, ..ModuleConfig::default() };
     let incarnation = Incarnation::of_this_process().unwrap();
     let module =
         Module::start_authenticated(&config, Arc::clone(keyring), HostClock::real(), incarnation).unwrap();
@@ -108,6 +109,7 @@ fn a_session_key_that_comes_late_is_enough() {
 fn a_probe_with_the_key_is_answered() {
     let (_module, address) = module("127.0.0.1", &Arc::new(Keyring::new(Some(key(1)))));
     let config = ProbeConfig {
+        timestamps: Timestamps::Software,
         target: address,
         event_port: 0,
         domain: 0,

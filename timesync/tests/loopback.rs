@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use timesync::clock::{HostClock, wall_now};
+use timesync::hardware::Timestamps;
 use timesync::identity::Incarnation;
 use timesync::module::{Module, ModuleConfig};
 use timesync::probe::{Probe, ProbeConfig};
@@ -21,7 +22,7 @@ fn incarnation() -> Incarnation {
 
 fn module_at(ip: &str, port: u16, clock: HostClock) -> (Module, SocketAddr) {
     let listen: Vec<IpAddr> = vec![ip.parse().unwrap()];
-    let config = ModuleConfig { listen, event_port: port, domain: 0 };
+    let config = ModuleConfig { listen, event_port: port, domain: 0, ..ModuleConfig::default() };
     let module = Module::start(&config, clock, incarnation()).unwrap();
     let address = module.addresses()[0];
     (module, address)
@@ -143,14 +144,24 @@ fn a_module_that_was_started_anew_is_another_incarnation_and_no_contradiction() 
 #[test]
 fn a_port_that_is_taken_is_said_so() {
     let (_module, address) = module(HostClock::real());
-    let config = ModuleConfig { listen: vec![address.ip()], event_port: address.port(), domain: 0 };
+    let config = ModuleConfig {
+        listen: vec![address.ip()],
+        event_port: address.port(),
+        domain: 0,
+        ..ModuleConfig::default()
+    };
     let error = Module::start(&config, HostClock::real(), incarnation()).unwrap_err();
     assert!(error.to_string().contains("is in use"), "{error}");
 }
 
 #[test]
 fn another_domain_is_not_answered() {
-    let config = ModuleConfig { listen: vec!["127.0.0.1".parse().unwrap()], event_port: 0, domain: 9 };
+    let config = ModuleConfig {
+        listen: vec!["127.0.0.1".parse().unwrap()],
+        event_port: 0,
+        domain: 9,
+        ..ModuleConfig::default()
+    };
     let module = Module::start(&config, HostClock::real(), incarnation()).unwrap();
     let server = server(&[("a", module.addresses()[0])], false);
     server.burst(&["a".to_owned()]);
@@ -275,6 +286,7 @@ fn a_probe_finds_a_module_as_any_responder() {
     let config = ProbeConfig {
         target: address,
         event_port: 0,
+        timestamps: Timestamps::Auto,
         domain: 0,
         interval: Nanos::from_millis(5),
         timeout: Nanos::from_millis(1_000),
@@ -297,6 +309,7 @@ fn a_probe_over_ipv6_finds_a_module() {
     }
     let (_module, address) = module_at("::1", 0, HostClock::real());
     let config = ProbeConfig {
+        timestamps: Timestamps::Software,
         target: address,
         event_port: 0,
         domain: 0,
@@ -338,6 +351,7 @@ fn one_step_responders_are_understood() {
     let row = server.report().hosts[0].clone();
     assert!(row.offset_ns.unwrap().abs() <= row.hard_ns.unwrap(), "{row:?}");
     let config = ProbeConfig {
+        timestamps: Timestamps::Software,
         target: address,
         event_port: 0,
         domain: 0,
@@ -357,6 +371,7 @@ fn a_probe_of_nobody_counts_its_losses() {
     let config = ProbeConfig {
         target: nobody.local_addr().unwrap(),
         event_port: 0,
+        timestamps: Timestamps::Auto,
         domain: 0,
         interval: Nanos::from_millis(1),
         timeout: Nanos::from_millis(20),

@@ -265,7 +265,7 @@ impl<E: Estimator> Host<E> {
         self.first_of_pair = first_of_pair;
         let before = self.server_reading(sent - 700);
         let mut outstanding = Outstanding::new(self.sequence, Some(0), before);
-        outstanding.sent = Some(self.server.wall(sent, server_raw(sent)));
+        outstanding.sent = Some(self.server.wall(sent, server_raw(sent))).into();
         let forward = self.ways.0.delay(sent, first_of_pair, &mut self.random) - self.shortcut(sent);
         let t2 = sent + forward;
         let mut arrivals = Vec::new();

@@ -65,6 +65,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     let module_config = ModuleConfig {
         listen: vec![config.time.ip()],
         event_port: config.time.port(),
+        timestamps: config.timestamps,
         domain: config.domain,
     };
     let keyring = Arc::new(Keyring::new(time_key));

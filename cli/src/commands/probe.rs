@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Serialize;
+use timesync::hardware::Timestamps;
 use timesync::net_sync::Mechanism;
 use timesync::probe::{Answer, Probe, ProbeConfig, Probed, Summary};
 use timesync::time::Nanos;
@@ -48,15 +49,16 @@ impl Best {
         let now = probed.answer.map(|answer| Best {
             sequence: probed.sequence,
             offset_ns: answer.offset_ns,
-            half_ns: half(answer.rtt_ns),
+            half_ns: half(answer.rtt_ns, answer.error_ns),
         });
         before.into_iter().chain(now).min_by_key(|best| best.half_ns)
     }
 }
 
-/// What an exchange knows its offset to: half its round trip, and whole nanoseconds on either end.
-fn half(rtt_ns: i64) -> i64 {
-    rtt_ns / 2 + 1
+/// What an exchange knows its offset to: half its round trip, whole nanoseconds on either end, and what its stamps leave
+/// open.
+fn half(rtt_ns: i64, error_ns: i64) -> i64 {
+    rtt_ns / 2 + 1 + error_ns
 }
 
 /// Probes the targets, one after the other; good if all of them answered.
@@ -74,6 +76,7 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
         let config = ProbeConfig {
             target: resolve(target)?,
             event_port: args.port,
+            timestamps: if args.software { Timestamps::Software } else { Timestamps::Auto },
             domain: args.domain,
             interval: args.interval,
             timeout: TIMEOUT,
@@ -117,7 +120,7 @@ pub fn run(args: &ProbeArgs) -> Result<Finding, Failure> {
 }
 
 fn describe(target: &str, probed: &Probed) -> String {
-    let Some(Answer { offset_ns, rtt_ns, sent, received, responder }) = &probed.answer else {
+    let Some(Answer { offset_ns, rtt_ns, error_ns, sent, received, responder }) = &probed.answer else {
         return format!("{target} seq={}: no answer", probed.sequence);
     };
     let theirs = responder.as_ref().map_or_else(|| "untold".to_owned(), word);
@@ -125,7 +128,7 @@ fn describe(target: &str, probed: &Probed) -> String {
         "{target} seq={} offset={} ± {} rtt={} stamps={}/{}, theirs={theirs}",
         probed.sequence,
         format_offset(*offset_ns),
-        format_short(half(*rtt_ns)),
+        format_short(half(*rtt_ns, *error_ns)),
         format_short(*rtt_ns),
         word(sent),
         word(received),
@@ -200,6 +203,7 @@ mod tests {
         let probed = |sequence, rtt_ns| Probed {
             sequence,
             answer: Some(Answer {
+                error_ns: 0,
                 offset_ns: 3_000_000,
                 rtt_ns,
                 sent: StampClass::Software,

@@ -7,7 +7,7 @@ use crate::correction::Corrections;
 use crate::exchange::{Backward, Exchange, Forward, StampClass, WallReading};
 use crate::identity::Incarnation;
 use crate::time::{Host, Nanos, Server, Span, Time, Wall};
-use crate::translate::{ClockReading, Stamp};
+use crate::translate::{ClockReading, HARDWARE_WALL_ERROR, PacketStamp, Stamp};
 use crate::wire::{Body, Extension, Message, PortIdentity, Reading};
 
 /// An exchange whose request was sent.
@@ -17,8 +17,8 @@ pub struct Outstanding {
     pub sequence: u16,
     /// By which the kernel calls the request's stamp.
     pub number: Option<u32>,
-    /// The request's stamp, once it is back.
-    pub sent: Option<Time<Wall>>,
+    /// The request's stamps, as far as they are back.
+    pub sent: PacketStamp,
     before: ClockReading,
     response: Option<Response>,
     follow_up: Option<FollowUp>,
@@ -26,8 +26,10 @@ pub struct Outstanding {
 
 #[derive(Clone, Copy, Debug)]
 struct Response {
-    /// t1 and t4.
-    stamps: (Stamp, Stamp),
+    /// t4.
+    arrived: Stamp,
+    /// Read after it arrived.
+    after: ClockReading,
     /// t2.
     received: Time<Wall>,
     /// The way back's.
@@ -78,6 +80,10 @@ pub struct Outcome {
     pub server_wall: WallReading<Server>,
     /// The host's wall clock when the request arrived.
     pub host_wall: WallReading<Host>,
+    /// How much longer than the request's delay is it at most from one instant to the other that the two wall clocks are
+    /// known at? The server's is read before it sends, the host's between t2 and t3; only the kernel's stamps are
+    /// `CLOCK_REALTIME` themselves.
+    pub apart: Nanos,
     /// The worst of the stamps' classes. A plain responder does not tell its own.
     pub class: StampClass,
     /// How often the host's wall clock was set while its module ran.
@@ -87,7 +93,14 @@ pub struct Outcome {
 impl Outstanding {
     /// A request that was sent after `before` was read.
     pub fn new(sequence: u16, number: Option<u32>, before: ClockReading) -> Self {
-        Outstanding { sequence, number, sent: None, before, response: None, follow_up: None }
+        Outstanding {
+            sequence,
+            number,
+            sent: PacketStamp::default(),
+            before,
+            response: None,
+            follow_up: None,
+        }
     }
 
     /// Takes an answer that was received before `after` was read. Returns whether it belongs to this exchange: the first
@@ -96,7 +109,7 @@ impl Outstanding {
         &mut self,
         message: &Message,
         requester: PortIdentity,
-        stamp: Option<Time<Wall>>,
+        stamp: impl Into<PacketStamp>,
         after: &ClockReading,
     ) -> bool {
         if message.header.sequence != self.sequence {
@@ -119,18 +132,17 @@ impl Outstanding {
             Body::Response { received, requester: named }
                 if named == requester && self.response.is_none() && says_when(received, reading) =>
             {
-                let stamps = (
-                    Stamp::sent(self.sent, &self.before, after),
-                    Stamp::received(stamp, &self.before, after),
-                );
+                let arrived = Stamp::received(stamp, &self.before, after);
+                let after = *after;
                 if !message.header.two_step {
                     // Its correction is the turnaround (§11.4.2) and whatever transparent clocks added to it, so only
                     // this is sure: it left no earlier than the request arrived.
-                    self.response = Some(Response { stamps, received, correction: 0, responder, reading });
+                    self.response =
+                        Some(Response { arrived, after, received, correction: 0, responder, reading });
                     self.follow_up = Some(FollowUp { sent: received, correction: 0, responder, reading });
                     return true;
                 }
-                self.response = Some(Response { stamps, received, correction, responder, reading });
+                self.response = Some(Response { arrived, after, received, correction, responder, reading });
                 true
             }
             Body::FollowUp { sent, requester: named } if named == requester && self.follow_up.is_none() => {
@@ -150,10 +162,19 @@ impl Outstanding {
     /// was started anew in between), the forward half.
     pub fn outcome(&self) -> Option<Outcome> {
         let response = self.response?;
-        let (t1, t4) = response.stamps;
+        // A network card's stamp may come back later than the response.
+        let t1 = Stamp::sent(self.sent, &self.before, &response.after);
+        let t4 = response.arrived;
         let received = on_host_timeline(response.received, response.reading);
         let sent_on_server = ServerClock.span(t1.raw);
         let follow_up = self.follow_up.filter(|follow_up| follow_up.responder == response.responder);
+        let since_reading = t1.raw.latest - self.before.raw.earliest;
+        let turnaround = follow_up.map_or(Nanos::ZERO, |follow_up| {
+            on_host_timeline(follow_up.sent, follow_up.reading).latest - received.earliest
+        });
+        let of_card = |class, apart| if class == StampClass::Hardware { apart } else { Nanos::ZERO };
+        let apart = of_card(t1.class, since_reading)
+            + response.reading.map_or(Nanos::ZERO, |reading| of_card(reading.class, turnaround));
         let classes = [
             Some(t1.class),
             Some(t4.class),
@@ -173,8 +194,13 @@ impl Outstanding {
                 backward: response.correction,
             },
             responder: response.responder,
-            server_wall: WallReading { wall: t1.wall, at: sent_on_server },
-            host_wall: WallReading { wall: response.received, at: received },
+            server_wall: wall_reading(t1.wall, sent_on_server, Some(t1.class)),
+            host_wall: wall_reading(
+                response.received,
+                received,
+                response.reading.map(|reading| reading.class),
+            ),
+            apart,
             class: classes.into_iter().flatten().max().unwrap_or(StampClass::Userspace),
             steps: response.reading.map_or(0, |reading| reading.steps),
         })
@@ -185,6 +211,18 @@ impl Outstanding {
 /// that, but no offset.
 fn says_when(received: Time<Wall>, reading: Option<Reading>) -> bool {
     reading.is_some() || received.as_nanos() != 0
+}
+
+/// `CLOCK_REALTIME` at a stamp: that of a network card's stamp is known as of its middle.
+fn wall_reading<T>(wall: Time<Wall>, stamp: Span<T>, class: Option<StampClass>) -> WallReading<T> {
+    let at = match class {
+        Some(StampClass::Hardware) => {
+            let middle = stamp.middle();
+            Span { earliest: middle - HARDWARE_WALL_ERROR, latest: middle + HARDWARE_WALL_ERROR }
+        }
+        _ => stamp,
+    };
+    WallReading { wall, at }
 }
 
 /// A plain responder has no timeline but that of its stamps, which are in whole nanoseconds.
@@ -259,7 +297,7 @@ mod tests {
 
     fn request() -> Outstanding {
         let mut request = Outstanding::new(9, Some(0), clocks(100));
-        request.sent = Some(Time::from_nanos(1_000_110));
+        request.sent = Some(Time::from_nanos(1_000_110)).into();
         request
     }
 
@@ -302,6 +340,28 @@ mod tests {
             assert!(!request.accept(&stray, SERVER, None, &clocks(200)));
             assert!(request.outcome().is_none());
         }
+    }
+
+    #[test]
+    fn a_network_cards_stamp_counts_though_it_comes_after_the_response() {
+        let mut request = request();
+        let Extension::Reading(hardware) = reading(5, 7_000) else { unreachable!() };
+        let hardware = Extension::Reading(Reading { class: StampClass::Hardware, ..hardware });
+        let span = |at: i64| Span { earliest: Time::from_nanos(at - 30), latest: Time::from_nanos(at + 30) };
+        let stamp = |at| PacketStamp { software: None, hardware: Some(span(at)) };
+        request.accept(&response(Some(hardware)), SERVER, stamp(180), &clocks(200));
+        assert_eq!(request.outcome().unwrap().class, StampClass::Software, "the worst of all stamps counts");
+        request.sent.merge(stamp(120));
+        request.accept(&follow_up(Some(hardware)), SERVER, None, &clocks(300));
+        let outcome = request.outcome().unwrap();
+        assert_eq!(outcome.class, StampClass::Hardware);
+        assert_eq!(outcome.exchange.forward.unwrap().sent, ServerClock.span(span(120)));
+        assert_eq!(outcome.exchange.backward.unwrap().received, ServerClock.span(span(180)));
+        // However wide the stamp's interval is, both wall clocks are known as of its middle.
+        assert_eq!(outcome.server_wall.at.width(), HARDWARE_WALL_ERROR + HARDWARE_WALL_ERROR);
+        assert_eq!(outcome.server_wall.wall, Time::from_nanos(1_000_120));
+        assert_eq!(outcome.host_wall.at.middle(), Time::from_nanos(7_005));
+        assert_eq!(outcome.apart, Nanos::new((150 - 100) + (7_010 - 7_000)));
     }
 
     #[test]

@@ -110,8 +110,10 @@ impl Prober {
             .iter()
             .filter(|ip| config.hosts.iter().any(|host| host.address.is_ipv4() == ip.is_ipv4()));
         let used: Vec<_> = used.collect();
-        let endpoints: Vec<_> =
-            used.iter().map(|ip| Endpoint::bind(**ip, config.event_port)).collect::<Result<_, _>>()?;
+        let endpoints: Vec<_> = used
+            .iter()
+            .map(|ip| Endpoint::bind(**ip, config.event_port, config.timestamps))
+            .collect::<Result<_, _>>()?;
         let pace = Pace {
             pair_interval: Nanos::new(1_000_000_000 / i64::from(config.pairs_per_second.max(1))),
             burst: config.burst,
@@ -261,11 +263,15 @@ impl Prober {
         let mut stamps = 0;
         for (number, stamp) in self.endpoints[endpoint].event.transmit_stamps() {
             stamps += 1;
-            let Some(host) = self.unstamped.remove(&(endpoint, number)) else { continue };
+            let Entry::Occupied(entry) = self.unstamped.entry((endpoint, number)) else { continue };
+            let host = *entry.get();
+            if !self.endpoints[endpoint].event.awaits_card(number) {
+                entry.remove();
+            }
             if let Some(request) = &mut self.hosts[host].outstanding
                 && request.number == Some(number)
             {
-                request.sent = Some(stamp);
+                request.sent.merge(stamp);
             }
         }
         stamps
@@ -311,8 +317,14 @@ impl Prober {
         let now = ServerClock.now();
         let (mut finished, mut seconds) = (Vec::new(), Vec::new());
         for &host in hosts {
+            let number = self.hosts[host].outstanding.as_ref().and_then(|request| request.number);
+            let endpoint = self.hosts[host].endpoint;
+            if number.is_some_and(|number| self.endpoints[endpoint].event.awaits_card(number)) {
+                // A network card's stamp may have come back meanwhile.
+                self.take_stamps(endpoint);
+            }
             let Some(request) = self.hosts[host].outstanding.take() else { continue };
-            if let (None, Some(number)) = (request.sent, request.number)
+            if let (None, Some(number)) = (request.sent.hardware, request.number)
                 && let Entry::Occupied(entry) = self.unstamped.entry((self.hosts[host].endpoint, number))
                 && *entry.get() == host
             {

@@ -49,6 +49,8 @@ pub struct Record {
     /// Good exchanges that are still wanted before a bound is published, and why.
     unsettled: (u32, Reset),
     latest: Option<Latest>,
+    /// The class of timestamps that was logged, and how many exchanges in a row had another one.
+    class: (Option<StampClass>, u32),
     /// When the newest answer's request left.
     heard: Option<Time<Server>>,
     /// When an answer was last refused, because it was not authenticated with the host's key.
@@ -80,8 +82,8 @@ pub struct Latest {
     pub host_wall: WallReading<Host>,
     /// The worst of the stamps' classes.
     pub class: StampClass,
-    /// An upper limit of the request's delay.
-    pub delay: Nanos,
+    /// No more time lies between the instants that the two wall clocks are known at.
+    pub apart: Nanos,
     /// How often the host's wall clock was set while its module ran.
     pub steps: u32,
 }
@@ -119,6 +121,7 @@ impl Record {
             responder: None,
             unsettled: (SETTLED_AFTER, Reset::Announced),
             latest: None,
+            class: (None, 0),
             heard: None,
             refused_at: None,
             round_trips: round_trips(),
@@ -174,11 +177,12 @@ impl Record {
             self.reset_if_broken();
             return;
         };
+        self.log_class(outcome.class);
         self.latest = Some(Latest {
             server_wall: outcome.server_wall,
             host_wall: outcome.host_wall,
             class: outcome.class,
-            delay: round_trip.abs(),
+            apart: round_trip.abs() + outcome.apart,
             steps: outcome.steps,
         });
         self.round_trips.saturating_record(u64::try_from(round_trip.get()).unwrap_or(0).max(1));
@@ -221,6 +225,18 @@ impl Record {
                 self.lost += 1;
                 None
             }
+        }
+    }
+
+    /// Says when the timestamps have become better or worse, not when a single one is missing.
+    fn log_class(&mut self, now: StampClass) {
+        let (logged, others) = &mut self.class;
+        *others = if *logged == Some(now) { 0 } else { *others + 1 };
+        if logged.is_none() || *others >= SETTLED_AFTER {
+            if let Some(before) = logged {
+                tracing::warn!(host = self.config.name, ?before, ?now, "another class of timestamps");
+            }
+            self.class = (Some(now), 0);
         }
     }
 
@@ -375,6 +391,7 @@ mod tests {
             responder,
             server_wall: WallReading { wall: Time::from_nanos(at), at: server(at) },
             host_wall: WallReading { wall: Time::from_nanos(at), at: host(at + 400) },
+            apart: Nanos::ZERO,
             class: StampClass::Software,
             steps: 0,
         }

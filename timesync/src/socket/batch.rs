@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::socket::{MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage, recvmmsg};
 
-use super::{Datagram, LONGEST, Outgoing, StampedSocket, control_space, envelope, stamp_in};
+use super::{Datagram, LONGEST, Outgoing, Returned, StampedSocket, control_space, envelope};
 use crate::sys;
-use crate::time::{Time, Wall};
+use crate::translate::PacketStamp;
 
 /// Packets of one system call.
 const MOST: usize = 32;
@@ -20,7 +20,8 @@ impl StampedSocket {
         let mut results = Vec::with_capacity(messages.len());
         for row in messages.chunk_by(|a, b| a.from == b.from) {
             let mut sent = 0;
-            if row.len() > 1 {
+            // Where cards stamp, there is one packet in flight.
+            if row.len() > 1 && self.hardware.is_none() {
                 let addressed: Vec<(&[u8], SockaddrStorage)> =
                     row.iter().map(|message| (&*message.octets, message.to.into())).collect();
                 sent = sys::send_all(self.socket.as_fd(), &addressed, row[0].from).unwrap_or(0);
@@ -39,21 +40,24 @@ impl StampedSocket {
         results
     }
 
-    /// All transmit stamps that have come back, with their packets' numbers.
-    pub fn transmit_stamps(&mut self) -> Vec<(u32, Time<Wall>)> {
-        let mut stamps = Vec::new();
+    /// All transmit stamps that have come back, with their packets' numbers, both of a packet as one where both are here.
+    pub fn transmit_stamps(&mut self) -> Vec<(u32, PacketStamp)> {
         for _ in 0..FEW {
-            match self.transmit_stamp() {
-                Some(stamp) => stamps.push(stamp),
-                None => return stamps,
+            if !self.keep_stamp() {
+                return std::mem::take(&mut self.back).into();
             }
         }
         let newest = self.next.wrapping_sub(1);
+        let mut returned = Vec::new();
         while self.receive_many(MOST, MsgFlags::MSG_ERRQUEUE, |message, _| {
-            stamps.extend(stamp_in(message, newest));
+            returned.extend(Returned::read(message, newest));
         }) == MOST
         {}
-        stamps
+        for returned in returned {
+            let stamp = self.transmitted(returned);
+            self.keep(stamp);
+        }
+        std::mem::take(&mut self.back).into()
     }
 
     /// Collects up to `most` datagrams that have arrived.
@@ -164,7 +168,7 @@ mod tests {
                 assert_eq!(datagram.octets().len(), PLAIN_LEN);
                 assert_eq!(Message::parse(datagram.octets()).unwrap().header.sequence, i);
                 assert_eq!(datagram.from.ip().to_string(), sources(i).unwrap_or("127.0.0.1"));
-                assert!(datagram.stamp.is_none_or(|received| received >= sent));
+                assert!(datagram.stamp.software.is_none_or(|received| received >= sent.software.unwrap()));
             }
         }
     }
@@ -196,7 +200,7 @@ mod tests {
             let lengths: Vec<usize> = datagrams.iter().map(|datagram| datagram.octets().len()).collect();
             assert_eq!(lengths, (0..10).map(|length| length * 20).collect::<Vec<_>>());
             // The kernel starts to stamp a moment after it was asked.
-            assert!(round < 10 || datagrams.iter().all(|datagram| datagram.stamp.is_some()));
+            assert!(round < 10 || datagrams.iter().all(|datagram| !datagram.stamp.is_none()));
             assert!(datagrams.iter().all(|datagram| datagram.to == Some("127.0.0.1".parse().unwrap())));
         }
     }

@@ -8,6 +8,7 @@ use super::*;
 
 fn row(host: &str) -> HostRow {
     HostRow {
+        timeline_ns: None,
         host: host.to_owned(),
         address: "10.0.0.11:319".parse().unwrap(),
         offset_ns: Some(35_000_123),
