@@ -19,7 +19,7 @@ fn incarnation() -> Incarnation {
 
 fn module(spec: &str) -> Module {
     let listen: Vec<IpAddr> = vec!["127.0.0.1".parse().unwrap()];
-    let config = ModuleConfig { listen, event_port: 0, domain: 0 };
+    let config = ModuleConfig { listen, event_port: 0, ..ModuleConfig::default() };
     Module::start(&config, HostClock::simulated(spec.parse().unwrap()), incarnation()).unwrap()
 }
 
