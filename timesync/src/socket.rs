@@ -77,8 +77,11 @@ pub struct StampedSocket {
     socket: Socket,
     local: SocketAddr,
     stamping: bool,
-    /// The number that the kernel gives to the next packet (OPT_ID: from 0, one more for each packet sent).
+    /// The next packet's number: one more for each packet sent.
     next: u32,
+    /// The packet that the kernel's numbers (OPT_ID) count from. They begin anew after an error; ours do not, so that a
+    /// later packet's stamp is never taken for that of an earlier one.
+    first: u32,
     control: Vec<u8>,
 }
 
@@ -96,7 +99,8 @@ impl StampedSocket {
             _ => SocketError::Other { at, source: error },
         };
         let (socket, local) = open(at).map_err(explain)?;
-        let mut socket = StampedSocket { socket, local, stamping: false, next: 0, control: control_space() };
+        let mut socket =
+            StampedSocket { socket, local, stamping: false, next: 0, first: 0, control: control_space() };
         if at.ip().is_unspecified() {
             // Answers must leave from the address that was asked. Where the kernel does not tell it, it chooses.
             let _ = match at {
@@ -159,7 +163,7 @@ impl StampedSocket {
                 Err(Errno::EINTR) => continue,
                 Err(_) => return None,
             };
-            if let Some(stamp) = stamp_in(&message, newest) {
+            if let Some(stamp) = stamp_in(&message, self.first, newest) {
                 return Some(stamp);
             }
         }
@@ -194,8 +198,8 @@ impl StampedSocket {
         }
     }
 
-    /// Asks for stamps, and for numbers that start at 0. The kernel starts the numbers anew when they are switched on,
-    /// so they are switched off first.
+    /// Asks for stamps, and for numbers. The kernel starts its numbers anew when they are switched on, so they are switched
+    /// off first.
     fn start_stamping(&mut self) {
         let without_numbers = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
             | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
@@ -205,7 +209,7 @@ impl StampedSocket {
         let numbered = without_numbers | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID;
         let set = |flags| setsockopt(&self.socket, sockopt::Timestamping, &flags);
         self.stamping = set(without_numbers).and_then(|()| set(numbered)).is_ok();
-        self.next = 0;
+        self.first = self.next;
         if !self.stamping {
             tracing::warn!(address = %self.local, "the kernel stamps no packets here; bounds will be wide");
         }
@@ -219,7 +223,11 @@ impl AsFd for StampedSocket {
 }
 
 /// What a message from the error queue says: a packet's number and its transmit stamp. Some are errors of the network's.
-fn stamp_in(message: &RecvMsg<'_, '_, SockaddrStorage>, newest: u32) -> Option<(u32, Time<Wall>)> {
+fn stamp_in(
+    message: &RecvMsg<'_, '_, SockaddrStorage>,
+    first: u32,
+    newest: u32,
+) -> Option<(u32, Time<Wall>)> {
     // A stamp without a number (some tools that stand in for the kernel) can only be the newest packet's.
     let (mut number, mut stamp) = (Some(newest), None);
     for control in message.cmsgs().into_iter().flatten() {
@@ -228,7 +236,7 @@ fn stamp_in(message: &RecvMsg<'_, '_, SockaddrStorage>, newest: u32) -> Option<(
             ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
                 // Network errors come by the same queue.
                 let is_stamp = error.ee_errno == libc::ENOMSG.cast_unsigned();
-                number = is_stamp.then_some(error.ee_data);
+                number = is_stamp.then(|| first.wrapping_add(error.ee_data));
             }
             _ => {}
         }
