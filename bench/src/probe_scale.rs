@@ -125,8 +125,15 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let third = Nanos::from_millis(i64::from(arguments.seconds) * 1_000 / 3);
     let few = stage.few(third)?;
     show(format!("few: {few}"));
-    let (at_1_hz, memory) = stage.at_1_hz(arguments)?;
-    show(format!("1 Hz: {at_1_hz}\n{memory}"));
+    let before = resident()?;
+    let server = stage.server(arguments.hosts, 1)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let time = Nanos::from_millis(i64::from(arguments.seconds) * 1_000);
+    let at_1_hz = measure(&server, arguments.hosts, 1, time)?;
+    show(format!("1 Hz: {at_1_hz}"));
+    let memory = memory(&server, arguments.hosts, before)?;
+    show(memory.to_string());
+    drop(server);
     let highest = stage.highest(third)?;
     show(format!("highest rate: {highest}"));
     drop(module);
@@ -169,24 +176,6 @@ impl Stage<'_> {
         let server = self.server(3, pairs)?;
         std::thread::sleep(Duration::from_secs(2));
         measure(&server, 3, pairs, time)
-    }
-
-    fn at_1_hz(&self, arguments: &Arguments) -> Result<(Rate, Memory), Failure> {
-        let before = resident()?;
-        let server = self.server(arguments.hosts, 1)?;
-        std::thread::sleep(Duration::from_secs(2));
-        let time = Nanos::from_millis(i64::from(arguments.seconds) * 1_000);
-        let rate = measure(&server, arguments.hosts, 1, time)?;
-        let config = ServerConfig::default();
-        let names: Vec<String> = (1..=arguments.hosts).map(name).collect();
-        let full = u64::from(arguments.hosts) * config.window as u64;
-        while server.totals().exchanges < full {
-            server.burst(&names);
-        }
-        let resident = resident()?.saturating_sub(before) / u64::from(arguments.hosts);
-        let memory =
-            Memory { hosts: arguments.hosts, window: config.window, resident_bytes_per_host: resident };
-        Ok((rate, memory))
     }
 
     /// The most exchanges a second, with hosts at the default pace, of which hardly any is lost.
@@ -339,6 +328,17 @@ fn measure(server: &TimeServer, hosts: u16, pairs_per_second: u32, time: Nanos) 
         module_exchanges_per_cpu_s: ratio(exchanges * 1_000_000_000, module),
         half_width_ns,
     })
+}
+
+/// Fills all windows and looks at what that takes, beyond the `before` without a server.
+fn memory(server: &TimeServer, hosts: u16, before: u64) -> Result<Memory, Failure> {
+    let window = ServerConfig::default().window;
+    let names: Vec<String> = (1..=hosts).map(name).collect();
+    while server.totals().exchanges < u64::from(hosts) * window as u64 {
+        server.burst(&names);
+    }
+    let resident_bytes_per_host = resident()?.saturating_sub(before) / u64::from(hosts);
+    Ok(Memory { hosts, window, resident_bytes_per_host })
 }
 
 /// Of the hard bounds of a few of the hosts, at instants that have nothing to do with the exchanges.
