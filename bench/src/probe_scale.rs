@@ -11,6 +11,7 @@ use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -212,7 +213,7 @@ impl Stage<'_> {
                 rounds[0].push(self.respond("coeval module", &mut PeerDelay, load, cpu)?.1);
                 for (interleaved, who) in [(true, "chronyd interleaved"), (false, "chronyd basic")] {
                     let mut ntp = Ntp::new(interleaved, on_their_way);
-                    let cpu = || cpu_of(&format!("/proc/{}/schedstat", chronyd.0.id()));
+                    let cpu = || cpu_of(&format!("/proc/{}/schedstat", chronyd.child.id()));
                     let load = Load { at: at(NTP_PORT), on_their_way, time };
                     let (answered, mut row) = self.respond(who, &mut ntp, load, cpu)?;
                     row.as_asked = ratio(ntp.as_asked, answered);
@@ -269,7 +270,10 @@ fn connect(near: &Namespace, far: &Namespace) -> io::Result<()> {
 }
 
 /// A chronyd that serves its own clock and steers nothing.
-struct Chronyd(Child);
+struct Chronyd {
+    child: Child,
+    pidfile: PathBuf,
+}
 
 impl Chronyd {
     fn start(namespace: &Namespace) -> Result<Self, Failure> {
@@ -278,12 +282,12 @@ impl Chronyd {
         let settings = "local stratum 1\nallow all\ncmdport 0\nbindcmdaddress /\npidfile";
         fs::write(&config, format!("{settings} {}\n", pidfile.display()))?;
         let mut command = namespace.command("chronyd");
-        // Its pidfile goes when it ends; -x: the clock is everybody's.
+        // -x: the clock is everybody's.
         command.args(["-x", "-n", "-u", "root", "-f"]).arg(&config);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let child =
             child.map_err(|error| format!("chronyd does not start ({error}): install Debian's chrony"))?;
-        let chronyd = Chronyd(child);
+        let chronyd = Chronyd { child, pidfile };
         let address = SocketAddr::new(namespace.address, NTP_PORT);
         let socket = namespace.inside(|| std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
@@ -300,8 +304,9 @@ impl Chronyd {
 
 impl Drop for Chronyd {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.pidfile);
     }
 }
 
