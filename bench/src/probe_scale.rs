@@ -11,6 +11,7 @@ use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ const HOSTS: &str = "10.128.0.0/16";
 const NTP_PORT: u16 = 123;
 /// What may be lost at a rate that counts as sustained.
 const TOLERATED: f64 = 0.001;
+/// Hosts that are asked for their bounds, and how often.
+const SAMPLED: u16 = 10;
+const SAMPLES: u32 = 40;
 /// Halvings of the range in which the highest rate is looked for.
 const HALVINGS: u32 = 6;
 /// Rounds in which module and chronyd take turns.
@@ -57,6 +61,7 @@ pub struct Arguments {
 /// All figures.
 #[derive(Serialize)]
 struct Figures {
+    few: Rate,
     at_1_hz: Rate,
     memory: Memory,
     highest: Rate,
@@ -75,6 +80,14 @@ struct Rate {
     module_cores: f64,
     server_exchanges_per_cpu_s: f64,
     module_exchanges_per_cpu_s: f64,
+    /// Of the hard bound.
+    half_width_ns: Quantiles,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct Quantiles {
+    p50: i64,
+    p99: i64,
 }
 
 /// The server's memory when every host's window is full.
@@ -110,15 +123,25 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
     };
     let module = stage.module()?;
-    let (at_1_hz, memory) = stage.at_1_hz(arguments)?;
-    show(format!("1 Hz: {at_1_hz}\n{memory}"));
-    let highest = stage.highest(Nanos::from_millis(i64::from(arguments.seconds) * 1_000 / 3))?;
+    let third = Nanos::from_millis(i64::from(arguments.seconds) * 1_000 / 3);
+    let few = stage.few(third)?;
+    show(format!("few: {few}"));
+    let before = resident()?;
+    let server = stage.server(arguments.hosts, 1)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let time = Nanos::from_millis(i64::from(arguments.seconds) * 1_000);
+    let at_1_hz = measure(&server, arguments.hosts, 1, time)?;
+    show(format!("1 Hz: {at_1_hz}"));
+    let memory = memory(&server, arguments.hosts, before)?;
+    show(memory.to_string());
+    drop(server);
+    let highest = stage.highest(third)?;
     show(format!("highest rate: {highest}"));
     drop(module);
     let responders = stage.responders(Nanos::from_millis(i64::from(arguments.seconds) * 1_000 / 15))?;
     responders.iter().for_each(|row| show(row.to_string()));
     if arguments.json {
-        let figures = Figures { at_1_hz, memory, highest, responders };
+        let figures = Figures { few, at_1_hz, memory, highest, responders };
         println!("{}", serde_json::to_string(&figures)?);
     }
     Ok(())
@@ -139,7 +162,7 @@ impl Stage<'_> {
         let host = |number: u16| {
             let [high, low] = number.to_be_bytes();
             let address = SocketAddr::new(IpAddr::from([10, 128, high, low]), EVENT_PORT);
-            HostConfig::new(format!("host{number}"), address)
+            HostConfig::new(name(number), address)
         };
         // Not the network's own address, which some take for a broadcast.
         let hosts = (1..=hosts).map(host).collect();
@@ -149,22 +172,11 @@ impl Stage<'_> {
         Ok(self.near.inside(|| TimeServer::start(&config, incarnation))??)
     }
 
-    fn at_1_hz(&self, arguments: &Arguments) -> Result<(Rate, Memory), Failure> {
-        let before = resident()?;
-        let server = self.server(arguments.hosts, 1)?;
+    fn few(&self, time: Nanos) -> Result<Rate, Failure> {
+        let pairs = ServerConfig::default().pairs_per_second;
+        let server = self.server(3, pairs)?;
         std::thread::sleep(Duration::from_secs(2));
-        let time = Nanos::from_millis(i64::from(arguments.seconds) * 1_000);
-        let rate = measure(&server, arguments.hosts, 1, time)?;
-        let config = ServerConfig::default();
-        let names: Vec<String> = (1..=arguments.hosts).map(|number| format!("host{number}")).collect();
-        let full = u64::from(arguments.hosts) * config.window as u64;
-        while server.totals().exchanges < full {
-            server.burst(&names);
-        }
-        let resident = resident()?.saturating_sub(before) / u64::from(arguments.hosts);
-        let memory =
-            Memory { hosts: arguments.hosts, window: config.window, resident_bytes_per_host: resident };
-        Ok((rate, memory))
+        measure(&server, 3, pairs, time)
     }
 
     /// The most exchanges a second, with hosts at the default pace, of which hardly any is lost.
@@ -201,7 +213,7 @@ impl Stage<'_> {
                 rounds[0].push(self.respond("coeval module", &mut PeerDelay, load, cpu)?.1);
                 for (interleaved, who) in [(true, "chronyd interleaved"), (false, "chronyd basic")] {
                     let mut ntp = Ntp::new(interleaved, on_their_way);
-                    let cpu = || cpu_of(&format!("/proc/{}/schedstat", chronyd.0.id()));
+                    let cpu = || cpu_of(&format!("/proc/{}/schedstat", chronyd.child.id()));
                     let load = Load { at: at(NTP_PORT), on_their_way, time };
                     let (answered, mut row) = self.respond(who, &mut ntp, load, cpu)?;
                     row.as_asked = ratio(ntp.as_asked, answered);
@@ -258,7 +270,10 @@ fn connect(near: &Namespace, far: &Namespace) -> io::Result<()> {
 }
 
 /// A chronyd that serves its own clock and steers nothing.
-struct Chronyd(Child);
+struct Chronyd {
+    child: Child,
+    pidfile: PathBuf,
+}
 
 impl Chronyd {
     fn start(namespace: &Namespace) -> Result<Self, Failure> {
@@ -267,12 +282,12 @@ impl Chronyd {
         let settings = "local stratum 1\nallow all\ncmdport 0\nbindcmdaddress /\npidfile";
         fs::write(&config, format!("{settings} {}\n", pidfile.display()))?;
         let mut command = namespace.command("chronyd");
-        // Its pidfile goes when it ends; -x: the clock is everybody's.
+        // -x: the clock is everybody's.
         command.args(["-x", "-n", "-u", "root", "-f"]).arg(&config);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let child =
             child.map_err(|error| format!("chronyd does not start ({error}): install Debian's chrony"))?;
-        let chronyd = Chronyd(child);
+        let chronyd = Chronyd { child, pidfile };
         let address = SocketAddr::new(namespace.address, NTP_PORT);
         let socket = namespace.inside(|| std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
@@ -289,8 +304,9 @@ impl Chronyd {
 
 impl Drop for Chronyd {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.pidfile);
     }
 }
 
@@ -303,18 +319,49 @@ fn measure(server: &TimeServer, hosts: u16, pairs_per_second: u32, time: Nanos) 
     let after = take()?;
     let exchanges = after.1.exchanges - before.1.exchanges;
     let lost = after.1.lost - before.1.lost;
+    let half_width_ns = half_widths(server, hosts);
     let wall = (after.0 - before.0).get().unsigned_abs();
-    let (server, module) = (after.2 - before.2, after.3 - before.3);
+    let (prober, module) = (after.2 - before.2, after.3 - before.3);
     Ok(Rate {
         hosts,
         pairs_per_second,
         exchanges_per_s: ratio(exchanges * 1_000_000_000, wall),
         lost: ratio(lost, exchanges.max(1)),
-        server_cores: ratio(server, wall),
+        server_cores: ratio(prober, wall),
         module_cores: ratio(module, wall),
-        server_exchanges_per_cpu_s: ratio(exchanges * 1_000_000_000, server),
+        server_exchanges_per_cpu_s: ratio(exchanges * 1_000_000_000, prober),
         module_exchanges_per_cpu_s: ratio(exchanges * 1_000_000_000, module),
+        half_width_ns,
     })
+}
+
+/// Fills all windows and looks at what that takes, beyond the `before` without a server.
+fn memory(server: &TimeServer, hosts: u16, before: u64) -> Result<Memory, Failure> {
+    let window = ServerConfig::default().window;
+    let names: Vec<String> = (1..=hosts).map(name).collect();
+    while server.totals().exchanges < u64::from(hosts) * window as u64 {
+        server.burst(&names);
+    }
+    let resident_bytes_per_host = resident()?.saturating_sub(before) / u64::from(hosts);
+    Ok(Memory { hosts, window, resident_bytes_per_host })
+}
+
+/// Of the hard bounds of a few of the hosts, at instants that have nothing to do with the exchanges.
+fn half_widths(server: &TimeServer, hosts: u16) -> Quantiles {
+    let mut widths = Vec::new();
+    for _ in 0..SAMPLES {
+        std::thread::sleep(Duration::from_millis(17));
+        let observed = (1..=hosts.min(SAMPLED)).filter_map(|number| server.observe(&name(number)).ok());
+        let bounds = observed.filter_map(|observation| observation.window.hard(server.now()).ok());
+        widths.extend(bounds.map(|bound| bound.half_width().get()));
+    }
+    widths.sort_unstable();
+    let at = |percent: usize| widths.get(widths.len().saturating_sub(1) * percent / 100).copied();
+    Quantiles { p50: at(50).unwrap_or(0), p99: at(99).unwrap_or(0) }
+}
+
+fn name(number: u16) -> String {
+    format!("host{number}")
 }
 
 fn median(mut rows: Vec<Responder>) -> Option<Responder> {
@@ -330,12 +377,16 @@ fn ratio(numerator: u64, denominator: u64) -> f64 {
 
 /// The CPU time of this process's thread called `name`, in ns.
 fn cpu_of_thread(name: &str) -> Result<u64, Failure> {
-    for task in fs::read_dir("/proc/self/task")? {
-        let task = task?.path();
-        // A thread may end meanwhile.
-        if fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name) {
-            return cpu_of(&task.join("schedstat").to_string_lossy());
+    // A thread that has just begun has yet to take its name.
+    for _ in 0..100 {
+        for task in fs::read_dir("/proc/self/task")? {
+            let task = task?.path();
+            // A thread may end meanwhile.
+            if fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name) {
+                return cpu_of(&task.join("schedstat").to_string_lossy());
+            }
         }
+        std::thread::sleep(Duration::from_millis(20));
     }
     Err(format!("no thread is called {name}").into())
 }
@@ -371,11 +422,14 @@ impl Display for Rate {
         )?;
         write!(
             f,
-            "    server {:.2} cores, {:.0} exchanges per CPU-second; module {:.2} cores, {:.0}",
+            "    server {:.2} cores, {:.0} exchanges per CPU-second; module {:.2} cores, {:.0}; \
+             hard ± {} ns p50, {} ns p99",
             self.server_cores,
             self.server_exchanges_per_cpu_s,
             self.module_cores,
-            self.module_exchanges_per_cpu_s
+            self.module_exchanges_per_cpu_s,
+            self.half_width_ns.p50,
+            self.half_width_ns.p99
         )
     }
 }

@@ -89,8 +89,11 @@ pub struct StampedSocket {
     socket: Socket,
     local: SocketAddr,
     stamping: bool,
-    /// The number that the kernel gives to the next packet (OPT_ID: from 0, one more for each packet sent).
+    /// The next packet's number: one more for each packet sent.
     next: u32,
+    /// The packet that the kernel's numbers (OPT_ID) count from. They begin anew after an error; ours do not, so that a
+    /// later packet's stamp is never taken for that of an earlier one.
+    first: u32,
     control: Vec<u8>,
     hardware: Option<Hardware>,
     /// The packet that a card's stamp is awaited for.
@@ -131,6 +134,7 @@ impl StampedSocket {
             local,
             stamping: false,
             next: 0,
+            first: 0,
             control: control_space(),
             hardware: None,
             in_flight: None,
@@ -230,7 +234,7 @@ impl StampedSocket {
                 Err(Errno::EINTR) => continue,
                 Err(_) => return None,
             };
-            if let Some(returned) = Returned::read(&message, newest) {
+            if let Some(returned) = Returned::read(&message, self.first, newest) {
                 return Some(self.transmitted(returned));
             }
         }
@@ -330,8 +334,8 @@ impl StampedSocket {
         }
     }
 
-    /// Asks for stamps, and for numbers that start at 0. The kernel starts the numbers anew when they are switched on,
-    /// so they are switched off first.
+    /// Asks for stamps, and for numbers. The kernel starts its numbers anew when they are switched on, so they are switched
+    /// off first.
     fn start_stamping(&mut self) {
         let software = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
             | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
@@ -353,7 +357,7 @@ impl StampedSocket {
         let numbered = without_numbers | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID;
         let set = |flags| setsockopt(&self.socket, sockopt::Timestamping, &flags);
         self.stamping = set(without_numbers).and_then(|()| set(numbered)).is_ok();
-        self.next = 0;
+        self.first = self.next;
         self.in_flight = None;
         if !self.stamping {
             tracing::warn!(address = %self.local, "the kernel stamps no packets here; bounds will be wide");
@@ -377,7 +381,7 @@ struct Returned {
 
 impl Returned {
     /// None of an error of the network's: those come by the same queue.
-    fn read(message: &RecvMsg<'_, '_, SockaddrStorage>, newest: u32) -> Option<Self> {
+    fn read(message: &RecvMsg<'_, '_, SockaddrStorage>, first: u32, newest: u32) -> Option<Self> {
         // A stamp without a number (some tools that stand in for the kernel) can only be the newest packet's.
         let (mut number, mut stamps, mut interface) = (Some(newest), None, None);
         for control in message.cmsgs().into_iter().flatten() {
@@ -385,7 +389,7 @@ impl Returned {
                 ControlMessageOwned::ScmTimestampsns(both) => stamps = Some(both),
                 ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
                     let is_stamp = error.ee_errno == libc::ENOMSG.cast_unsigned();
-                    number = is_stamp.then_some(error.ee_data);
+                    number = is_stamp.then(|| first.wrapping_add(error.ee_data));
                 }
                 ControlMessageOwned::Ipv4PacketInfo(info) => interface = u32::try_from(info.ipi_ifindex).ok(),
                 ControlMessageOwned::Ipv6PacketInfo(info) => interface = Some(info.ipi6_ifindex),

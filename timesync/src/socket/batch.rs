@@ -28,8 +28,7 @@ impl StampedSocket {
                 results.extend((0..sent).map(|_| Ok(self.take_number())));
                 if sent < row.len() && self.stamping {
                     // Kernels differ in whether a packet that failed takes a number: start anew. A stamp still on its way
-                    // may be taken for that of a later packet with the same number. It is early then, which only adds to
-                    // that packet's delay.
+                    // may then be taken for a later packet's. It is early for that one, which only adds to its delay.
                     self.start_stamping();
                 }
             }
@@ -47,10 +46,10 @@ impl StampedSocket {
                 return std::mem::take(&mut self.back).into();
             }
         }
-        let newest = self.next.wrapping_sub(1);
+        let (first, newest) = (self.first, self.next.wrapping_sub(1));
         let mut returned = Vec::new();
         while self.receive_many(MOST, MsgFlags::MSG_ERRQUEUE, |message, _| {
-            returned.extend(Returned::read(message, newest));
+            returned.extend(Returned::read(message, first, newest));
         }) == MOST
         {}
         for returned in returned {
@@ -183,9 +182,12 @@ mod tests {
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 4);
         assert_eq!(receive(&mut b, 4).len(), 4);
         a.transmit_stamps();
-        // Whatever the failure did to the numbers, they are right from here on.
+        // Whatever the failure did to the kernel's numbers, ours are right from here on, and none comes twice.
+        let mut numbers: Vec<u32> = results.into_iter().filter_map(|result| result.ok().flatten()).collect();
         let number = a.send_all(&[message(8, good, None)]).remove(0).unwrap().unwrap();
         assert_eq!(a.transmit_stamps().last().unwrap().0, number);
+        numbers.push(number);
+        assert!(numbers.is_sorted_by(|earlier, later| earlier < later), "{numbers:?}");
     }
 
     #[test]
