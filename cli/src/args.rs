@@ -52,7 +52,7 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum ScheduleCommand {
     /// Begin a schedule
-    Create(ScheduleArgs),
+    Create(Box<ScheduleArgs>),
     /// List schedules: when the next snapshot is due, and how the last one went
     List(Remote),
     /// End a schedule; its snapshots stay

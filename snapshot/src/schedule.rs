@@ -149,12 +149,12 @@ mod tests {
         let hourly = cron("0 * * * *");
         let handled = utc("2026-11-22T03:00:00Z");
         let at = |now: &str| hourly.due(handled, utc(now));
-        let four = Some(utc("2026-11-22T04:00:00Z"));
+        let four = utc("2026-11-22T04:00:00Z");
         assert_eq!(at("2026-11-22T03:59:59Z"), Due { handled, missed: 0, take: None });
         for in_time in ["2026-11-22T04:00:00Z", "2026-11-22T04:01:00Z"] {
-            assert_eq!(at(in_time), Due { handled: four.unwrap(), missed: 0, take: four }, "{in_time}");
+            assert_eq!(at(in_time), Due { handled: four, missed: 0, take: Some(four) }, "{in_time}");
         }
-        assert_eq!(at("2026-11-22T04:01:01Z"), Due { handled: four.unwrap(), missed: 1, take: None });
+        assert_eq!(at("2026-11-22T04:01:01Z"), Due { handled: four, missed: 1, take: None });
         let seven = utc("2026-11-22T07:00:00Z");
         let after_a_stop = Due { handled: seven, missed: 3, take: Some(seven) };
         assert_eq!(at("2026-11-22T07:00:10Z"), after_a_stop, "04:00 to 06:00 were missed");
