@@ -127,10 +127,11 @@ impl Plan {
 
 /// The confidence that each single bound needs so that all of them hold together at `group` (Boole's inequality: the
 /// probabilities of failing add up, whatever their dependence). Every attempt counts, because the last one is chosen
-/// by its outcome; and each host's window counts twice, as planned with and as re-measured.
+/// by its outcome; and each host counts four times, with the bounds at P and at Q, of the window planned with and of the
+/// re-measured one.
 pub fn confidence_of_each(group: f64, hosts: usize, attempts: u32) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a count of hosts is far below 2^52")]
-    let bounds = hosts.max(1) as f64 * 2.0 * f64::from(attempts.max(1));
+    let bounds = hosts.max(1) as f64 * 4.0 * f64::from(attempts.max(1));
     1.0 - (1.0 - group) / bounds
 }
 
@@ -201,7 +202,7 @@ mod tests {
     fn the_confidence_of_all_bounds_together_is_the_groups() {
         for (hosts, attempts) in [(1, 1), (3, 3), (40, 10)] {
             let each = confidence_of_each(0.99, hosts, attempts);
-            let failing = (1.0 - each) * hosts as f64 * 2.0 * f64::from(attempts);
+            let failing = (1.0 - each) * hosts as f64 * 4.0 * f64::from(attempts);
             assert!((failing - 0.01).abs() < 1e-9, "{failing}");
         }
     }
