@@ -9,9 +9,8 @@ use std::process::Command;
 use coeval_cli::cluster::{Cluster, HostReady, Place, ServerReady};
 use coeval_cli::daemon::Daemon;
 use harness::tls::Authority;
-use harness::tools::{finish, free_port, refusal, run, stop, stop_all};
+use harness::tools::{finish, free_port, refusal, run, skew, stop, stop_all};
 use harness::{coeval, eventually};
-use serde_json::Value;
 use snapshot::http::{Role, TlsFiles};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -112,8 +111,7 @@ fn a_key_file_does_without_certificates_and_only_the_same_key_will_do() {
         let mut server = start("server", directory.path(), &config);
         let ServerReady { api } = server.ready().unwrap();
         eventually(|| {
-            let report = run(Command::new(coeval()).args(["skew", "--json", "--server", &api]));
-            let report: Value = serde_json::from_str(&report).unwrap();
+            let report = skew(Command::new(coeval()).env("COEVAL_SERVER", &api));
             let row = &report["hosts"][0];
             // A few exchanges, so that silence is an answer.
             let tried = row["lost"].as_u64() >= Some(4) || row["exchanges"].as_u64() >= Some(8);

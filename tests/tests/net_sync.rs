@@ -8,7 +8,7 @@ use std::process::Child;
 use coeval_cli::cluster::ServerReady;
 use coeval_cli::daemon::Daemon;
 use harness::namespaces::{Namespace, Network};
-use harness::tools::{finish, run, stop};
+use harness::tools::{finish, run, skew, stop};
 use harness::{coeval, eventually};
 use serde_json::Value;
 
@@ -82,8 +82,7 @@ fn a_stock_ptp4l_that_measures_end_to_end_is_probed_and_appears_in_the_skew_repo
     let mut server = Daemon::start(command, &directory.path().join("server.log")).unwrap();
     let ServerReady { api } = server.ready().unwrap();
     let row = eventually(|| {
-        let report = run(here.command(coeval()).args(["skew", "--json", "--server", &api]));
-        let report: Value = serde_json::from_str(&report).unwrap();
+        let report = skew(here.command(coeval()).env("COEVAL_SERVER", &api));
         let row = report["hosts"][0].clone();
         (row["state"] == "agentless" && row["exchanges"].as_u64() >= Some(20))
             .then_some(row)
