@@ -310,7 +310,8 @@ mod tests {
             serde_json::json!({"hosts": [{
                 "host": "a", "address": "10.0.0.1:319", "at_ns": null, "offset_ns": null, "hard_ns": null,
                 "timeline_ns": null, "statistical_ns": null, "confidence": null, "basis": null, "asymmetry": null,
-                "assumptions": {"rate_ppb": 200_000, "wander_ppb_per_s": 100, "min_forward": 0, "min_backward": 0},
+                "assumptions": {"rate_ppb": 200_000, "wander_ppb_per_s": 100, "min_forward": 0, "min_backward": 0,
+                    "trust_correction": false, "authenticated": false},
                 "rtt_ns": null, "drift_ppb": null, "timestamps": null, "exchanges": 0, "lost": 0,
                 "age_ms": null, "state": "silent",
                 "why": "has never answered at 10.0.0.1:319; start `coeval host` there, and let UDP to that port and \
