@@ -40,11 +40,11 @@ fn the_table_fits_and_says_who_is_missing_and_why() {
     let table = run(command(&cluster).arg("skew"));
     assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
     let line = |host: &str| table.lines().find(|line| line.starts_with(host)).unwrap().to_owned();
-    assert!(
-        line("a ").contains("+35.") && line("a ").contains("= hard") && line("a ").ends_with("ok"),
-        "{table}"
-    );
-    assert!(line("a - b").contains("+37.") && line("No two").contains("37."), "{table}");
+    // Within 10 µs of what they are told to be: bounds are narrower than that, clocks drift.
+    let shows = |line: &str, offsets: [&str; 2]| offsets.iter().any(|offset| line.contains(offset));
+    assert!(shows(&line("a "), ["+35.00", "+34.99"]), "{table}");
+    assert!(line("a ").contains("= hard") && line("a ").ends_with("ok"), "{table}");
+    assert!(shows(&line("a - b"), ["+37.00", "+36.99"]) && line("No two").contains("37."), "{table}");
     assert!(!table.contains("confidence of 1"), "{table}");
     let one = run(command(&cluster).args(["skew", "--host", "b"]));
     assert!(!one.contains("\na "), "{one}");
