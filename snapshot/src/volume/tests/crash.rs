@@ -234,9 +234,13 @@ impl Recorder {
     }
 
     fn settle(&self) {
-        // A layer whose sync failed is not merged until the volume is opened anew.
-        let patience = if self.memory.has_failed() { 100 } else { usize::MAX };
-        for _ in (0..patience).take_while(|_| self.volume().core.next_tidying().is_some()) {
+        let mut tries = 0;
+        while self.volume().core.next_tidying().is_some() {
+            // A layer whose sync failed, maybe just now, is not merged until the volume is opened anew.
+            tries += usize::from(self.memory.has_failed());
+            if tries > 100 {
+                return;
+            }
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
     }
