@@ -12,7 +12,6 @@ mod host;
 mod machine;
 mod network;
 mod oracle;
-mod random;
 mod run;
 mod scenario;
 mod statistics;

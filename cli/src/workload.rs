@@ -8,6 +8,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use snapshot::nbd::{Client, ClientError, Endpoint};
 use timesync::clock::ServerClock;
+use timesync::random::Random;
 use timesync::time::{Server, Time};
 
 use crate::causal::{self, Record, Slot, Violation};
@@ -172,7 +173,7 @@ struct Token {
     record: Record,
     connections: Vec<(Export, Client)>,
     latencies: Latencies,
-    random: u64,
+    random: Random,
 }
 
 impl Token {
@@ -194,7 +195,7 @@ impl Token {
             connections.push((export.clone(), client));
         }
         let record = Record { token, host: 0, written };
-        Ok(Token { record, connections, latencies: Latencies::default(), random: token as u64 })
+        Ok(Token { record, connections, latencies: Latencies::default(), random: Random(token as u64) })
     }
 
     fn run(&mut self, shared: &Shared, pause: Duration) -> Result<(), WorkloadError> {
@@ -222,16 +223,11 @@ impl Token {
         Ok(())
     }
 
-    /// Another host than the last one, at random (SplitMix64: Steele, Lea and Flood, OOPSLA 2014).
+    /// Another host than the last one, at random.
     fn next_host(&mut self) -> usize {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let hosts = self.connections.len();
         let others = hosts.saturating_sub(1).max(1);
-        let step = 1 + usize::try_from((mixed >> 33) % others as u64).unwrap_or(0);
-        (self.record.host + step) % hosts
+        (self.record.host + 1 + self.random.below(others)) % hosts
     }
 }
 

@@ -17,6 +17,7 @@
 use serde::{Deserialize, Serialize};
 use timesync::bound::{Interval, Policy, Window, WindowError, locate};
 use timesync::identity::Incarnation;
+use timesync::source::Observation;
 use timesync::time::{Host, Nanos, Server, Time};
 use uuid::Uuid;
 
@@ -49,6 +50,20 @@ pub struct Observed {
     /// And when `remeasured` was.
     #[serde(default)]
     pub remeasured_resets: u64,
+}
+
+impl Observed {
+    /// What two observations of the same host say together.
+    pub fn of(planned: &Observation, remeasured: &Observation) -> Self {
+        Observed {
+            planned: planned.window.clone(),
+            remeasured: remeasured.window.clone(),
+            planned_with: planned.incarnation,
+            remeasured_with: remeasured.incarnation,
+            planned_resets: planned.resets,
+            remeasured_resets: remeasured.resets,
+        }
+    }
 }
 
 /// One host's evidence: what it read, and what bounds its clock.

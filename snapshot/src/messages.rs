@@ -223,6 +223,27 @@ pub struct HostResult {
     pub volumes: Vec<VolumeResult>,
 }
 
+impl HostResult {
+    /// A host's part before anything was cut.
+    pub fn blank(host: String, incarnation: Incarnation, volumes: &[String]) -> Self {
+        HostResult {
+            host,
+            incarnation,
+            at_ns: None,
+            p_ns: None,
+            q_ns: None,
+            p_latest_ns: None,
+            q_earliest_ns: None,
+            error_ns: None,
+            held: 0,
+            stretch_ns: Stretch::default(),
+            released_by: None,
+            timestamps: None,
+            volumes: volumes.iter().map(|name| VolumeResult { name: name.clone(), digest: None }).collect(),
+        }
+    }
+}
+
 /// One volume of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeResult {

@@ -5,6 +5,7 @@
 pub mod fleet;
 pub mod fuzz;
 pub mod namespaces;
+pub mod ptp4l;
 pub mod tls;
 pub mod tools;
 

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -103,6 +104,17 @@ pub fn skew(command: &mut Command) -> serde_json::Value {
     let bounded = report["hosts"].as_array().unwrap().iter().all(|row| row["hard_ns"].is_i64());
     assert_eq!(output.status.code(), Some(i32::from(!bounded)), "{report}");
     report
+}
+
+/// Runs `coeval host` or `coeval server` with this configuration; file, log and name are the role's.
+///
+/// # Panics
+/// When it cannot be run.
+pub fn start(mut program: Command, role: &str, directory: &Path, config: &str) -> Daemon {
+    let file = directory.join(format!("{role}.toml"));
+    std::fs::write(&file, config).unwrap();
+    program.args([role, "--with-parent", "--config"]).arg(file);
+    Daemon::start(program, &directory.join(format!("{role}.log"))).unwrap()
 }
 
 /// A server and one host `a` on loopback. The host has ports of its own, so that one that starts again is found where

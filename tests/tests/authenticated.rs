@@ -1,15 +1,12 @@
 //! Authenticated time exchanges, with the real binary: by session keys, which daemons with certificates agree on by
 //! themselves, and by key files.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 use std::process::Command;
 
 use coeval_cli::cluster::{Cluster, HostReady, Place, ServerReady};
-use coeval_cli::daemon::Daemon;
 use harness::tls::Authority;
-use harness::tools::{finish, free_port, refusal, run, skew, stop, stop_all};
+use harness::tools::{finish, free_port, refusal, run, skew, start, stop, stop_all};
 use harness::{coeval, eventually};
 use snapshot::http::{Role, TlsFiles};
 
@@ -66,14 +63,6 @@ fn snapshot(cluster: &Cluster, admin: &TlsFiles, name: &str) {
     });
 }
 
-fn start(role: &str, directory: &Path, config: &str) -> Daemon {
-    let file = directory.join(format!("{role}.toml"));
-    std::fs::write(&file, config).unwrap();
-    let mut command = Command::new(coeval());
-    command.args([role, "--with-parent", "--config"]).arg(file);
-    Daemon::start(command, &directory.join(format!("{role}.log"))).unwrap()
-}
-
 #[test]
 fn a_key_file_does_without_certificates_and_only_the_same_key_will_do() {
     let directory = tempfile::tempdir().unwrap();
@@ -88,7 +77,7 @@ fn a_key_file_does_without_certificates_and_only_the_same_key_will_do() {
         "name = \"a\"\nlisten = \"127.0.0.1:0\"\ntime = \"127.0.0.1:0\"\nnbd = []\nvolumes = {:?}\ntime_key = {ours:?}\n",
         directory.path().join("volumes"),
     );
-    let mut host = start("host", directory.path(), &host_config);
+    let mut host = start(Command::new(coeval()), "host", directory.path(), &host_config);
     let ready: HostReady = host.ready().unwrap();
 
     let target = ready.time.to_string();
@@ -108,7 +97,7 @@ fn a_key_file_does_without_certificates_and_only_the_same_key_will_do() {
             directory.path().join("server"),
             ready.control,
         );
-        let mut server = start("server", directory.path(), &config);
+        let mut server = start(Command::new(coeval()), "server", directory.path(), &config);
         let ServerReady { api } = server.ready().unwrap();
         eventually(|| {
             let report = skew(Command::new(coeval()).env("COEVAL_SERVER", &api));

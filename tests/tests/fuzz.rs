@@ -3,31 +3,20 @@
 use std::path::Path;
 
 use harness::fuzz::TARGETS;
+use timesync::random::Random;
 
 /// So often each input of the corpus is damaged.
 const DAMAGED: u64 = 20;
 
-/// Marsaglia's xorshift64: the same octets in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit.max(1) as u64) as usize
-    }
-
-    /// Flips, cuts off, repeats or replaces something.
-    fn damage(&mut self, octets: &mut Vec<u8>) {
-        let at = self.below(octets.len());
-        match self.below(4) {
-            0 if !octets.is_empty() => octets[at] ^= 1 << self.below(8),
-            1 => octets.truncate(at),
-            2 => octets.extend_from_within(at..),
-            _ if !octets.is_empty() => octets[at] = [0x00, 0xFF, 0x7F, 0x80][self.below(4)],
-            _ => octets.push(0),
-        }
+/// Flips, cuts off, repeats or replaces something.
+fn damage(octets: &mut Vec<u8>, random: &mut Random) {
+    let at = random.below(octets.len().max(1));
+    match random.below(4) {
+        0 if !octets.is_empty() => octets[at] ^= 1 << random.below(8),
+        1 => octets.truncate(at),
+        2 => octets.extend_from_within(at..),
+        _ if !octets.is_empty() => octets[at] = [0x00, 0xFF, 0x7F, 0x80][random.below(4)],
+        _ => octets.push(0),
     }
 }
 
@@ -45,8 +34,8 @@ fn no_input_makes_a_parser_panic() {
             target(&octets);
             for _ in 0..DAMAGED {
                 let mut octets = octets.clone();
-                random.damage(&mut octets);
-                random.damage(&mut octets);
+                damage(&mut octets, &mut random);
+                damage(&mut octets, &mut random);
                 target(&octets);
             }
         }

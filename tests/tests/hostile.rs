@@ -13,26 +13,11 @@ use harness::tools::{self, DEADLINE, ask, one_host, run, skew, stop, stop_all};
 use harness::{coeval, eventually};
 use serde_json::Value;
 use snapshot::nbd::{Client, Endpoint};
+use timesync::random::Random;
 
-/// Bytes that repeat from run to run (SplitMix64: Steele, Lea and Flood, OOPSLA 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next() as u8).collect()
-    }
+/// Bytes that repeat from run to run.
+fn bytes(random: &mut Random, count: usize) -> Vec<u8> {
+    (0..count).map(|_| random.bits() as u8).collect()
 }
 
 /// A Pdelay_Req as IEEE 1588-2019 section 13.9 lays it out, 54 octets.
@@ -50,16 +35,16 @@ fn spoilt(sound: &[u8], random: &mut Random) -> Vec<u8> {
         0 => octets.truncate(random.below(sound.len())),
         1 => {
             let tail = random.below(1400);
-            octets.extend(random.bytes(tail));
+            octets.extend(bytes(random, tail));
         }
-        2 => octets[2..4].copy_from_slice(&(random.next() as u16).to_be_bytes()),
+        2 => octets[2..4].copy_from_slice(&(random.bits() as u16).to_be_bytes()),
         3 => {
             let at = random.below(octets.len());
             octets[at] ^= 1 << random.below(8);
         }
         _ => {
             let count = random.below(1472);
-            octets = random.bytes(count);
+            octets = bytes(random, count);
         }
     }
     octets
@@ -172,8 +157,8 @@ fn hostile_nbd_clients_do_not_disturb_others() {
     ];
     for _ in 0..100 {
         let count = 1 + random.below(400);
-        attacks.push(random.bytes(count));
-        attacks.push([go.clone(), random.bytes(count)].concat());
+        attacks.push(bytes(&mut random, count));
+        attacks.push([go.clone(), bytes(&mut random, count)].concat());
         // A flush: no single bit makes it a sound request that changes anything.
         attacks.push(spoilt(&[go.clone(), request(3, 0, 0)].concat(), &mut random));
     }
@@ -270,7 +255,8 @@ fn hostile_http_requests_are_answered_with_a_sentence() {
     }
     let mut random = Random(4);
     for address in [server, host] {
-        for octets in [&b"\x16\x03\x01\x02\x00\x01"[..], b"GET / HTTP/9.9\r\n\r\n", &random.bytes(5000)] {
+        for octets in [&b"\x16\x03\x01\x02\x00\x01"[..], b"GET / HTTP/9.9\r\n\r\n", &bytes(&mut random, 5000)]
+        {
             let mut stream = TcpStream::connect(address).unwrap();
             let _ = stream.write_all(octets).and_then(|()| stream.shutdown(Shutdown::Write));
             let _ = stream.read_to_end(&mut Vec::new());

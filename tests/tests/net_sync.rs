@@ -1,56 +1,18 @@
 //! A machine that runs nothing of ours, only Debian's `ptp4l` that measures end to end, is asked as a NetSync monitor.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-use std::fs::File;
-use std::path::Path;
-use std::process::Child;
 
 use coeval_cli::cluster::ServerReady;
-use coeval_cli::daemon::Daemon;
-use harness::namespaces::{Namespace, Network};
-use harness::tools::{finish, run, skew, stop};
+use harness::namespaces::Network;
+use harness::ptp4l::{Ptp4l, assert_covers_zero};
+use harness::tools::{finish, run, skew, start, stop};
 use harness::{coeval, eventually};
 use serde_json::Value;
-
-/// Both run on this machine's clock. Far more than a loaded machine adds to a round trip within one kernel, and far
-/// less than an offset that is computed wrongly.
-const SENSIBLE_NS: i64 = 10_000_000;
-
-/// Killed when dropped.
-struct Ptp4l(Child);
-
-impl Ptp4l {
-    fn start(place: &Namespace, directory: &Path) -> Self {
-        let log = File::create(directory.join("ptp4l.log")).unwrap();
-        let mut command = place.command("ptp4l");
-        command.args(["-4", "-S", "-E", "-i", "eth0", "--free_running=1", "--slaveOnly=1", "-m"]);
-        command.args(["--hybrid_e2e=1", "--net_sync_monitor=1"]);
-        // Its control socket is a file, which network namespaces do not separate.
-        command.arg(format!("--uds_address={}", directory.join("ptp4l").display()));
-        Ptp4l(command.stdout(log).spawn().unwrap())
-    }
-}
-
-impl Drop for Ptp4l {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-/// Zero is the truth, since it is one kernel's clock.
-fn assert_covers_zero(offset: &Value, half: &Value) {
-    let (offset, half) = (offset.as_i64().unwrap(), half.as_i64().unwrap());
-    assert!((0..SENSIBLE_NS).contains(&half), "± {half} ns");
-    assert!(offset.abs() <= half, "{offset} ± {half} ns lacks the truth");
-}
 
 #[test]
 fn a_stock_ptp4l_that_measures_end_to_end_is_probed_and_appears_in_the_skew_report() {
     let network = Network::new(2).unwrap();
     let [here, there] = &network.hosts[..] else { unreachable!("two were made") };
     let directory = tempfile::tempdir().unwrap();
-    let mut ptp4l = Ptp4l::start(there, directory.path());
+    let mut ptp4l = Ptp4l::start(there, directory.path(), &["-E", "--hybrid_e2e=1", "--net_sync_monitor=1"]);
     let target = there.address.to_string();
     let probe = |more: &[&str]| {
         let mut command = here.command(coeval());
@@ -75,11 +37,7 @@ fn a_stock_ptp4l_that_measures_end_to_end_is_probed_and_appears_in_the_skew_repo
          [[host]]\nname = \"stock\"\ntime = \"{target}:319\"\nagentless = true\nmechanism = \"net-sync\"\n",
         directory.path().join("server"),
     );
-    let file = directory.path().join("server.toml");
-    std::fs::write(&file, config).unwrap();
-    let mut command = here.command(coeval());
-    command.args(["server", "--with-parent", "--config"]).arg(file);
-    let mut server = Daemon::start(command, &directory.path().join("server.log")).unwrap();
+    let mut server = start(here.command(coeval()), "server", directory.path(), &config);
     let ServerReady { api } = server.ready().unwrap();
     let row = eventually(|| {
         let report = skew(here.command(coeval()).env("COEVAL_SERVER", &api));

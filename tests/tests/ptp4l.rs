@@ -1,53 +1,24 @@
 //! A machine that runs nothing of ours, only Debian's `ptp4l`, is probed and appears in the skew report.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 
 use coeval_cli::cluster::ServerReady;
 use coeval_cli::daemon::Daemon;
 use harness::namespaces::{Namespace, Network};
-use harness::tools::{self, finish, refusal_of, run, stop};
+use harness::ptp4l::{Ptp4l, assert_covers_zero};
+use harness::tools::{self, finish, refusal_of, run, start, stop};
 use harness::{coeval, eventually};
 use serde_json::Value;
-
-/// Both run on this machine's clock. Far more than a loaded machine adds to a round trip within one kernel, and far
-/// less than an offset that is computed wrongly.
-const SENSIBLE_NS: i64 = 10_000_000;
-
-/// Killed when dropped.
-struct Ptp4l(Child);
-
-impl Ptp4l {
-    fn start(place: &Namespace, directory: &Path) -> Self {
-        let log = File::options().create(true).append(true).open(directory.join("ptp4l.log")).unwrap();
-        let mut command = place.command("ptp4l");
-        command.args(["-4", "-S", "-P", "-i", "eth0", "--free_running=1", "--slaveOnly=1", "-m"]);
-        // Its control socket is a file, which network namespaces do not separate.
-        command.arg(format!("--uds_address={}", directory.join("ptp4l").display()));
-        Ptp4l(command.stdout(log).spawn().unwrap())
-    }
-}
-
-impl Drop for Ptp4l {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
 
 fn start_server(place: &Namespace, responder: SocketAddr, directory: &Path) -> (Daemon, String) {
     let config = format!(
         "listen = \"127.0.0.1:0\"\nstate = {:?}\n[[host]]\nname = \"stock\"\ntime = \"{responder}\"\nagentless = true\n",
         directory.join("server"),
     );
-    let file = directory.join("server.toml");
-    std::fs::write(&file, config).unwrap();
-    let mut command = place.command(coeval());
-    command.args(["server", "--with-parent", "--config"]).arg(file);
-    let daemon = Daemon::start(command, &directory.join("server.log")).unwrap();
+    let daemon = start(place.command(coeval()), "server", directory, &config);
     let ready: ServerReady = daemon.ready().unwrap();
     (daemon, ready.api)
 }
@@ -56,13 +27,6 @@ fn skew(place: &Namespace, api: &str) -> Value {
     let report = tools::skew(place.command(coeval()).env("COEVAL_SERVER", api));
     assert_eq!(report["hosts"].as_array().unwrap().len(), 1);
     report["hosts"][0].clone()
-}
-
-/// Zero is the truth, since it is one kernel's clock.
-fn assert_covers_zero(offset: &Value, half: &Value) {
-    let (offset, half) = (offset.as_i64().unwrap(), half.as_i64().unwrap());
-    assert!((0..SENSIBLE_NS).contains(&half), "± {half} ns");
-    assert!(offset.abs() <= half, "{offset} ± {half} ns lacks the truth");
 }
 
 #[test]
@@ -81,7 +45,7 @@ fn a_stock_ptp4l_is_probed_and_appears_in_the_skew_report() {
     assert_eq!(unanswered.status.code(), Some(1), "nobody answers yet");
     assert!(String::from_utf8_lossy(&unanswered.stdout).contains("1 exchanges, 1 lost"));
 
-    let mut ptp4l = Ptp4l::start(there, directory.path());
+    let mut ptp4l = Ptp4l::start(there, directory.path(), &["-P"]);
     eventually(|| {
         assert!(ptp4l.0.try_wait().unwrap().is_none(), "ptp4l ended");
         finish(&mut probe(&["1"])).status.success().then_some(()).ok_or("not so yet: ptp4l answers")
@@ -129,7 +93,7 @@ fn a_stock_ptp4l_is_probed_and_appears_in_the_skew_report() {
     });
     assert!(row["offset_ns"].is_null() && row["hard_ns"].is_null(), "what is not known is not shown: {row}");
 
-    let _ptp4l = Ptp4l::start(there, directory.path());
+    let _ptp4l = Ptp4l::start(there, directory.path(), &["-P"]);
     let row = eventually(|| {
         let row = skew(here, &api);
         (row["state"] == "agentless" && row["hard_ns"].is_i64())

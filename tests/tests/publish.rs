@@ -9,20 +9,12 @@ use std::process::{Child, Command, Stdio};
 use clock_bound_client::{ClockBoundClient, ClockStatus};
 use coeval_cli::cluster::HostReady;
 use coeval_cli::daemon::Daemon;
-use harness::tools::{refusal, stop};
+use harness::tools::{refusal, start, stop};
 use harness::{coeval, eventually};
 use nix::sys::signal::Signal;
 
 /// Far more than a loaded machine adds to a bound that is 50 µs wide at most, and far less than one computed wrongly.
 const SENSIBLE_NS: i64 = 10_000_000;
-
-fn start(role: &str, directory: &Path, config: &str) -> Daemon {
-    let file = directory.join(format!("{role}.toml"));
-    std::fs::write(&file, config).unwrap();
-    let mut command = Command::new(coeval());
-    command.args([role, "--with-parent", "--config"]).arg(file);
-    Daemon::start(command, &directory.join(format!("{role}.log"))).unwrap()
-}
 
 /// A host that publishes as the lines `publish` say, and a server that knows it.
 fn start_both(directory: &Path, publish: &str) -> (Daemon, Daemon) {
@@ -32,7 +24,7 @@ fn start_both(directory: &Path, publish: &str) -> (Daemon, Daemon) {
         directory.join("volumes"),
         directory.join("nbd").display(),
     );
-    let host = start("host", directory, &host);
+    let host = start(Command::new(coeval()), "host", directory, &host);
     let ready: HostReady = host.ready().unwrap();
     let server = format!(
         "listen = \"127.0.0.1:0\"\nstate = {:?}\n[time]\nport = 0\n\
@@ -41,7 +33,7 @@ fn start_both(directory: &Path, publish: &str) -> (Daemon, Daemon) {
         ready.time,
         ready.control,
     );
-    (host, start("server", directory, &server))
+    (host, start(Command::new(coeval()), "server", directory, &server))
 }
 
 /// A segment, read as its specification says and without the encoder: status, bound and growth.

@@ -188,8 +188,9 @@ pub fn locate(reading: Time<Host>, at: Time<Server>, theta: Interval, rate_ppb: 
 mod tests {
     use proptest::prelude::*;
 
-    use super::simulation::{Clock, Random};
+    use super::simulation::Clock;
     use super::*;
+    use crate::random::Random;
 
     #[test]
     fn an_interval_is_covered_by_its_middle_and_half_width() {

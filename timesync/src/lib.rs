@@ -16,6 +16,7 @@ pub mod net_sync;
 pub mod phc;
 pub mod probe;
 pub mod publish;
+pub mod random;
 pub mod recording;
 pub mod report;
 pub mod server;

@@ -208,16 +208,7 @@ impl Probe {
         let now = pace_now();
         self.due = (self.due + self.config.interval).max(now);
         self.sequence = self.sequence.wrapping_add(1);
-        let header = Header {
-            domain: self.config.domain,
-            sdo: 0,
-            minor_version: 1,
-            two_step: false,
-            unicast: true,
-            correction: 0,
-            source: REQUESTER,
-            sequence: self.sequence,
-        };
+        let header = Header::request(self.config.domain, self.sequence);
         // Answered without our TLV, we ask without: all messages are to be equally long.
         let net_sync = self.mechanism == Mechanism::NetSync;
         let extension = (!self.plain && !net_sync).then_some(Extension::Wanted);

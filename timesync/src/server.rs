@@ -266,9 +266,7 @@ impl TimeServer {
 
     /// The names of the hosts, in the order of the configuration.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<(&String, &usize)> = self.shared.names.iter().collect();
-        names.sort_unstable_by_key(|(_, index)| **index);
-        names.into_iter().map(|(name, _)| name.clone()).collect()
+        (0..self.shared.records.len()).map(|index| self.shared.record(index).config.name.clone()).collect()
     }
 
     /// Records what happens with `hosts` (none: all) for a duration, or until `each`, which gets every line to be

@@ -116,6 +116,22 @@ pub struct Header {
     pub sequence: u16,
 }
 
+impl Header {
+    /// The header of our requests.
+    pub fn request(domain: u8, sequence: u16) -> Self {
+        Header {
+            domain,
+            sdo: 0,
+            minor_version: 1,
+            two_step: false,
+            unicast: true,
+            correction: 0,
+            source: REQUESTER,
+            sequence,
+        }
+    }
+}
+
 /// What the messages differ in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {

@@ -280,18 +280,22 @@ fn damaged_requests_are_counted_and_harm_nothing() {
     assert!(module.counters().malformed.load(Ordering::Relaxed) > 0);
 }
 
+fn probe(target: SocketAddr, timeout_ms: i64) -> Probe {
+    let config = ProbeConfig {
+        target,
+        event_port: 0,
+        timestamps: Timestamps::Software,
+        domain: 0,
+        interval: Nanos::from_millis(5),
+        timeout: Nanos::from_millis(timeout_ms),
+    };
+    Probe::open(config).unwrap()
+}
+
 #[test]
 fn a_probe_finds_a_module_as_any_responder() {
     let (_module, address) = module(HostClock::simulated("offset=3ms".parse().unwrap()));
-    let config = ProbeConfig {
-        target: address,
-        event_port: 0,
-        timestamps: Timestamps::Auto,
-        domain: 0,
-        interval: Nanos::from_millis(5),
-        timeout: Nanos::from_millis(1_000),
-    };
-    let mut probe = Probe::open(config).unwrap();
+    let mut probe = probe(address, 1_000);
     let answers: Vec<_> = (0..20).filter_map(|_| probe.exchange().unwrap().answer).collect();
     let summary = probe.summary();
     assert_eq!((summary.sent, summary.lost), (20, 20 - answers.len() as u64));
@@ -308,15 +312,7 @@ fn a_probe_over_ipv6_finds_a_module() {
         return; // a machine without IPv6
     }
     let (_module, address) = module_at("::1", 0, HostClock::real());
-    let config = ProbeConfig {
-        timestamps: Timestamps::Software,
-        target: address,
-        event_port: 0,
-        domain: 0,
-        interval: Nanos::from_millis(5),
-        timeout: Nanos::from_millis(1_000),
-    };
-    let mut probe = Probe::open(config).unwrap();
+    let mut probe = probe(address, 1_000);
     let answer = (0..20).find_map(|_| probe.exchange().unwrap().answer).unwrap();
     assert!(answer.offset_ns.abs() <= answer.rtt_ns / 2 + 2, "{answer:?}");
 }
@@ -350,15 +346,7 @@ fn one_step_responders_are_understood() {
     burst_until(&server, &["a".to_owned()], || server.report().hosts[0].state == State::Agentless);
     let row = server.report().hosts[0].clone();
     assert!(row.offset_ns.unwrap().abs() <= row.hard_ns.unwrap(), "{row:?}");
-    let config = ProbeConfig {
-        timestamps: Timestamps::Software,
-        target: address,
-        event_port: 0,
-        domain: 0,
-        interval: Nanos::from_millis(5),
-        timeout: Nanos::from_millis(1_000),
-    };
-    let mut probe = Probe::open(config).unwrap();
+    let mut probe = probe(address, 1_000);
     let answer = (0..20).find_map(|_| probe.exchange().unwrap().answer).unwrap();
     assert!(answer.offset_ns.abs() <= answer.rtt_ns / 2 + 2, "{answer:?}");
     stop.store(true, Ordering::Relaxed);
@@ -368,15 +356,7 @@ fn one_step_responders_are_understood() {
 #[test]
 fn a_probe_of_nobody_counts_its_losses() {
     let nobody = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let config = ProbeConfig {
-        target: nobody.local_addr().unwrap(),
-        event_port: 0,
-        timestamps: Timestamps::Auto,
-        domain: 0,
-        interval: Nanos::from_millis(1),
-        timeout: Nanos::from_millis(20),
-    };
-    let mut probe = Probe::open(config).unwrap();
+    let mut probe = probe(nobody.local_addr().unwrap(), 20);
     assert_eq!(probe.exchange().unwrap().answer, None);
     let summary = probe.summary();
     assert_eq!((summary.sent, summary.lost, summary.hard_ns), (1, 1, None));

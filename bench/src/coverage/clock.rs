@@ -2,7 +2,7 @@
 
 use std::f64::consts::TAU;
 
-use super::random::Random;
+use timesync::random::Random;
 
 pub const SECOND: i64 = 1_000_000_000;
 

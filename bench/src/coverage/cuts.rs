@@ -4,13 +4,13 @@ use snapshot::certificate::{Evidence, HostEvidence, Mode, Observed, certify};
 use snapshot::coordinator::plan::{Candidate, plan};
 use snapshot::cut::{Cause, Readings, Stretch};
 use timesync::bound::Policy;
+use timesync::random::Random;
 use timesync::source::Observation;
 use timesync::time::{Host as HostTimeline, Nanos, Time};
 
 use super::clock::SECOND;
 use super::estimator::Estimator;
 use super::host::{Host, at, incarnation};
-use super::random::Random;
 
 const LEAD: i64 = 50_000_000;
 const MAX_STRETCH: i64 = 100_000_000;
@@ -73,14 +73,7 @@ pub fn attempt<E: Estimator>(hosts: &mut [Host<E>], now: i64, random: &mut Rando
                 stretch_ns: Stretch::default(),
             },
             nonce: None,
-            observed: Some(Observed {
-                planned: planned.window,
-                remeasured: remeasured.window,
-                planned_with: planned.incarnation,
-                remeasured_with: remeasured.incarnation,
-                planned_resets: planned.resets,
-                remeasured_resets: remeasured.resets,
-            }),
+            observed: Some(Observed::of(&planned, &remeasured)),
         },
     );
     let evidence = Evidence {

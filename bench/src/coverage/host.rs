@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use timesync::exchange::StampClass;
 use timesync::identity::{BootId, Incarnation, ProcessId};
 use timesync::module::Repeats;
+use timesync::random::Random;
 use timesync::server::{Outcome, Outstanding};
 use timesync::time::{Server, Time, Wall};
 use timesync::translate::{ClockReading, Stamp};
@@ -15,7 +16,6 @@ use super::clock::{Change, Clock, SECOND};
 use super::estimator::{Estimator, Measured};
 use super::machine::{Machine, host_raw, server_raw};
 use super::network::Traffic;
-use super::random::Random;
 use super::scenario::{Scenario, Tell};
 
 /// An answer that takes longer is lost.

@@ -2,11 +2,11 @@
 
 use std::f64::consts::TAU;
 
+use timesync::random::Random;
 use timesync::time::{Nanos, Raw, Span, Time, Wall};
 use timesync::translate::ClockReading;
 
 use super::clock::{Clock, SECOND};
-use super::random::Random;
 
 /// The kernel announces a step so long after it has made it.
 const ANNOUNCED_AFTER: i64 = 5_000;

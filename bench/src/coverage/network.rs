@@ -1,7 +1,8 @@
 //! The ways between server and host: whatever delays packets.
 
+use timesync::random::Random;
+
 use super::clock::SECOND;
-use super::random::Random;
 
 /// What a packet waits for on its way.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,7 @@
 //! One scenario with one seed: the hosts' history, and the queries into it.
 
 use timesync::bound::{AsymmetryBudget, Basis, Interval, pairwise};
+use timesync::random::Random;
 use timesync::server::HostConfig;
 
 use super::clock::SECOND;
@@ -9,7 +10,6 @@ use super::estimator::Estimator;
 use super::host::{Break, Host, at};
 use super::network::honest_budget;
 use super::oracle;
-use super::random::Random;
 use super::scenario::{Scenario, Tell};
 
 /// A bound that errs by no more than this is right: a millionth of a nanosecond, for the rounding of the truth.

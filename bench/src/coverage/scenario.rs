@@ -1,13 +1,13 @@
 //! What the clocks and the network do, and what is assumed of them.
 
 use timesync::bound::Assumptions;
+use timesync::random::Random;
 use timesync::time::Nanos;
 
 use super::clock::{Change, SECOND, Shape};
 use super::host::Break;
 use super::machine::Discipline;
 use super::network::{Queue, Way};
-use super::random::Random;
 
 /// Who finds out about a break first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

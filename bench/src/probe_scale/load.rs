@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use timesync::clock::pace_now;
 use timesync::time::Nanos;
-use timesync::wire::{Body, Extension, Header, Message, PortIdentity};
+use timesync::wire::{Body, Extension, Header, Message};
 
 /// After so long without any answer, whatever was on its way is lost.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -62,16 +62,7 @@ pub struct PeerDelay;
 
 impl Protocol for PeerDelay {
     fn request(&mut self, slot: u16) -> Vec<u8> {
-        let header = Header {
-            domain: 0,
-            sdo: 0,
-            minor_version: 1,
-            two_step: false,
-            unicast: true,
-            correction: 0,
-            source: PortIdentity { clock: [0x42; 8], port: 1 },
-            sequence: slot,
-        };
+        let header = Header::request(0, slot);
         Message { header, body: Body::Request, extension: Some(Extension::Wanted) }.encode().to_vec()
     }
 

@@ -68,10 +68,10 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
         tokio::spawn(time_keys::hand_out(remote, key, move || unheard(UNHEARD_AFTER)));
     }
 
+    let history = Arc::new(Keeper::start(Arc::clone(&time), &config.state)?);
     let ready = ServerReady { api: listener.url() };
     daemon::ready(&ready)?;
     tracing::info!(api = ready.api, hosts = config.hosts.len(), "ready");
-    let history = Arc::new(Keeper::start(Arc::clone(&time), &config.state)?);
     let clocks = api::skew::router(Arc::clone(&time), history);
     // A report that cannot be turned into JSON would be a mistake in its types; nothing is shown then.
     let report = Arc::new(move || serde_json::to_value(time.report()).unwrap_or_default());

@@ -242,14 +242,7 @@ impl<'a> Attempt<'a> {
             reported: sealed.host,
             readings: sealed.readings,
             nonce: None,
-            observed: Some(Observed {
-                planned: planned.window.clone(),
-                remeasured: remeasured.window.clone(),
-                planned_with: planned.incarnation,
-                remeasured_with: remeasured.incarnation,
-                planned_resets: planned.resets,
-                remeasured_resets: remeasured.resets,
-            }),
+            observed: Some(Observed::of(planned, remeasured)),
         });
         let evidence = Evidence {
             mode: Mode::Timed,

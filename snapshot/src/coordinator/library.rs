@@ -124,19 +124,24 @@ impl Coordinator {
         self.with_catalogue(move |catalogue| catalogue.remove(snapshot.id)).await
     }
 
+    /// A host that does not answer refuses its deletion itself, or forgets who read.
     async fn refuse_if_in_use(&self, manifest: &Manifest) -> Result<(), CoordinatorError> {
-        let users = self.volumes().await;
-        let users = users.iter().flat_map(|host| host.volumes.iter().map(move |volume| (&host.host, volume)));
-        for (host, volume) in users {
-            let is_member = volumes(manifest).any(|(it, _)| it.host == *host && it.volume == volume.name);
-            if is_member && volume.in_use.contains(&manifest.name) {
-                let (volume, name) = (&volume.name, &manifest.name);
-                return Err(CoordinatorError::Conflict(format!(
-                    "snapshot {name} is in use: somebody reads {volume}@{name} on host {host}; disconnect first"
-                )));
-            }
+        let name = &manifest.name;
+        let users = join_all(manifest.hosts.iter().map(|part| async move {
+            let description = self.host(&part.host).ok()?.describe().await.ok()?;
+            let reads = |volume: &&VolumeDescription| {
+                part.volumes.iter().any(|member| member.name == volume.name) && volume.in_use.contains(name)
+            };
+            let volume = description.volumes.iter().find(reads)?;
+            Some(format!(
+                "snapshot {name} is in use: somebody reads {}@{name} on host {}; disconnect first",
+                volume.name, part.host
+            ))
+        }));
+        match users.await.into_iter().flatten().next() {
+            Some(sentence) => Err(CoordinatorError::Conflict(sentence)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Every host's volumes. A host that does not answer is listed with the reason.

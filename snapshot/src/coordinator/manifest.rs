@@ -4,9 +4,8 @@ use timesync::bound::Policy;
 
 use super::attempt::{Attempt, Participant, Taken};
 use crate::certificate::{Certificate, Mode, Refusal};
-use crate::cut::Stretch;
 use crate::messages::{
-    Assumed, ClockAssumptions, HostResult, Manifest, PolicyName, RequestedPolicy, Verdict, VolumeResult,
+    Assumed, ClockAssumptions, HostResult, Manifest, PolicyName, RequestedPolicy, Verdict,
 };
 
 impl Attempt<'_> {
@@ -72,7 +71,7 @@ impl Attempt<'_> {
             attempts: self.number,
             policy,
             group_confidence: confidence,
-            hosts: self.participants.iter().map(Participant::blank_result).collect(),
+            hosts: self.participants.iter().map(blank).collect(),
             assumptions: Assumed {
                 policy: Policy::Hard,
                 simulated: self.coordinator.options.simulation,
@@ -82,26 +81,6 @@ impl Attempt<'_> {
     }
 }
 
-impl Participant {
-    fn blank_result(&self) -> HostResult {
-        HostResult {
-            host: self.remote.name().to_owned(),
-            incarnation: self.incarnation,
-            at_ns: None,
-            p_ns: None,
-            q_ns: None,
-            p_latest_ns: None,
-            q_earliest_ns: None,
-            error_ns: None,
-            held: 0,
-            stretch_ns: Stretch::default(),
-            released_by: None,
-            timestamps: None,
-            volumes: self
-                .volumes
-                .iter()
-                .map(|name| VolumeResult { name: name.clone(), digest: None })
-                .collect(),
-        }
-    }
+fn blank(participant: &Participant) -> HostResult {
+    HostResult::blank(participant.remote.name().to_owned(), participant.incarnation, &participant.volumes)
 }

@@ -22,10 +22,8 @@ use uuid::Uuid;
 
 use super::library::volumes;
 use super::{Coordinator, CoordinatorError};
-use crate::cut::Stretch;
 use crate::messages::{
     Assumed, HostResult, Manifest, Member, PolicyName, RestoreReport, RestoreRequest, SnapshotState, Verdict,
-    VolumeResult,
 };
 use crate::orders::RestoreOrder;
 use crate::remote::RemoteHost;
@@ -211,24 +209,8 @@ fn kept_manifest(
     name: String,
     prepared: &BTreeMap<String, Incarnation>,
 ) -> Manifest {
-    let host = |(host, incarnation): (&String, &Incarnation)| HostResult {
-        host: host.clone(),
-        incarnation: *incarnation,
-        at_ns: None,
-        p_ns: None,
-        q_ns: None,
-        p_latest_ns: None,
-        q_earliest_ns: None,
-        error_ns: None,
-        held: 0,
-        stretch_ns: Stretch::default(),
-        released_by: None,
-        timestamps: None,
-        volumes: plan.orders[host]
-            .volumes
-            .iter()
-            .map(|name| VolumeResult { name: name.clone(), digest: None })
-            .collect(),
+    let host = |(host, incarnation): (&String, &Incarnation)| {
+        HostResult::blank(host.clone(), *incarnation, &plan.orders[host].volumes)
     };
     Manifest {
         id: plan.id,

@@ -219,9 +219,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::pairwise;
-    use super::super::simulation::{Clock, Path, Random, window};
+    use super::super::simulation::{Clock, Path, window};
     use super::*;
     use crate::exchange::{Backward, Forward};
+    use crate::random::Random;
     use crate::time::Span;
 
     const SECOND: i64 = 1_000_000_000;

@@ -237,16 +237,7 @@ impl Prober {
     fn request(&mut self, index: usize) -> Outgoing {
         let host = &mut self.hosts[index];
         host.sequence = host.sequence.wrapping_add(1);
-        let header = Header {
-            domain: self.domain,
-            sdo: 0,
-            minor_version: 1,
-            two_step: false,
-            unicast: true,
-            correction: 0,
-            source: REQUESTER,
-            sequence: host.sequence,
-        };
+        let header = Header::request(self.domain, host.sequence);
         // A plain responder answers without our TLV; so that all messages are equally long, so is the request.
         let net_sync = host.mechanism == Mechanism::NetSync;
         host.replies = net_sync.then(|| Replies::new(REQUESTER, host.sequence));

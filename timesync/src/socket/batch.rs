@@ -116,23 +116,14 @@ mod tests {
 
     use super::*;
     use crate::authentication;
-    use crate::wire::{Body, Header, Message, PLAIN_LEN, REQUESTER};
+    use crate::wire::{Body, Header, Message, PLAIN_LEN};
 
     fn bind(at: &str) -> StampedSocket {
         StampedSocket::bind(at.parse().unwrap(), true).unwrap()
     }
 
     fn message(sequence: u16, to: SocketAddr, from: Option<&str>) -> Outgoing {
-        let header = Header {
-            domain: 0,
-            sdo: 0,
-            minor_version: 1,
-            two_step: false,
-            unicast: true,
-            correction: 0,
-            source: REQUESTER,
-            sequence,
-        };
+        let header = Header::request(0, sequence);
         let octets = authentication::encode(&Message { header, body: Body::Request, extension: None }, None);
         Outgoing { octets, to, from: from.map(|from| from.parse().unwrap()) }
     }

@@ -94,16 +94,7 @@ mod tests {
                 .map(|sequence| {
                     let to_b = sequence >= 70 && sequence % 2 == 0;
                     expected[usize::from(to_b)].push(sequence);
-                    let header = Header {
-                        domain: 0,
-                        sdo: 0,
-                        minor_version: 1,
-                        two_step: false,
-                        unicast: true,
-                        correction: 0,
-                        source: REQUESTER,
-                        sequence,
-                    };
+                    let header = Header::request(0, sequence);
                     let body = Body::FollowUp { sent: Time::from_nanos(1), requester: REQUESTER };
                     Outgoing {
                         octets: authentication::encode(&Message { header, body, extension: None }, None),
@@ -130,16 +121,7 @@ mod tests {
         let bind = || StampedSocket::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
         let mut endpoint = Endpoint { event: bind(), general: Some(bind()) };
         let body = Body::Request;
-        let header = Header {
-            domain: 0,
-            sdo: 0,
-            minor_version: 1,
-            two_step: false,
-            unicast: true,
-            correction: 0,
-            source: REQUESTER,
-            sequence: 0,
-        };
+        let header = Header::request(0, 0);
         let octets = authentication::encode(&Message { header, body, extension: None }, None);
         // An address of another family.
         let message = Outgoing { octets, to: "[::1]:9".parse().unwrap(), from: None };

@@ -8,7 +8,9 @@
 //! - each snapshot whose name was answered for is there and bit-identical, and one whose deletion was answered for, or
 //!   that was never ordered to be named, is not.
 
-use super::memory::{Fate, Fault, Memory, Random, State};
+use timesync::random::Random;
+
+use super::memory::{Fate, Fault, Memory, State};
 use super::model::{Request, op};
 use super::*;
 use crate::volume::storage::Directory;
@@ -324,10 +326,10 @@ impl Recorder {
             let mut random = Random(position as u64);
             for _ in 0..3 {
                 let mut state = began.clone();
-                let done = random.below(log.len() as u64 + 1) as usize;
+                let done = random.below(log.len() + 1);
                 log[..done].iter().for_each(|op| state.apply(op));
                 let mut fate =
-                    Fate::Drawn { random: Random(random.below(NEVER as u64)), kept: 4, torn: true };
+                    Fate::Drawn { random: Random(random.below(NEVER) as u64), kept: 4, torn: true };
                 self.check(state.crash(&mut fate), position, false)
                     .map_err(|why| format!("{why}, after a second crash {done} operations later"))?;
             }

@@ -12,6 +12,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use timesync::random::Random;
+
 use super::super::lock;
 use super::super::storage::{Storage, StoredFile};
 
@@ -104,20 +106,6 @@ pub enum Fate {
     Drawn { random: Random, kept: u64, torn: bool },
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
-#[derive(Clone, Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
-
 impl Fate {
     fn keeps(&mut self) -> bool {
         match self {
@@ -125,7 +113,7 @@ impl Fate {
                 *next += 1;
                 *bits >> (*next - 1) & 1 == 1
             }
-            Fate::Drawn { random, kept, .. } => random.below(8) < *kept,
+            Fate::Drawn { random, kept, .. } => (random.below(8) as u64) < *kept,
         }
     }
 }

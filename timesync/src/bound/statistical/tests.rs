@@ -1,8 +1,9 @@
 use statrs::distribution::{Beta, ContinuousCDF};
 
 use super::*;
-use crate::bound::simulation::{Clock, Path, Random};
+use crate::bound::simulation::{Clock, Path};
 use crate::bound::{Policy, Window};
+use crate::random::Random;
 
 const SECOND: i64 = 1_000_000_000;
 

@@ -76,7 +76,8 @@ mod tests {
 
     use super::*;
     use crate::bound::Assumptions;
-    use crate::bound::simulation::{Clock, Path, Random};
+    use crate::bound::simulation::{Clock, Path};
+    use crate::random::Random;
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
