@@ -49,6 +49,11 @@ pub struct Arguments {
     /// Barrier snapshots.
     #[arg(long, default_value_t = 300)]
     barrier: usize,
+    /// How long a writer thinks between two writes, in microseconds. Without a pause, as many busy hosts as this has
+    /// on a machine with fewer processors wait for each other: the rare worst writes are then the scheduler's, in every
+    /// mode.
+    #[arg(long, default_value_t = 0)]
+    think_us: u64,
     /// Prints the rows as JSON.
     #[arg(long)]
     json: bool,
@@ -113,10 +118,11 @@ async fn measure(arguments: &Arguments, api: &ServerClient, cluster: &Cluster) -
         let order = CreateVolumeOn { host: host.name.clone(), name: VOLUME.to_owned(), size: VOLUME_SIZE };
         api.create_volume(&order).await?;
     }
+    let think = Duration::from_micros(arguments.think_us);
     let writers = cluster
         .hosts
         .iter()
-        .map(|host| Writer::start(&Endpoint::Unix(host.nbd_socket.clone())))
+        .map(|host| Writer::start(&Endpoint::Unix(host.nbd_socket.clone()), think))
         .collect::<Result<Vec<_>, Failure>>()?;
     // The first snapshots meet cold caches and an empty time window.
     take(api, &writers, RequestedMode::Timed, BATCH, &mut Samples::default()).await?;
@@ -241,7 +247,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(endpoint: &Endpoint) -> Result<Self, Failure> {
+    fn start(endpoint: &Endpoint, think: Duration) -> Result<Self, Failure> {
         let mut client = Client::connect(endpoint, VOLUME)?;
         let stop = Arc::new(AtomicBool::new(false));
         let writes = Arc::new(Mutex::new(Vec::new()));
@@ -255,6 +261,9 @@ impl Writer {
                 client.write(block * BLOCK, &data, false)?;
                 let write = (began, now());
                 recorded.lock().unwrap_or_else(PoisonError::into_inner).push(write);
+                if !think.is_zero() {
+                    std::thread::sleep(think);
+                }
             }
             Ok(())
         })?;
