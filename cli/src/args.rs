@@ -338,6 +338,9 @@ pub enum SnapshotCommand {
 pub struct CreateArgs {
     /// The snapshot's name; without it the server makes one up
     pub name: Option<String>,
+    /// Do everything but the cut, and say what it would be like
+    #[arg(long)]
+    pub dry_run: bool,
     /// What to take and how.
     #[command(flatten)]
     pub cut: CutArgs,

@@ -18,8 +18,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::coordinator::{Coordinator, CoordinatorError};
 use crate::http::{JsonBody, Refusal, Segments};
 use crate::messages::{
-    CreateEvent, CreateRequest, CreateVolumeOn, HostVolumes, RestoreReport, RestoreRequest, Snapshot,
-    SnapshotDetails, VerifyReport,
+    CreateEvent, CreateRequest, CreateVolumeOn, Forecast, HostVolumes, RestoreReport, RestoreRequest,
+    Snapshot, SnapshotDetails, VerifyReport,
 };
 use crate::orders::VolumeDescription;
 use crate::schedule::{Schedule, ScheduleStatus};
@@ -43,6 +43,7 @@ impl From<CoordinatorError> for Refusal {
 pub fn router(coordinator: Arc<Coordinator>, report: Report) -> Router {
     Router::new()
         .route("/api/v1/snapshots", get(list).post(create))
+        .route("/api/v1/rehearsals", post(rehearse))
         .route("/api/v1/snapshots/{key}", get(show).delete(delete))
         .route("/api/v1/snapshots/{key}/verify", post(verify))
         .route("/api/v1/snapshots/{key}/restore", post(restore))
@@ -83,6 +84,17 @@ async fn create(State(coordinator): Server, JsonBody(request): JsonBody<CreateRe
         Some((line, receiver))
     });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+/// A task of its own: it goes on to its end if the caller goes away.
+async fn rehearse(
+    State(coordinator): Server,
+    JsonBody(request): JsonBody<CreateRequest>,
+) -> Answer<Forecast> {
+    match tokio::spawn(async move { coordinator.rehearse(request).await }).await {
+        Ok(result) => Ok(Json(result?)),
+        Err(panic) => Err(Refusal::new(500, format!("the rehearsal failed: {panic}"))),
+    }
 }
 
 async fn list(State(coordinator): Server) -> Answer<Vec<Snapshot>> {

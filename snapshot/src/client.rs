@@ -8,7 +8,7 @@ use timesync::time::Nanos;
 use crate::api::skew::RecordRequest;
 use crate::http::{Connector, ControlClient, ControlError, HttpError};
 use crate::messages::{
-    CreateEvent, CreateRequest, CreateVolumeOn, HostVolumes, Manifest, Progress, RestoreReport,
+    CreateEvent, CreateRequest, CreateVolumeOn, Forecast, HostVolumes, Manifest, Progress, RestoreReport,
     RestoreRequest, Snapshot, SnapshotDetails, VerifyReport,
 };
 use crate::orders::VolumeDescription;
@@ -50,6 +50,11 @@ impl ServerClient {
         Err(self
             .client
             .malformed("it ended without a result; `coeval snapshot list` shows what became of it"))
+    }
+
+    /// Rehearses a snapshot: everything but the cut.
+    pub async fn rehearse(&self, request: &CreateRequest) -> Result<Forecast, ControlError> {
+        self.client.post(self.client.page(&["api", "v1", "rehearsals"]), request, LONG).await
     }
 
     /// All snapshots, oldest first.

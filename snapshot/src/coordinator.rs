@@ -8,6 +8,7 @@ mod attempt;
 mod library;
 mod manifest;
 pub mod plan;
+mod rehearsal;
 mod restore;
 mod scheduler;
 mod undo;

@@ -192,6 +192,44 @@ pub enum PolicyName {
     Statistical,
 }
 
+/// What a snapshot would be like. `POST /api/v1/rehearsals` with a [`CreateRequest`]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// The volumes.
+    pub group: Vec<Member>,
+    /// How the hosts would agree on the instant.
+    pub mode: Mode,
+    /// Mode `auto`: why it would not be by clocks.
+    pub why_not_timed: Option<String>,
+    /// V; null in barrier mode.
+    pub v_ns: Option<Nanos>,
+    /// By how much the cut would be consistent; null in barrier mode and for a single host.
+    pub margin_ns: Option<Nanos>,
+    /// For how long a reply may be held: V, or in barrier mode about two control round trips.
+    pub stretch_ns: Nanos,
+    /// The median round trip of a control message to the slowest host.
+    pub control_round_trip_ns: Nanos,
+    /// How far ahead T would lie.
+    pub lead_ns: Nanos,
+    /// The hosts.
+    pub hosts: Vec<HostForecast>,
+}
+
+/// One host's part in a [`Forecast`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostForecast {
+    /// Its name.
+    pub host: String,
+    /// Half-width of the bound at T; null in barrier mode.
+    pub error_ns: Option<Nanos>,
+    /// The class of the timestamps behind the bound; null in barrier mode.
+    pub timestamps: Option<StampClass>,
+    /// No reply of it is held for longer.
+    pub max_stretch_ns: Nanos,
+    /// Its volumes.
+    pub volumes: Vec<String>,
+}
+
 /// What one host did. Readings are null for an uncoordinated control.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostResult {

@@ -35,6 +35,9 @@ pub fn request(cut: CutArgs) -> CreateRequest {
 /// When there is none.
 pub async fn create(args: CreateArgs) -> Result<(), Failure> {
     let order = CreateRequest { name: args.name, ..request(args.cut) };
+    if args.dry_run {
+        return rehearse(&order, &args.remote).await;
+    }
     let line = ProgressLine::new();
     let progress = |now: &Progress| {
         let Progress { attempt, mode, step, detail } = now;
@@ -47,6 +50,37 @@ pub async fn create(args: CreateArgs) -> Result<(), Failure> {
         return print_json(&manifest);
     }
     print(&describe(&manifest))
+}
+
+async fn rehearse(order: &CreateRequest, remote: &Remote) -> Result<(), Failure> {
+    let forecast = connect(remote)?.rehearse(order).await?;
+    if remote.json {
+        return print_json(&forecast);
+    }
+    let mut text = format!("dry run: nothing was cut. It would be {}", word(&forecast.mode));
+    match forecast.v_ns {
+        Some(v) => text += &format!(", V {v}"),
+        None => text += &format!(", replies held for about {}", forecast.stretch_ns),
+    }
+    if let Some(margin) = forecast.margin_ns {
+        text += &format!(", margin {margin}");
+    }
+    text += &format!("; a control round trip takes {}", forecast.control_round_trip_ns);
+    if let Some(why) = &forecast.why_not_timed {
+        text += &format!("\nnot timed: {why}");
+    }
+    text += "\n\n";
+    let mut table = Table::new(&["host", "bound", "timestamps", "stretches at most", "volumes"]);
+    for host in &forecast.hosts {
+        table.row(vec![
+            host.host.clone(),
+            or_dash(host.error_ns),
+            host.timestamps.map_or_else(dash, |class| word(&class)),
+            host.max_stretch_ns.to_string(),
+            host.volumes.join(" "),
+        ]);
+    }
+    print(&(text + &table.to_string()))
 }
 
 /// Lists snapshots.

@@ -61,7 +61,7 @@ impl From<ControlError> for Stop {
 pub(super) struct Participant {
     pub(super) remote: Arc<RemoteHost>,
     pub(super) incarnation: Incarnation,
-    max_stretch: Nanos,
+    pub(super) max_stretch: Nanos,
     pub(super) volumes: Vec<String>,
 }
 
@@ -167,16 +167,13 @@ impl<'a> Attempt<'a> {
     /// Goes through with it. Without a snapshot, the attempt is undone when this returns, or will be once every host
     /// answers again.
     pub(super) async fn run(self) -> Result<Manifest, Stop> {
-        let (snapshot, id, hosts) = (self.job.id, self.id, self.names());
-        self.coordinator
-            .with_catalogue(move |catalogue| catalogue.begin_attempt(snapshot, id, &hosts))
-            .await?;
+        let (snapshot, id) = (self.job.id, self.id);
+        self.begin().await?;
         let result = self.take_and_keep().await;
         if let Err(stop) = &result {
             self.note(Step::Abort, None, stop.to_string());
             self.report(Step::Abort, format!("undoing the attempt: {stop}"));
-            let remotes: Vec<_> = self.participants.iter().map(|host| Arc::clone(&host.remote)).collect();
-            self.coordinator.undo.everywhere(self.id, &remotes).await;
+            self.undo().await;
         }
         let story = std::mem::take(&mut *self.story.lock().unwrap_or_else(PoisonError::into_inner));
         if let Err(why) =
@@ -185,6 +182,18 @@ impl<'a> Attempt<'a> {
             tracing::warn!(%snapshot, attempt = %id, %why, "the attempt's story was not stored");
         }
         result
+    }
+
+    /// From now on its hosts are owed an abort.
+    pub(super) async fn begin(&self) -> Result<(), CoordinatorError> {
+        let (snapshot, id, hosts) = (self.job.id, self.id, self.names());
+        self.coordinator.with_catalogue(move |catalogue| catalogue.begin_attempt(snapshot, id, &hosts)).await
+    }
+
+    /// On every host, or later on those that do not answer.
+    pub(super) async fn undo(&self) {
+        let remotes: Vec<_> = self.participants.iter().map(|host| Arc::clone(&host.remote)).collect();
+        self.coordinator.undo.everywhere(self.id, &remotes).await;
     }
 
     async fn take_and_keep(&self) -> Result<Manifest, Stop> {
@@ -218,14 +227,8 @@ impl<'a> Attempt<'a> {
         let server_before = source.incarnation();
         // A disk may take its time: what waits for one is done before T is chosen.
         self.prepare(server_before).await?;
-        self.report(Step::Measure, "exchanging timestamps".to_owned());
-        let planned = self.measure().await.map_err(|why| match why {
-            Unmeasured::Restarted(why) => Stop::Refused(why),
-            Unmeasured::Unobserved(why) => Stop::Unplannable(why),
-            Unmeasured::Internal(why) => Stop::Failed(CoordinatorError::Internal(why)),
-        })?;
+        let (plan, planned) = self.foresee().await?;
         let policy = self.policy();
-        let plan = self.plan(&planned, &policy)?;
         let words = format!("T in {}, V = {}", self.lead(), plan.stretch);
         self.note(Step::Plan, None, words.clone());
         self.report(Step::Plan, words);
@@ -255,8 +258,19 @@ impl<'a> Attempt<'a> {
         Ok(Taken { evidence, timed: Some((plan, remeasured)), round_trip: None })
     }
 
+    /// The plan by fresh exchanges, and what was known of each host.
+    pub(super) async fn foresee(&self) -> Result<(Plan, Vec<Observation>), Stop> {
+        self.report(Step::Measure, "exchanging timestamps".to_owned());
+        let planned = self.measure().await.map_err(|why| match why {
+            Unmeasured::Restarted(why) => Stop::Refused(why),
+            Unmeasured::Unobserved(why) => Stop::Unplannable(why),
+            Unmeasured::Internal(why) => Stop::Failed(CoordinatorError::Internal(why)),
+        })?;
+        Ok((self.plan(&planned, &self.policy())?, planned))
+    }
+
     /// Twice as far ahead with each further attempt: on a busy machine an order may arrive after its own T.
-    fn lead(&self) -> Nanos {
+    pub(super) fn lead(&self) -> Nanos {
         let doublings = self.number.saturating_sub(1).min(16);
         Nanos::new(self.job.lead.get() << doublings).min(LONGEST_LEAD.max(self.job.lead))
     }
@@ -355,7 +369,7 @@ impl<'a> Attempt<'a> {
         Ok(manifest)
     }
 
-    async fn prepare(&self, server: Incarnation) -> Result<(), Stop> {
+    pub(super) async fn prepare(&self, server: Incarnation) -> Result<(), Stop> {
         self.report(Step::Prepare, "making the next layers".to_owned());
         let id = self.id;
         let order = |index: usize, host: Arc<RemoteHost>| {
@@ -459,7 +473,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// The median round trip of a control message to the slowest host.
-    async fn round_trip(&self) -> Result<Nanos, Stop> {
+    pub(super) async fn round_trip(&self) -> Result<Nanos, Stop> {
         let medians = join_all(self.participants.iter().map(|host| {
             let (host, source) = (Arc::clone(&host.remote), Arc::clone(&self.coordinator.source.0));
             async move {

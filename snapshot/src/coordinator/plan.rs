@@ -38,6 +38,8 @@ pub struct Plan {
     pub stretch: Nanos,
     /// T_i = T + m_i, in the order of the candidates.
     pub at: Vec<Time<Host>>,
+    /// The half-widths of the bounds at T, in the order of the candidates.
+    pub errors: Vec<Nanos>,
 }
 
 /// Why there is no plan. The index says for which candidate.
@@ -65,7 +67,8 @@ where
     let t = now + lead;
     let at_t = intervals(candidates, t)?;
     let middles: Vec<Offset> = at_t.iter().map(|interval| interval.middle()).collect();
-    let mut errors: Vec<Nanos> = at_t.iter().map(|interval| interval.half_width()).collect();
+    let at_once: Vec<Nanos> = at_t.iter().map(|interval| interval.half_width()).collect();
+    let mut errors = at_once.clone();
     // Twice the first estimate is beyond T + V + e, whatever the growth adds to it.
     let end = t + two_largest(&errors) + two_largest(&errors);
     for ((error, middle), interval) in errors.iter_mut().zip(&middles).zip(intervals(candidates, end)?) {
@@ -76,7 +79,8 @@ where
     if let Some((host, _)) = limit.filter(|(_, host)| stretch >= host.max_stretch) {
         return Err(NoPlan::TooWide { host, stretch });
     }
-    Ok(Plan { t, stretch, at: middles.into_iter().map(|middle| t + middle).collect() })
+    let at = middles.into_iter().map(|middle| t + middle).collect();
+    Ok(Plan { t, stretch, at, errors: at_once })
 }
 
 /// V from the half-widths and the largest ρ among the hosts.
@@ -110,6 +114,12 @@ where
 }
 
 impl Plan {
+    /// The certificate's margin, if each host's last reading before T is the one just before it, each releases at the
+    /// first reading it may, and the exchanges after T teach nothing. None for a single host, which needs none.
+    pub fn margin(&self) -> Option<Nanos> {
+        (self.errors.len() > 1).then(|| self.stretch + Nanos::new(1) - two_largest(&self.errors))
+    }
+
     /// The same plan, done wrongly on purpose.
     pub fn spoiled(mut self, control: Control) -> Self {
         match control {

@@ -406,3 +406,35 @@ async fn the_api_serves_its_client_and_a_client_that_leaves_stops_nothing() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_rehearsal_says_what_a_snapshot_would_be_like_and_leaves_nothing() {
+    let fleet = Fleet::new(lopsided());
+    let coordinator = fleet.coordinator(|_| {});
+    let forecast = coordinator.rehearse(timed()).await.unwrap();
+    assert_eq!(fleet.asked("arm"), [0, 0, 0]);
+    assert_eq!(fleet.asked("abort"), [1, 1, 1]);
+    assert!(coordinator.list().await.unwrap().is_empty());
+    assert!(coordinator.catalogue.owed().unwrap().is_empty());
+
+    let manifest = coordinator.create(timed(), |_| {}).await.unwrap();
+    let near = |a: Nanos, b: Nanos| (a.get() - b.get()).abs() < b.get() / 2;
+    assert!(near(forecast.v_ns.unwrap(), manifest.v_ns.unwrap()), "{forecast:?} {manifest:?}");
+    assert!(forecast.margin_ns.unwrap() > Nanos::ZERO);
+    assert!(forecast.margin_ns.unwrap() <= manifest.margin_ns.unwrap());
+    for (host, result) in forecast.hosts.iter().zip(&manifest.hosts) {
+        assert_eq!(host.host, result.host);
+        // Measuring again only adds to what is known.
+        assert!(host.error_ns.unwrap() >= result.error_ns.unwrap(), "{host:?} {result:?}");
+    }
+
+    let barrier = coordinator.rehearse(named("s2", RequestedMode::Barrier)).await.unwrap();
+    assert_eq!((barrier.mode, barrier.v_ns), (Mode::Barrier, None));
+    let taken = coordinator.rehearse(timed()).await;
+    assert!(matches!(taken, Err(CoordinatorError::Catalogue(CatalogueError::NameTaken(_)))), "{taken:?}");
+    let missing = Member { host: "a".to_owned(), volume: "nothing".to_owned() };
+    let refused = coordinator
+        .rehearse(CreateRequest { group: vec![missing], ..named("s2", RequestedMode::Auto) })
+        .await;
+    assert!(matches!(refused, Err(CoordinatorError::Unknown(_))), "{refused:?}");
+}
