@@ -11,6 +11,7 @@ pub mod plan;
 mod restore;
 mod scheduler;
 mod undo;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -23,6 +23,7 @@ mod clients;
 mod clone;
 mod digest;
 mod flush;
+mod import;
 mod layer;
 mod manifest;
 mod map;
@@ -47,6 +48,7 @@ use timesync::clock::HostClock;
 use tracing::warn;
 
 pub use self::check::{CheckReport, Finding};
+pub use self::import::Image;
 pub use self::restore::VolumeRestore;
 pub use self::structure::{Gate, VolumeCut};
 
@@ -246,6 +248,11 @@ impl Volume {
         Ok(SnapshotDevice { layers, size, _pin: structure.pin(&self.core, name) })
     }
 
+    /// Looks anew for layers to merge: another volume may have let go of what it shared.
+    pub fn tidy(&self) {
+        self.wake_merger();
+    }
+
     fn wake_merger(&self) {
         if let Some(merges) = &self.merges {
             // Fails only if the thread is gone, and then there is nobody to wake.
@@ -350,6 +357,14 @@ pub enum VolumeError {
     NoManifest {
         /// The directory.
         path: PathBuf,
+    },
+    /// An image that does not become a volume.
+    #[error("{} cannot be imported: {why}", path.display())]
+    Import {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        why: String,
     },
     /// Data would be lost.
     #[error(
