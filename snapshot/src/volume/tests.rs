@@ -2,6 +2,7 @@
 
 mod concurrency;
 mod crash;
+mod life;
 mod memory;
 mod model;
 

@@ -45,11 +45,15 @@ impl Unfinished {
     pub(super) fn begin(root: &Directory, name: &str) -> Result<Self, VolumeError> {
         check_name(name)?;
         let directory = root.child(name);
+        let refuse_if_there = || match Manifest::exists(&directory) {
+            true => Err(VolumeError::Exists { name: name.to_owned() }),
+            false => Ok(()),
+        };
+        // Before the lock, which a volume that is open has; and again, as it may have come since.
+        refuse_if_there()?;
         directory.make()?;
         let lock = Some(lock_directory(&directory, name)?);
-        if Manifest::exists(&directory) {
-            return Err(VolumeError::Exists { name: name.to_owned() });
-        }
+        refuse_if_there()?;
         if !directory.has(MARKER) && directory.names()?.iter().any(|file| is_ours(file)) {
             return Err(VolumeError::NoManifest { path: directory.path().to_owned() });
         }
