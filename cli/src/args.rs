@@ -1,5 +1,7 @@
 //! The command line's grammar.
 
+pub mod volumes;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -246,6 +248,9 @@ pub struct HostArgs {
     /// The directory that holds the volumes
     #[arg(long, value_name = "DIRECTORY")]
     pub volumes: Option<PathBuf>,
+    /// A directory that images may be imported from (may be repeated)
+    #[arg(long, value_name = "DIRECTORY")]
+    pub import_from: Vec<PathBuf>,
     /// No cut holds a reply back for longer
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     pub max_stretch: Option<Nanos>,
@@ -331,6 +336,8 @@ pub enum SnapshotCommand {
     Restore(RestoreArgs),
     /// Delete a snapshot on all its hosts
     Delete(NamedArgs),
+    /// Make new volumes with the content of a snapshot
+    Clone(volumes::CloneArgs),
 }
 
 /// `coeval snapshot create`
@@ -423,6 +430,12 @@ pub enum VolumeCommand {
     Create(CreateVolumeArgs),
     /// List volumes
     List(Remote),
+    /// Make a raw image on a host a volume, without copying it
+    Import(volumes::ImportArgs),
+    /// Give a volume another size
+    Resize(volumes::ResizeArgs),
+    /// Delete a volume
+    Delete(volumes::DeleteVolumeArgs),
     /// Check the files of a volume that no host has open; fails if data is lost or in doubt
     Check(CheckArgs),
 }
@@ -445,8 +458,11 @@ pub struct CreateVolumeArgs {
     #[arg(value_name = "HOST/VOLUME", value_parser = member)]
     pub volume: Member,
     /// Its size, such as 10GiB; a multiple of 4096 bytes
-    #[arg(value_parser = units::size)]
-    pub size: u64,
+    #[arg(value_parser = units::size, required_unless_present = "from")]
+    pub size: Option<u64>,
+    /// What it holds.
+    #[command(flatten)]
+    pub source: volumes::SourceArgs,
     /// How to reach the server.
     #[command(flatten)]
     pub remote: Remote,

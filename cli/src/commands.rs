@@ -2,6 +2,7 @@
 
 mod daemon;
 pub mod host;
+pub mod life;
 pub mod pki;
 pub mod probe;
 pub mod schedule;

@@ -175,6 +175,9 @@ pub struct HostConfig {
     pub nbd: Vec<Endpoint>,
     /// The directory that holds a directory for each volume. Default /var/lib/coeval/volumes.
     pub volumes: PathBuf,
+    /// The directories on this host, with those below them, that images may be imported from. Whoever may write there
+    /// can have their images served. Default: none.
+    pub import_from: Vec<PathBuf>,
     /// No cut holds a reply back for longer, whatever the server orders; 1us ..= 10s. Default 100ms.
     #[serde(deserialize_with = "deserialize_duration")]
     pub max_stretch: Nanos,
@@ -217,6 +220,7 @@ impl Default for HostConfig {
             time_key: None,
             nbd: vec![Endpoint::Tcp(loopback(NBD_PORT))],
             volumes: PathBuf::from("/var/lib/coeval/volumes"),
+            import_from: Vec::new(),
             max_stretch: Nanos::from_millis(100),
             publish: PublishConfig::default(),
             insecure: false,
@@ -386,6 +390,10 @@ impl HostConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         check_tls("host", self.listen, self.insecure, self.tls.as_ref())?;
         in_range("max_stretch (in ns)", self.max_stretch.get(), 1_000, 10_000_000_000)?;
+        if let Some(relative) = self.import_from.iter().find(|directory| !directory.is_absolute()) {
+            let what = format!("import_from: {} is no absolute path", relative.display());
+            return Err(ConfigError::Invalid(what));
+        }
         in_range("publish.max_drift_ppm", self.publish.max_drift_ppm, 1, 10_000)?;
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use coeval_cli::args::{Cli, Command, ScheduleCommand, SnapshotCommand, VolumeCommand};
 use coeval_cli::commands::{
-    self, Failure, Finding, host, pki, probe, schedule, server, skew, snapshot, volume,
+    self, Failure, Finding, host, life, pki, probe, schedule, server, skew, snapshot, volume,
 };
 use coeval_cli::demo;
 
@@ -37,6 +37,10 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Snapshot(SnapshotCommand::Verify(args)) => return wait(snapshot::verify(&args)),
         Command::Snapshot(SnapshotCommand::Restore(args)) => wait(snapshot::restore(&args))?,
         Command::Snapshot(SnapshotCommand::Delete(args)) => wait(snapshot::delete(&args))?,
+        Command::Snapshot(SnapshotCommand::Clone(args)) => wait(life::clone(args))?,
+        Command::Volume(VolumeCommand::Import(args)) => wait(life::import(args))?,
+        Command::Volume(VolumeCommand::Resize(args)) => wait(life::resize(&args))?,
+        Command::Volume(VolumeCommand::Delete(args)) => wait(life::delete(&args))?,
         Command::Volume(VolumeCommand::Create(args)) => wait(volume::create(&args))?,
         Command::Volume(VolumeCommand::Check(args)) => return volume::check(&args),
         Command::Volume(VolumeCommand::List(remote)) => wait(volume::list(&remote))?,

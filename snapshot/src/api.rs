@@ -1,6 +1,7 @@
 //! The server's API: a thin HTTP shell around the coordinator, and the time-sync server's report beside it.
 
 pub mod skew;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -50,6 +51,7 @@ pub fn router(coordinator: Arc<Coordinator>, report: Report) -> Router {
         .route("/api/v1/volumes", get(volumes).post(create_volume))
         .route("/api/v1/schedules", get(schedules).post(add_schedule))
         .route("/api/v1/schedules/{name}", axum::routing::delete(remove_schedule))
+        .merge(volumes::routes())
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(coordinator)
         .route("/api/v1/skew", get(async move || report_skew(report).await))

@@ -1,5 +1,7 @@
 //! The typed client of [`crate::api`], for the command line.
 
+mod volumes;
+
 use std::time::Duration;
 
 use timesync::history::Track;

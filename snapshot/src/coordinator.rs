@@ -12,6 +12,7 @@ mod rehearsal;
 mod restore;
 mod scheduler;
 mod undo;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -6,6 +6,7 @@
 
 mod attempt;
 mod restore;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{File, TryLockError};
@@ -44,6 +45,8 @@ pub struct HostOptions {
     pub volumes: PathBuf,
     /// No completion is held longer than this after T. Default 100 ms.
     pub max_stretch: Nanos,
+    /// The directories that images may be imported from. Default: none.
+    pub import_from: Vec<PathBuf>,
 }
 
 /// A host's volumes and the cuts on them.
@@ -54,6 +57,7 @@ pub struct HostService {
     volumes: RwLock<BTreeMap<String, Result<Arc<Volume>, String>>>,
     attempts: Mutex<Attempts>,
     restores: Mutex<restore::Restores>,
+    imports: volumes::Imports,
     nbd: OnceLock<Vec<String>>,
     /// The lock on the volume directory.
     _lock: File,
@@ -132,6 +136,7 @@ impl HostService {
             HostError::Failed(format!("cannot create the volume directory {}: {error}", root.display()))
         })?;
         let lock = lock_root(root)?;
+        Volume::remove_left_overs(root)?;
         let mut volumes = BTreeMap::new();
         for name in Volume::names(root)? {
             let volume = Volume::open(root, &name, clock.clone()).map_err(|error| {
@@ -147,6 +152,7 @@ impl HostService {
             volumes: RwLock::new(volumes),
             attempts: Mutex::default(),
             restores: Mutex::default(),
+            imports: volumes::Imports::default(),
             nbd: OnceLock::new(),
             _lock: lock,
         }))
@@ -171,6 +177,7 @@ impl HostService {
             max_stretch: self.options.max_stretch,
             volumes: self.usable().iter().map(|volume| volume.describe()).collect(),
             unserved: self.unserved(),
+            importing: self.imports.under_way(),
             nbd: self.nbd.get().cloned().unwrap_or_default(),
         }
     }

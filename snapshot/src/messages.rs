@@ -1,5 +1,7 @@
 //! What the server's API takes and gives: shared by the server, the command line and the catalogue.
 
+pub mod volumes;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -441,6 +443,9 @@ pub struct HostVolumes {
     pub volumes: Vec<VolumeDescription>,
     /// The volumes that it has and cannot serve, each with the reason.
     pub unserved: BTreeMap<String, String>,
+    /// The volumes that images are being copied to, and how many hundredths are done.
+    #[serde(default)]
+    pub importing: BTreeMap<String, u8>,
     /// Where its NBD server listens.
     pub nbd: Vec<String>,
     /// Why it does not answer.

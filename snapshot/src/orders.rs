@@ -1,5 +1,7 @@
 //! What the coordinator orders and what a host answers: the JSON between them.
 
+pub mod volumes;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -136,6 +138,9 @@ pub struct HostDescription {
     pub volumes: Vec<VolumeDescription>,
     /// The volumes that it has and cannot serve, each with the reason.
     pub unserved: BTreeMap<String, String>,
+    /// The volumes that images are being copied to, and how many hundredths are done.
+    #[serde(default)]
+    pub importing: BTreeMap<String, u8>,
     /// Where its NBD server listens (`nbd://…` and `nbd+unix:///…` without the export name).
     pub nbd: Vec<String>,
 }

@@ -1,5 +1,7 @@
 //! A host as the coordinator sees it: the typed client of [`crate::agent`].
 
+mod volumes;
+
 use std::time::Duration;
 
 use axum::body::Bytes;

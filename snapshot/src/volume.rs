@@ -10,17 +10,20 @@
 //! | `000000.raw` | the base, a plain raw image |
 //! | `NNNNNN.dat`, `NNNNNN.map` | a layer's blocks, and which of them count (`layer.rs`, `page.rs`) |
 //! | `lock` | locked by the process that has the volume open |
+//! | `unfinished` | it is being made or deleted (`unfinished.rs`) |
 //!
 //! After a crash at any point, everything is there that a FLUSH or a FUA write was answered for, and every snapshot
 //! reads as before. The order of writes that this rests on stands in `manifest.rs`, `layer.rs`, `merge.rs` and
-//! `restore.rs`; `tests/crash.rs` tries it at every point. A restore makes layers part: they are a tree, and the live
+//! `restore.rs`, `resize.rs`, `clone.rs` and `unfinished.rs`; `tests/crash.rs` tries it at every point. A restore makes layers part: they are a tree, and the live
 //! volume is the path from the base to the head.
 
 mod chain;
 mod check;
 mod clients;
+mod clone;
 mod digest;
 mod flush;
+mod import;
 mod layer;
 mod manifest;
 mod map;
@@ -28,14 +31,16 @@ mod merge;
 mod page;
 mod ranges;
 mod request;
+mod resize;
 mod restore;
 mod storage;
 mod structure;
+mod unfinished;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
 
@@ -43,10 +48,12 @@ use timesync::clock::HostClock;
 use tracing::warn;
 
 pub use self::check::{CheckReport, Finding};
+pub use self::import::Image;
 pub use self::restore::VolumeRestore;
 pub use self::structure::{Gate, VolumeCut};
 
 use self::clients::Clients;
+use self::clone::Turns;
 use self::flush::Flushes;
 use self::layer::{BASE, Layer};
 use self::manifest::Manifest;
@@ -54,8 +61,12 @@ use self::ranges::RangeLock;
 use self::request::{Client, Dispatch, SnapshotDevice};
 use self::storage::{Directory, Disk, StoredFile};
 use self::structure::Structure;
+use self::unfinished::Unfinished;
 use crate::device::Device;
 use crate::orders::VolumeDescription;
+
+/// The file that the process locks that has a volume open.
+const LOCK: &str = "lock";
 
 /// Bytes in a block, the unit of the layers.
 const BLOCK: u64 = 4096;
@@ -74,7 +85,8 @@ pub struct Volume {
 struct Core {
     name: String,
     directory: Directory,
-    size: u64,
+    /// The live volume's, in bytes. It grows after the chain does; while it shrinks, there is no client.
+    size: AtomicU64,
     clock: HostClock,
     /// How requests are dispatched. Read only for the dispatch itself, never during I/O, so that it is free again at
     /// once. Never waited for as a writer: that would stall new readers behind one that was descheduled.
@@ -84,7 +96,10 @@ struct Core {
     /// Locked before `gate`, never the other way round.
     structure: Mutex<Structure>,
     clients: Clients,
+    turns: Turns,
     closing: AtomicBool,
+    /// There is no manifest any more: what is left is not worth a sync.
+    deleted: AtomicBool,
     /// The lock on the volume's directory.
     _lock: Box<dyn StoredFile>,
 }
@@ -104,22 +119,12 @@ impl Volume {
         size: u64,
         clock: HostClock,
     ) -> Result<Arc<Self>, VolumeError> {
-        check_name(name)?;
-        if size == 0 || !size.is_multiple_of(BLOCK) {
-            return Err(VolumeError::Size { size });
-        }
-        let directory = root.child(name);
-        // A creation that did not end left it behind, or there is a volume: the manifest, written last, tells.
-        directory.make()?;
-        let locked = lock_directory(&directory, name)?;
-        if Manifest::exists(&directory) {
-            return Err(VolumeError::Exists { name: name.to_owned() });
-        }
+        resize::check_size(size)?;
+        let unfinished = Unfinished::begin(root, name)?;
+        let directory = unfinished.directory.clone();
         let base = Layer::create(&directory, BASE, size)?;
-        directory.sync()?;
         let manifest = Manifest::new(size);
-        manifest.write(&directory)?;
-        root.sync()?;
+        let locked = unfinished.finish(&manifest)?;
         Volume::start(name, directory, manifest, BTreeMap::from([(BASE, base)]), clock, locked)
     }
 
@@ -139,7 +144,7 @@ impl Volume {
         }
         let locked = lock_directory(&directory, name)?;
         let manifest = Manifest::read(&directory)?;
-        let open = |&id: &u32| Ok((id, Layer::open(&directory, id, manifest.size)?));
+        let open = |&id: &u32| Ok((id, Layer::open(&directory, id, manifest.size_of(id))?));
         let layers = manifest.layers.keys().map(open).collect::<Result<_, VolumeError>>()?;
         // Whoever wrote the manifest may have been killed before its name was durable, and the volume's own: until they
         // are, nothing that an older manifest may list is removed, and nothing is promised to anybody.
@@ -147,6 +152,7 @@ impl Volume {
         root.sync()?;
         manifest.remove_strays(&directory)?;
         let volume = Volume::start(name, directory, manifest, layers, clock, locked)?;
+        lock(&volume.core.structure).layers.values().for_each(|layer| volume.core.trim(layer));
         volume.wake_merger();
         Ok(volume)
     }
@@ -163,14 +169,16 @@ impl Volume {
         let core = Arc::new(Core {
             name: name.to_owned(),
             directory,
-            size: structure.manifest.size,
+            size: AtomicU64::new(structure.manifest.size),
             clock,
             gate: RwLock::new(Dispatch::new(structure.chain(structure.manifest.head))),
             ranges: RangeLock::default(),
             flushes: Flushes::default(),
             structure: Mutex::new(structure),
             clients: Clients::default(),
+            turns: Turns::default(),
             closing: AtomicBool::new(false),
+            deleted: AtomicBool::new(false),
             _lock: lock,
         });
         let (merges, wake) = mpsc::channel();
@@ -211,7 +219,7 @@ impl Volume {
         drop(structure);
         VolumeDescription {
             name: self.core.name.clone(),
-            size: self.core.size,
+            size: self.core.size(),
             snapshots,
             in_use,
             layers: layers.len() - prepared,
@@ -236,8 +244,13 @@ impl Volume {
     fn pin(&self, name: &str) -> Result<SnapshotDevice, VolumeError> {
         let mut structure = lock(&self.core.structure);
         let boundary = structure.boundary(&self.core.name, name)?;
-        let layers = structure.chain(boundary);
-        Ok(SnapshotDevice { layers, size: self.core.size, _pin: structure.pin(&self.core, name) })
+        let (layers, size) = (structure.chain(boundary), structure.manifest.size_of(boundary));
+        Ok(SnapshotDevice { layers, size, _pin: structure.pin(&self.core, name) })
+    }
+
+    /// Looks anew for layers to merge: another volume may have let go of what it shared.
+    pub fn tidy(&self) {
+        self.wake_merger();
     }
 
     fn wake_merger(&self) {
@@ -245,6 +258,13 @@ impl Volume {
             // Fails only if the thread is gone, and then there is nobody to wake.
             let _ = merges.send(());
         }
+    }
+}
+
+impl Core {
+    /// The live volume's size in bytes.
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::SeqCst)
     }
 }
 
@@ -256,6 +276,9 @@ impl Drop for Volume {
             && merger.join().is_err()
         {
             warn!(volume = %self.core.name, "the merging thread had panicked");
+        }
+        if self.core.deleted.load(Ordering::SeqCst) {
+            return;
         }
         // A volume that is closed in good order keeps all its writes, flushed or not.
         let synced = self.core.sync().and_then(|()| {
@@ -275,7 +298,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn lock_directory(directory: &Directory, name: &str) -> Result<Box<dyn StoredFile>, VolumeError> {
-    directory.lock("lock")?.ok_or_else(|| VolumeError::Open { name: name.to_owned() })
+    directory.lock(LOCK)?.ok_or_else(|| VolumeError::Open { name: name.to_owned() })
 }
 
 /// Whether a volume or a snapshot may be called so: names are part of paths and of export names (`volume@snapshot`).
@@ -328,6 +351,50 @@ pub enum VolumeError {
     Open {
         /// The volume.
         name: String,
+    },
+    /// Files of a volume, and nothing that says which of them count.
+    #[error("{} holds files of a volume and no volume.json: move the directory away, or put the file back", path.display())]
+    NoManifest {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// An image that does not become a volume.
+    #[error("{} cannot be imported: {why}", path.display())]
+    Import {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// Data would be lost.
+    #[error(
+        "volume {volume} has {now} bytes; what lies beyond {size} would be gone: use --shrink if that is what you want"
+    )]
+    WouldShrink {
+        /// The volume.
+        volume: String,
+        /// As given.
+        size: u64,
+        /// Its size at present.
+        now: u64,
+    },
+    /// Somebody uses it.
+    #[error("volume {volume} has {clients} clients connected: disconnect them first")]
+    Connected {
+        /// The volume.
+        volume: String,
+        /// How many.
+        clients: usize,
+    },
+    /// They would go with it.
+    #[error(
+        "volume {volume} has snapshots ({snapshots}): delete them first, or use --with-snapshots to delete them too"
+    )]
+    HasSnapshots {
+        /// The volume.
+        volume: String,
+        /// Their names.
+        snapshots: String,
     },
     /// One structural change at a time.
     #[error("volume {volume} is busy: {what}")]

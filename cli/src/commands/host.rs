@@ -55,6 +55,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
         name: config.name.clone(),
         volumes: config.volumes.clone(),
         max_stretch: config.max_stretch,
+        import_from: config.import_from.clone(),
     };
     let service = HostService::open(options, incarnation, clock.clone())?;
     let exports = Arc::clone(&service);
@@ -108,6 +109,9 @@ fn configure(args: HostArgs) -> Result<(crate::args::DaemonArgs, HostConfig), Fa
     config.time = args.time.unwrap_or(config.time);
     config.volumes = args.volumes.unwrap_or(config.volumes);
     config.max_stretch = args.max_stretch.unwrap_or(config.max_stretch);
+    if !args.import_from.is_empty() {
+        config.import_from = args.import_from;
+    }
     if !args.nbd.is_empty() {
         config.nbd = args.nbd;
     }

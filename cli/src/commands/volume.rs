@@ -1,6 +1,7 @@
 //! `coeval volume`
 
 use snapshot::messages::CreateVolumeOn;
+use snapshot::orders::volumes::ImportOrder;
 use snapshot::volume::{CheckReport, Volume};
 
 use super::{Failure, Finding, connect, print, print_json};
@@ -13,9 +14,17 @@ use crate::units;
 /// # Errors
 /// When the server or the host refuses.
 pub async fn create(args: &CreateVolumeArgs) -> Result<(), Failure> {
-    let CreateVolumeArgs { volume, size, remote } = args;
-    let order = CreateVolumeOn { host: volume.host.clone(), name: volume.volume.clone(), size: *size };
-    let created = connect(remote)?.create_volume(&order).await?;
+    let CreateVolumeArgs { volume, size, source, remote } = args;
+    let client = connect(remote)?;
+    let created = if let Some(path) = &source.from {
+        let order = ImportOrder { path: path.clone(), format: source.format.clone(), in_place: false };
+        super::life::copy(&client, volume, &order).await?
+    } else {
+        // The grammar wants one of them.
+        let size = size.ok_or("give a size, or --from an image")?;
+        let order = CreateVolumeOn { host: volume.host.clone(), name: volume.volume.clone(), size };
+        client.create_volume(&order).await?
+    };
     if remote.json {
         return print_json(&created);
     }
@@ -76,6 +85,9 @@ pub async fn list(remote: &Remote) -> Result<(), Failure> {
             Some(problem) => format!("host {}: {problem}\n", host.host),
             None => format!("host {}: NBD at {}\n", host.host, host.nbd.join(", ")),
         };
+        for (volume, done) in &host.importing {
+            text += &format!("host {}: an image is being copied to volume {volume}: {done} %\n", host.host);
+        }
         for (volume, why) in &host.unserved {
             text += &format!("host {}: volume {volume} is not served: {why}\n", host.host);
         }

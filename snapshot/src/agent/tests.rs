@@ -29,6 +29,7 @@ impl Rig {
             name: "a".to_owned(),
             volumes: directory.path().to_owned(),
             max_stretch: Nanos::from_millis(5_000),
+            import_from: Vec::new(),
         };
         let host = HostService::open(options, incarnation, HostClock::real()).unwrap();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, false).unwrap();

@@ -148,13 +148,14 @@ impl Coordinator {
     pub async fn volumes(&self) -> Vec<HostVolumes> {
         let answers = join_all(self.hosts.values().map(|host| host.describe())).await;
         let listed = self.hosts.keys().cloned().zip(answers).map(|(host, answer)| match answer {
-            Ok(HostDescription { volumes, unserved, nbd, .. }) => {
-                HostVolumes { host, volumes, unserved, nbd, problem: None }
+            Ok(HostDescription { volumes, unserved, importing, nbd, .. }) => {
+                HostVolumes { host, volumes, unserved, importing, nbd, problem: None }
             }
             Err(why) => HostVolumes {
                 host,
                 volumes: Vec::new(),
                 unserved: BTreeMap::new(),
+                importing: BTreeMap::new(),
                 nbd: Vec::new(),
                 problem: Some(why.to_string()),
             },

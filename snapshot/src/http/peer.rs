@@ -32,7 +32,7 @@ pub enum Role {
     Server,
     /// A host: takes orders.
     Host,
-    /// A person or program that takes snapshots, deletes them and creates volumes.
+    /// A person or program that takes snapshots and deletes them, and makes, resizes and deletes volumes.
     Operator,
     /// A person or program that reads.
     Viewer,

@@ -79,7 +79,7 @@ impl Volume {
         };
         (report.layers, report.snapshots) = (manifest.layers.len(), manifest.snapshots.len());
         for &layer in manifest.layers.keys() {
-            check_layer(&directory, layer, manifest.size, &mut report);
+            check_layer(&directory, layer, manifest.size_of(layer), &mut report);
         }
         for stray in manifest.strays(&directory)? {
             report.note(
@@ -102,9 +102,18 @@ fn open(
     let opened = directory.open(name).map_err(|error| error.to_string());
     let found = opened.and_then(|file| Ok((file.length().map_err(|error| error.to_string())?, file)));
     match found {
-        Ok((found, file)) if found == length => Some(file),
+        Ok((found, file)) if found >= length => {
+            if found > length {
+                report.note(
+                    name,
+                    length,
+                    "it is longer than it should be; that is cut off when the volume is opened",
+                );
+            }
+            Some(file)
+        }
         Ok((found, _)) => {
-            report.damage(name, found.min(length), format!("it has {found} bytes instead of {length}"));
+            report.damage(name, found, format!("it has {found} bytes instead of {length}"));
             None
         }
         Err(why) => {
@@ -122,7 +131,7 @@ fn check_layer(directory: &Directory, layer: u32, size: u64, report: &mut CheckR
         map.set(0..size / BLOCK, State::Data);
     } else {
         let name = map_name(layer);
-        if let Some(file) = open(directory, &name, map_length(&map), report) {
+        if let Some(file) = open(directory, &name, map_length(size / BLOCK), report) {
             let loaded = load_map(&*file, layer, &map, |offset, fault| match fault {
                 PageFault::OneCopy => {
                     report.note(

@@ -39,6 +39,8 @@ pub(super) struct MapFile {
 #[derive(Debug)]
 pub(super) struct Layer {
     pub id: u32,
+    /// In bytes.
+    pub size: u64,
     data: Box<dyn StoredFile>,
     map: Option<MapFile>,
     /// Requests that may still write to this layer.
@@ -80,9 +82,9 @@ pub(super) enum PageFault {
     BothCopies,
 }
 
-/// Bytes in a map's file.
-pub(super) fn map_length(map: &Map) -> u64 {
-    page::offset(map.pages(), 0)
+/// Bytes in the file of a map of so many blocks.
+pub(super) fn map_length(blocks: u64) -> u64 {
+    page::offset(blocks.div_ceil(page::BLOCKS_PER_PAGE) as usize, 0)
 }
 
 /// Fills `map` from its file, and tells `fault` of each page with which something is wrong, and where it is.
@@ -126,33 +128,34 @@ impl Layer {
             None
         } else {
             let map = Map::new(size / BLOCK);
-            Some(MapFile { file: create(map_name(id), map_length(&map))?, map })
+            Some(MapFile { file: create(map_name(id), map_length(size / BLOCK))?, map })
         };
-        Ok(Layer::new(id, data, map))
+        Ok(Layer::new(id, size, data, map))
     }
 
     /// Opens a layer.
     ///
     /// # Errors
-    /// [`VolumeError::Corrupt`] where neither slot of a map page is valid, or a file has the wrong length.
+    /// [`VolumeError::Corrupt`] where neither slot of a map page is valid, or a file is too short.
     pub(super) fn open(directory: &Directory, id: u32, size: u64) -> Result<Arc<Layer>, VolumeError> {
         let open = |name: String, expected: u64| {
             let file = directory.open(&name)?;
             let path = directory.path().join(name);
             let found = file.length().map_err(at_path(&path))?;
-            if found != expected {
+            // It may be longer: a merge has begun to give it another size, or not ended it.
+            if found < expected {
                 let why = format!("it has {found} bytes instead of {expected}");
-                return Err(VolumeError::Corrupt { file: path, offset: found.min(expected), why });
+                return Err(VolumeError::Corrupt { file: path, offset: found, why });
             }
             file.sync_data().map_err(at_path(&path))?;
             Ok(file)
         };
         let data = open(data_name(id), size)?;
         if id == BASE {
-            return Ok(Layer::new(id, data, None));
+            return Ok(Layer::new(id, size, data, None));
         }
         let (map, path) = (Map::new(size / BLOCK), directory.path().join(map_name(id)));
-        let file = open(map_name(id), map_length(&map))?;
+        let file = open(map_name(id), map_length(size / BLOCK))?;
         let mut corrupt = None;
         let loaded = load_map(&*file, id, &map, |offset, fault| match fault {
             PageFault::OneCopy => {
@@ -165,12 +168,64 @@ impl Layer {
             let why = "neither copy of the map page there is valid".to_owned();
             return Err(VolumeError::Corrupt { file: path, offset, why });
         }
-        Ok(Layer::new(id, data, Some(MapFile { file, map })))
+        Ok(Layer::new(id, size, data, Some(MapFile { file, map })))
     }
 
-    pub(super) fn new(id: u32, data: Box<dyn StoredFile>, map: Option<MapFile>) -> Arc<Layer> {
+    /// The same layer with another size, in the same files, for a merge (`resize.rs`). This one takes no requests any
+    /// more, and is only read from then on.
+    pub(super) fn resized(&self, directory: &Directory, size: u64) -> Result<Arc<Layer>, VolumeError> {
+        let grown = || {
+            // What is opened below is what is on disk.
+            self.sync()?;
+            for (file, now, then) in self.lengths(size) {
+                if then > now {
+                    file.set_length(now)?;
+                    file.set_length(then)?;
+                    file.sync_data()?;
+                }
+            }
+            Ok(())
+        };
+        grown().map_err(at_path(&directory.path().join(data_name(self.id))))?;
+        let resized = Layer::open(directory, self.id, size)?;
+        if let Some(map) = &resized.map {
+            let (end, page_end) =
+                (self.size / BLOCK, (self.size / BLOCK).next_multiple_of(page::BLOCKS_PER_PAGE));
+            map.map.set(end..page_end.min(size / BLOCK).max(end), State::Absent);
+        }
+        Ok(resized)
+    }
+
+    /// Its files, with the length of each at this layer's size and at another one.
+    fn lengths(&self, other: u64) -> impl Iterator<Item = (&dyn StoredFile, u64, u64)> {
+        let data = (&*self.data, self.size, other);
+        let map = self.map.as_ref();
+        let map = map.map(|map| (&*map.file, map_length(self.size / BLOCK), map_length(other / BLOCK)));
+        std::iter::once(data).chain(map)
+    }
+
+    /// Whether a file of it has another name, so that it belongs to another volume too, or may.
+    pub(super) fn is_shared(&self) -> bool {
+        self.lengths(0).any(|(file, ..)| !matches!(file.links(), Ok(1)))
+    }
+
+    /// Cuts off what its files have beyond their end, unless another volume has them too.
+    pub(super) fn trim(&self) -> io::Result<()> {
+        if self.is_shared() {
+            return Ok(());
+        }
+        for (file, length, _) in self.lengths(0) {
+            if file.length()? > length {
+                file.set_length(length)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn new(id: u32, size: u64, data: Box<dyn StoredFile>, map: Option<MapFile>) -> Arc<Layer> {
         Arc::new(Layer {
             id,
+            size,
             data,
             map,
             in_flight: AtomicU64::new(0),
@@ -191,8 +246,11 @@ impl Layer {
         self.in_flight.load(Ordering::SeqCst) > 0
     }
 
-    /// What the layer says about a block.
+    /// What the layer says about a block. Beyond its end it is zero, whatever lies below (`resize.rs`).
     pub(super) fn state(&self, block: u64) -> State {
+        if block >= self.size / BLOCK {
+            return State::Zero;
+        }
         self.map.as_ref().map_or(State::Data, |map| map.map.get(block))
     }
 

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::layer::{BASE, data_name, map_name};
 use super::storage::Directory;
+use super::unfinished::MARKER;
 use super::{BLOCK, VolumeError, at_path};
 
 const VERSION: u64 = 2;
@@ -34,6 +35,9 @@ pub(super) struct Manifest {
     pub snapshots: BTreeMap<String, Boundary>,
     /// The last restore that was done, so that an order for it that is repeated changes nothing.
     pub restored: Option<Uuid>,
+    /// The sizes of layers that are not of the volume's size, because it was resized since: in bytes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sizes: BTreeMap<u32, u64>,
 }
 
 /// A snapshot.
@@ -94,6 +98,7 @@ impl From<Version1> for Manifest {
             head: old.layers.last().copied().unwrap_or(BASE),
             snapshots: old.snapshots.into_iter().map(|(name, old)| (name, old.into())).collect(),
             restored: None,
+            sizes: BTreeMap::new(),
         }
     }
 }
@@ -108,6 +113,7 @@ impl Manifest {
             head: BASE,
             snapshots: BTreeMap::new(),
             restored: None,
+            sizes: BTreeMap::new(),
         }
     }
 
@@ -163,6 +169,11 @@ impl Manifest {
             && self.layers.contains_key(&self.head)
             && self.snapshots.values().all(named)
             && self.size.is_multiple_of(BLOCK)
+            && !self.sizes.contains_key(&self.head)
+            && self
+                .sizes
+                .iter()
+                .all(|(layer, size)| self.layers.contains_key(layer) && size.is_multiple_of(BLOCK))
     }
 
     /// A layer and those that it stands on, the base first.
@@ -171,6 +182,26 @@ impl Manifest {
             std::iter::successors(Some(layer), |layer| self.layers.get(layer).copied().flatten()).collect();
         path.reverse();
         path
+    }
+
+    /// The size of a layer, in bytes.
+    pub(super) fn size_of(&self, layer: u32) -> u64 {
+        self.sizes.get(&layer).copied().unwrap_or(self.size)
+    }
+
+    pub(super) fn set_layer_size(&mut self, layer: u32, size: u64) {
+        if size == self.size {
+            self.sizes.remove(&layer);
+        } else {
+            self.sizes.insert(layer, size);
+        }
+    }
+
+    /// Gives the volume another size, for a layer that is yet to be put on top. All layers keep theirs.
+    pub(super) fn resize(&mut self, size: u64) {
+        let sizes: Vec<_> = self.layers.keys().map(|&layer| (layer, self.size_of(layer))).collect();
+        self.size = size;
+        sizes.into_iter().for_each(|(layer, size)| self.set_layer_size(layer, size));
     }
 
     /// The layers that stand on one.
@@ -229,13 +260,13 @@ impl Manifest {
     }
 }
 
-/// Whether a file's name is one that a layer or a half-written manifest has.
-fn is_ours(name: &str) -> bool {
+/// Whether a file's name is one that a layer, a half-written manifest or an unfinished volume's marker has.
+pub(super) fn is_ours(name: &str) -> bool {
     let numbered = |stem: &str| stem.len() == 6 && stem.bytes().all(|byte| byte.is_ascii_digit());
     let layer = name
         .rsplit_once('.')
         .is_some_and(|(stem, extension)| numbered(stem) && ["raw", "dat", "map"].contains(&extension));
-    layer || name == NEW_FILE
+    layer || name == NEW_FILE || name == MARKER
 }
 
 #[cfg(test)]

@@ -57,7 +57,9 @@ impl Core {
 
     /// Merges until there is nothing to merge, or the volume is closed.
     fn collapse(&self, removed: &mut Vec<Arc<Layer>>) {
-        while let Some(tidying) = self.next_tidying() {
+        while let Some(_turn) = self.turns.merge()
+            && let Some(tidying) = self.next_tidying()
+        {
             let (done, gone) = match tidying {
                 Tidying::Merge { lower, upper } => (self.merge(&lower, &upper), upper),
                 Tidying::Drop(layer) => (self.drop_layer(&layer).map(|()| true), layer),
@@ -94,9 +96,10 @@ impl Core {
             }
             match manifest.standing_on(lower.id)[..] {
                 [] => Some(Tidying::Drop(Arc::clone(lower))),
-                [upper] if !busy(upper) => {
+                [upper] if !busy(upper) && !lower.is_shared() => {
                     let upper = Arc::clone(structure.layers.get(&upper)?);
-                    Some(Tidying::Merge { lower: Arc::clone(lower), upper })
+                    let fits = structure.can_take_size(lower, &upper);
+                    fits.then(|| Tidying::Merge { lower: Arc::clone(lower), upper })
                 }
                 _ => None,
             }
@@ -121,16 +124,17 @@ impl Core {
         }
     }
 
-    /// False if the volume is being closed.
-    fn merge(&self, lower: &Layer, upper: &Layer) -> Result<bool, VolumeError> {
+    /// False if it was cut short.
+    fn merge(&self, lower: &Arc<Layer>, upper: &Layer) -> Result<bool, VolumeError> {
         // Requests of a cut that was given up before they had finished; new ones cannot come.
         while lower.is_in_use() || upper.is_in_use() {
-            if self.closing.load(Ordering::SeqCst) {
+            if self.is_cut_short() {
                 return Ok(false);
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        let copied = upper.sync().and_then(|()| self.copy(lower, upper)).and_then(|complete| {
+        let lower = self.lower_of_merge(lower, upper)?;
+        let copied = upper.sync().and_then(|()| self.copy(&lower, upper)).and_then(|complete| {
             if complete {
                 lower.seal()?;
             }
@@ -142,6 +146,7 @@ impl Core {
         let mut structure = lock(&self.structure);
         structure.update(&self.directory, |manifest| {
             manifest.layers.remove(&upper.id);
+            manifest.set_layer_size(lower.id, upper.size);
             for below in manifest.layers.values_mut().filter(|below| **below == Some(upper.id)) {
                 *below = Some(lower.id);
             }
@@ -150,20 +155,28 @@ impl Core {
             }
         })?;
         structure.layers.remove(&upper.id);
+        structure.layers.insert(lower.id, Arc::clone(&lower));
         let mut dispatch = self.close_gate();
-        dispatch.chain = dispatch.chain.iter().filter(|layer| layer.id != upper.id).cloned().collect();
+        let merged = |layer: &Arc<Layer>| if layer.id == lower.id { &lower } else { layer }.clone();
+        dispatch.chain = dispatch.chain.iter().filter(|layer| layer.id != upper.id).map(merged).collect();
         drop((dispatch, structure));
+        self.trim(&lower);
         self.remove_files(upper);
         Ok(true)
     }
 
-    /// False if the volume is being closed.
+    /// Whether the volume is being closed, or somebody waits for the merge to end.
+    fn is_cut_short(&self) -> bool {
+        self.closing.load(Ordering::SeqCst) || self.turns.is_claimed()
+    }
+
+    /// False if it was cut short.
     fn copy(&self, lower: &Layer, upper: &Layer) -> io::Result<bool> {
         let mut buffer = vec![0; CHUNK as usize];
         let mut from = 0;
         while let Some((run, state)) = upper.next_run(from) {
             let blocks = run.start..run.end.min(run.start + CHUNK / BLOCK);
-            if self.closing.load(Ordering::SeqCst) {
+            if self.is_cut_short() {
                 return Ok(false);
             }
             if state == State::Data {

@@ -177,7 +177,7 @@ impl Core {
 
     fn range(&self, offset: u64, length: u64) -> Result<Range<u64>, DeviceError> {
         match offset.checked_add(length) {
-            Some(end) if end <= self.size => Ok(offset..end),
+            Some(end) if end <= self.size() => Ok(offset..end),
             _ => Err(DeviceError::Invalid),
         }
     }
@@ -206,7 +206,7 @@ impl Drop for Client {
 
 impl Device for Client {
     fn size(&self) -> u64 {
-        self.volume.core.size
+        self.volume.core.size()
     }
 
     fn read_only(&self) -> bool {

@@ -13,6 +13,7 @@
 //! the replaced state had are dropped later, as any that nothing stands on.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tracing::{error, warn};
 use uuid::Uuid;
@@ -35,8 +36,8 @@ pub struct VolumeRestore {
     _pin: Pin,
 }
 
-/// Ends what [`Volume::prepare_restore`] began, where that does not come to its end.
-struct Barred<'a>(&'a Volume);
+/// Ends a structural change, and lets clients in again that it kept out.
+pub(super) struct Barred<'a>(pub &'a Volume);
 
 impl Drop for Barred<'_> {
     fn drop(&mut self) {
@@ -66,17 +67,17 @@ impl Volume {
         disconnect: bool,
     ) -> Result<VolumeRestore, VolumeError> {
         let core = &self.core;
-        let pin = {
+        let (pin, size) = {
             let mut structure = lock(&core.structure);
-            structure.boundary(&core.name, snapshot)?;
+            let boundary = structure.boundary(&core.name, snapshot)?;
             structure.begin_change(&core.name, what, core.head().id)?;
-            structure.pin(core, snapshot)
+            (structure.pin(core, snapshot), structure.manifest.size_of(boundary))
         };
         let barred = Barred(self);
         core.clients
             .bar(disconnect)
             .map_err(|clients| VolumeError::HasClients { volume: core.name.clone(), clients })?;
-        let next = core.create_layer(&mut lock(&core.structure))?;
+        let next = core.create_layer(&mut lock(&core.structure), size)?;
         std::mem::forget(barred);
         let (volume, snapshot) = (Arc::clone(self), snapshot.to_owned());
         Ok(VolumeRestore { volume, snapshot, next, switched: false, _pin: pin })
@@ -104,6 +105,7 @@ impl VolumeRestore {
         let boundary = structure.boundary(&core.name, &self.snapshot)?;
         let next = &self.next;
         structure.update(&core.directory, |manifest| {
+            manifest.resize(next.size);
             manifest.layers.insert(next.id, Some(boundary));
             manifest.head = next.id;
             manifest.restored = Some(restore);
@@ -114,6 +116,7 @@ impl VolumeRestore {
         structure.layers.insert(next.id, Arc::clone(next));
         // No client is there, so no request: none is dispatched by the former state.
         core.close_gate().chain = structure.chain(next.id).into();
+        core.size.store(next.size, Ordering::SeqCst);
         self.switched = true;
         Ok(())
     }

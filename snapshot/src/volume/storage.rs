@@ -29,7 +29,11 @@ pub(super) trait Storage: Debug + Send + Sync {
     fn lock(&self, path: &Path) -> Result<Box<dyn StoredFile>, TryLockError>;
     /// Replaces `to`, if there is one, in one step.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file one more name, on the same file system. There must be none of that name.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes an empty directory.
+    fn remove_directory(&self, path: &Path) -> io::Result<()>;
     fn exists(&self, path: &Path) -> io::Result<bool>;
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>>;
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
@@ -46,6 +50,10 @@ pub(super) trait StoredFile: Debug + Send + Sync {
     fn zero(&self, range: &Range<u64>, keep_space: bool) -> io::Result<()>;
     fn sync_data(&self) -> io::Result<()>;
     fn length(&self) -> io::Result<u64>;
+    /// Cuts the file off, or adds zeros.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+    /// How many names it has.
+    fn links(&self) -> io::Result<u64>;
     /// Bytes of disk.
     fn allocated(&self) -> io::Result<u64>;
     /// Whether a range is known to be unwritten.
@@ -82,8 +90,16 @@ impl Storage for Disk {
         fs::rename(from, to)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
@@ -126,6 +142,14 @@ impl StoredFile for File {
         Ok(self.metadata()?.len())
     }
 
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.set_len(length)
+    }
+
+    fn links(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.nlink())
+    }
+
     fn allocated(&self) -> io::Result<u64> {
         Ok(self.metadata()?.blocks() * 512)
     }
@@ -156,6 +180,12 @@ impl Directory {
 
     pub(super) fn child(&self, name: &str) -> Directory {
         Directory { storage: Arc::clone(&self.storage), path: self.path.join(name) }
+    }
+
+    /// The directory that it lies in.
+    pub(super) fn parent(&self) -> Directory {
+        let path = self.path.parent().unwrap_or(&self.path).to_owned();
+        Directory { storage: Arc::clone(&self.storage), path }
     }
 
     /// Makes it; one that is there is taken as it is.
@@ -202,9 +232,23 @@ impl Directory {
         self.storage.rename(&self.path.join(from), &to).map_err(at_path(&to))
     }
 
+    /// Gives the file of another directory a name in this one, too.
+    pub(super) fn link_from(&self, path: &Path, name: &str) -> Result<(), VolumeError> {
+        let to = self.path.join(name);
+        self.storage.link(path, &to).map_err(at_path(&to))
+    }
+
     pub(super) fn remove(&self, name: &str) -> Result<(), VolumeError> {
         let path = self.path.join(name);
         self.storage.remove(&path).map_err(at_path(&path))
+    }
+
+    /// Removes the directory itself, if it is empty.
+    pub(super) fn remove_if_empty(&self) -> Result<(), VolumeError> {
+        match self.storage.remove_directory(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            result => result.map_err(at_path(&self.path)),
+        }
     }
 
     /// Whether there is a file of that name. If nobody can tell, there is: opening it will say why it cannot be opened.

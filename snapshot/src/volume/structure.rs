@@ -59,6 +59,7 @@ impl Structure {
     ) -> Result<(), VolumeError> {
         let mut manifest = self.manifest.clone();
         change(&mut manifest);
+        manifest.sizes.retain(|layer, _| manifest.layers.contains_key(layer));
         // If it fails, either may be on disk.
         self.uncertain = true;
         manifest.write(directory)?;
@@ -117,19 +118,25 @@ impl Core {
     }
 
     /// Makes an empty layer, files only. The manifest may list it then.
-    pub(super) fn create_layer(&self, structure: &mut Structure) -> Result<Arc<Layer>, VolumeError> {
+    pub(super) fn create_layer(
+        &self,
+        structure: &mut Structure,
+        size: u64,
+    ) -> Result<Arc<Layer>, VolumeError> {
         let id = structure.next_id;
         structure.next_id += 1;
-        let layer = Layer::create(&self.directory, id, self.size)?;
+        let layer = Layer::create(&self.directory, id, size)?;
         self.directory.sync()?;
         Ok(layer)
     }
 
-    /// Makes the layer that comes next, in files and in the manifest. Empty, it changes nothing there.
-    fn add_layer(&self, structure: &mut Structure) -> Result<Arc<Layer>, VolumeError> {
+    /// Makes the layer that comes next, in files and in the manifest, and gives the volume its size. Empty and of the
+    /// same size, it changes nothing there.
+    pub(super) fn add_layer(&self, structure: &mut Structure, size: u64) -> Result<Arc<Layer>, VolumeError> {
         let below = self.head().id;
-        let layer = self.create_layer(structure)?;
+        let layer = self.create_layer(structure, size)?;
         structure.update(&self.directory, |manifest| {
+            manifest.resize(size);
             manifest.layers.insert(layer.id, Some(below));
             manifest.head = layer.id;
         })?;
@@ -139,7 +146,12 @@ impl Core {
 
     /// Makes `next` the head. When this returns, no thread can dispatch by the former state. False if the caller gave
     /// up; then nothing has changed.
-    fn push(&self, next: Arc<Layer>, armed: Option<Armed>, give_up: &mut dyn FnMut() -> bool) -> bool {
+    pub(super) fn push(
+        &self,
+        next: Arc<Layer>,
+        armed: Option<Armed>,
+        give_up: &mut dyn FnMut() -> bool,
+    ) -> bool {
         let Some(mut dispatch) = self.close_gate_unless(give_up) else { return false };
         dispatch.chain = dispatch.chain.iter().cloned().chain([next]).collect();
         dispatch.armed = armed;
@@ -158,7 +170,7 @@ impl Volume {
         let mut structure = lock(&core.structure);
         structure.refuse_if_busy(&core.name)?;
         let sealing = core.head();
-        let next = core.add_layer(&mut structure)?;
+        let next = core.add_layer(&mut structure, core.size())?;
         structure.begin_change(&core.name, what, sealing.id)?;
         let stage = AtomicU8::new(Stage::Prepared as u8);
         Ok(VolumeCut { volume: Arc::clone(self), sealing, next, stage })
@@ -190,7 +202,7 @@ impl Volume {
         if newest && structure.manifest.standing_on(boundary).len() == 1 {
             // The layer above takes requests, and only one that takes none can be merged: a fresh one takes over.
             // Before the name is dropped, so that a failure here leaves the snapshot as it was.
-            let next = core.add_layer(&mut structure)?;
+            let next = core.add_layer(&mut structure, core.size())?;
             core.push(next, None, &mut || false);
         }
         structure.update(&core.directory, |manifest| {

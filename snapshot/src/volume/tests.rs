@@ -2,6 +2,7 @@
 
 mod concurrency;
 mod crash;
+mod life;
 mod memory;
 mod model;
 
@@ -117,7 +118,8 @@ fn replace_head(volume: &Volume, file: &str) {
     let file = File::options().read(true).write(true).open(file).unwrap();
     let mut dispatch = volume.core.gate.write().unwrap();
     let (head, below) = dispatch.chain.split_last().unwrap();
-    dispatch.chain = below.iter().cloned().chain([Layer::new(head.id, Box::new(file), None)]).collect();
+    dispatch.chain =
+        below.iter().cloned().chain([Layer::new(head.id, head.size, Box::new(file), None)]).collect();
 }
 
 #[test]

@@ -170,6 +170,7 @@ async fn describe(State(host): Host) -> Answer<HostDescription> {
         max_stretch: MAX_STRETCH,
         volumes: vec![volume],
         unserved: BTreeMap::new(),
+        importing: BTreeMap::new(),
         nbd: Vec::new(),
     }))
 }

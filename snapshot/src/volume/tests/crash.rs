@@ -41,6 +41,32 @@ struct Named {
     delete_answered: usize,
 }
 
+/// A clone, and the positions between which it may or must be there.
+struct Cloned {
+    name: String,
+    image: Arc<Vec<u8>>,
+    /// After its one durable write, which was answered at this position.
+    changed: Arc<Vec<u8>>,
+    written: usize,
+    ordered: usize,
+    answered: usize,
+    delete_ordered: usize,
+    delete_answered: usize,
+}
+
+/// A size that the volume was given.
+struct Sized {
+    size: usize,
+    ordered: usize,
+    answered: usize,
+}
+
+/// What a volume reads as, and zeros up to the largest size.
+fn padded(mut content: Vec<u8>) -> Vec<u8> {
+    content.resize(SIZE, 0);
+    content
+}
+
 /// Does a workload and remembers what was promised when.
 struct Recorder {
     memory: Memory,
@@ -51,6 +77,8 @@ struct Recorder {
     images: Vec<Arc<Vec<u8>>>,
     written: Vec<Written>,
     named: Vec<Named>,
+    clones: Vec<Cloned>,
+    sizes: Vec<Sized>,
 }
 
 fn root(memory: &Memory) -> Directory {
@@ -69,6 +97,8 @@ impl Recorder {
             images: vec![Arc::new(vec![0; SIZE])],
             written: Vec::new(),
             named: Vec::new(),
+            clones: Vec::new(),
+            sizes: vec![Sized { size: SIZE, ordered: 0, answered: 0 }],
         }
     }
 
@@ -89,7 +119,7 @@ impl Recorder {
         let mut image = self.live().to_vec();
         request.replay(&mut image);
         if failed {
-            image = content(&*self.volume().attach().unwrap());
+            image = padded(content(&*self.volume().attach().unwrap()));
         }
         self.images.push(Arc::new(image));
         self.written.push(Written { range: request.range(), ordered, failed, durable });
@@ -125,12 +155,14 @@ impl Recorder {
     fn cut(&mut self, before: &[Request], after: &[Request], commit: bool) {
         let Some(attempt) = self.went(self.volume().prepare("taking a snapshot")) else { return };
         let cut = arm(self.volume(), &attempt);
-        for request in before {
+        let size = self.volume().core.size() as usize;
+        let fits = |request: &&Request| request.range().end <= size;
+        for request in before.iter().filter(fits) {
             assert!(self.change(request).is_none());
         }
         let image = self.live();
         strike(self.volume(), &attempt, &cut);
-        for request in after {
+        for request in after.iter().filter(fits) {
             assert!(self.change(request).is_some());
         }
         assert!(attempt.wait_drained(&mut || false));
@@ -177,9 +209,11 @@ impl Recorder {
         let ordered = self.memory.position();
         let prepared = self.volume().prepare_restore(&name, "restoring", false);
         let switch = |prepared: VolumeRestore| prepared.switch(keep.then_some(&kept), uuid::Uuid::nil());
+        let size = snapshot(self.volume(), &name).len();
         let done = self.went(prepared.and_then(switch));
         let failed = done.is_none();
         let answered = if failed { NEVER } else { self.memory.position() };
+        self.sizes.push(Sized { size, ordered, answered });
         self.images.push(image);
         self.written.push(Written { range: 0..SIZE, ordered, failed, durable: answered });
         if failed {
@@ -198,6 +232,69 @@ impl Recorder {
                 delete_answered,
             });
         }
+    }
+
+    fn resize(&mut self, blocks: u64) {
+        let size = (blocks * BLOCK) as usize;
+        let replaced = self.live();
+        let mut image = replaced.to_vec();
+        image[size..].fill(0);
+        let ordered = self.memory.position();
+        let done = self.went(self.volume().resize(size as u64, true));
+        let failed = done.is_none();
+        let answered = if failed { NEVER } else { self.memory.position() };
+        self.sizes.push(Sized { size, ordered, answered });
+        self.images.push(Arc::new(image));
+        self.written.push(Written { range: size..SIZE, ordered, failed, durable: answered });
+        if failed {
+            self.images.push(replaced);
+            self.written.push(Written { range: 0..SIZE, ordered, failed, durable: NEVER });
+        }
+    }
+
+    fn clone_one(&mut self, which: usize) {
+        let left = self.standing();
+        if left.is_empty() {
+            return;
+        }
+        let Named { name: source, image, .. } = left[which % left.len()];
+        let (name, image) = (format!("c{}", self.clones.len()), Arc::clone(image));
+        let ordered = self.memory.position();
+        let cloned = self.went(self.volume().clone_snapshot(source, &name));
+        let answered = if cloned.is_some() { self.memory.position() } else { NEVER };
+        let change = part(100, 50, 99, true);
+        let mut changed = image.to_vec();
+        change.replay(&mut changed);
+        let done = cloned.is_some_and(|clone| change.send(&*clone.attach().unwrap()).result.is_ok());
+        let written = if done { self.memory.position() } else { NEVER };
+        let (delete_ordered, delete_answered, changed) = (NEVER, NEVER, Arc::new(changed));
+        self.clones.push(Cloned {
+            name,
+            image,
+            changed,
+            written,
+            ordered,
+            answered,
+            delete_ordered,
+            delete_answered,
+        });
+    }
+
+    fn delete_clone(&mut self, which: usize) {
+        let stands = |clone: &&mut Cloned| clone.answered != NEVER && clone.delete_ordered == NEVER;
+        let mut left: Vec<_> = self.clones.iter_mut().filter(stands).collect();
+        if left.is_empty() {
+            return;
+        }
+        let index = which % left.len();
+        let clone = left.swap_remove(index);
+        clone.delete_ordered = self.memory.position();
+        let opened = Volume::open_in(&root(&self.memory), &clone.name, self.clock.clone());
+        match opened.and_then(|volume| volume.delete(false)) {
+            Ok(()) => clone.delete_answered = self.memory.position(),
+            Err(error) => assert!(self.memory.has_failed(), "{error}"),
+        }
+        self.volume().wake_merger();
     }
 
     fn reopen(&mut self) {
@@ -226,7 +323,7 @@ impl Recorder {
 
     /// What clients find in a volume that was opened anew, and may rely on from the next flush on.
     fn reread(&mut self, position: usize) -> Result<(), String> {
-        let found = content(&*self.volume().attach().unwrap());
+        let found = padded(content(&*self.volume().attach().unwrap()));
         self.check_live(&found, position)?;
         self.check_snapshots(self.volume(), position)?;
         self.images.push(Arc::new(found));
@@ -249,11 +346,15 @@ impl Recorder {
 
     fn apply(&mut self, op: &model::Op) {
         match op {
+            model::Op::Change(request) if request.range().end > self.volume().core.size() as usize => {}
             model::Op::Change(request) => drop(self.change(request)),
             model::Op::Flush => self.flush(),
             model::Op::Cut { before, after, commit } => self.cut(before, after, *commit),
             model::Op::Delete(which) => self.delete(*which),
             model::Op::Restore { which, keep } => self.restore(*which, *keep),
+            model::Op::Resize(blocks) => self.resize(*blocks),
+            model::Op::Clone(which) => self.clone_one(*which),
+            model::Op::DeleteClone(which) => self.delete_clone(*which),
             model::Op::Crash => self.settle(),
             model::Op::Reopen => self.reopen(),
             model::Op::Kill => self.kill().unwrap(),
@@ -293,7 +394,7 @@ impl Recorder {
                 Some(_) if !may && !must => return Err(format!("snapshot {name} has no business here")),
                 None if must => return Err(format!("snapshot {name} is missing")),
                 Some(index) => {
-                    if snapshot(volume, name) != **image {
+                    if padded(snapshot(volume, name)) != **image {
                         return Err(format!("snapshot {name} changed"));
                     }
                     found.swap_remove(index);
@@ -304,9 +405,43 @@ impl Recorder {
         if found.is_empty() { Ok(()) } else { Err(format!("snapshots that nobody took: {found:?}")) }
     }
 
+    /// Whether the volume's size may be this after a crash at `position`.
+    fn check_size(&self, size: u64, position: usize) -> Result<(), String> {
+        let since = self.sizes.iter().rposition(|sized| sized.answered <= position).unwrap_or(0);
+        let mut may_be = self.sizes[since..].iter().filter(|sized| sized.ordered <= position);
+        if may_be.any(|sized| sized.size as u64 == size) {
+            Ok(())
+        } else {
+            Err(format!("it has {size} bytes, a size that it may not have"))
+        }
+    }
+
+    /// Whether the clones are as they may be after a crash at `position`.
+    fn check_clones(&self, memory: &Memory, position: usize) -> Result<(), String> {
+        for clone in &self.clones {
+            let Cloned { name, image, changed, written, ordered, answered, .. } = clone;
+            let must = *answered <= position && position <= clone.delete_ordered;
+            let may = *ordered < position && position < clone.delete_answered;
+            let volume = match Volume::open_in(&root(memory), name, self.clock.clone()) {
+                Err(VolumeError::Missing { .. }) if must => return Err(format!("clone {name} is missing")),
+                Err(VolumeError::Missing { .. }) => continue,
+                Err(error) => return Err(error.to_string()),
+                Ok(_) if !must && !may => return Err(format!("clone {name} has no business here")),
+                Ok(volume) => volume,
+            };
+            let found = padded(content(&*volume.attach().unwrap()));
+            let first = if *written <= position { changed } else { image };
+            if found.iter().enumerate().any(|(at, byte)| *byte != first[at] && *byte != changed[at]) {
+                return Err(format!("clone {name} changed"));
+            }
+        }
+        Ok(())
+    }
+
     /// Opens what a crash at `position` left. With `thorough`, it is also used, and crashes again while it recovers.
     fn check(&self, crashed: State, position: usize, thorough: bool) -> Result<(), String> {
         let memory = Memory::after(crashed);
+        Volume::remove_left_overs_in(&root(&memory)).map_err(|error| error.to_string())?;
         let volume = match Volume::open_in(&root(&memory), "v", self.clock.clone()) {
             Ok(volume) => volume,
             Err(VolumeError::Missing { .. }) if position < self.created => {
@@ -316,12 +451,16 @@ impl Recorder {
             }
             Err(error) => return Err(error.to_string()),
         };
-        self.check_live(&content(&*volume.attach().unwrap()), position)?;
+        let live = || padded(content(&*volume.attach().unwrap()));
+        self.check_size(volume.core.size(), position)?;
+        self.check_live(&live(), position)?;
         self.check_snapshots(&volume, position)?;
+        self.check_clones(&memory, position)?;
         if thorough {
             settle(&volume);
-            self.check_live(&content(&*volume.attach().unwrap()), position)?;
+            self.check_live(&live(), position)?;
             self.check_snapshots(&volume, position)?;
+            self.check_clones(&memory, position)?;
             let (began, log) = memory.recording();
             let mut random = Random(position as u64);
             for _ in 0..3 {
@@ -334,7 +473,7 @@ impl Recorder {
                     .map_err(|why| format!("{why}, after a second crash {done} operations later"))?;
             }
             take(&volume, "after");
-            self.check_live(&content(&*volume.attach().unwrap()), position)?;
+            self.check_live(&live(), position)?;
         }
         Ok(())
     }
@@ -465,6 +604,58 @@ fn workload(trouble: Trouble) -> Recorder {
     run
 }
 
+/// Clones, sizes, and merges of what they share.
+fn life(trouble: Trouble) -> Recorder {
+    let mut run = Recorder::new();
+    if let Trouble::Failure(operations) = trouble {
+        run.memory.fail_after(operations);
+    }
+    run.change(&write(0, 8, 1, true));
+    run.cut(&[write(8, 2, 2, false)], &[write(0, 1, 3, false)], true);
+    run.change(&write(1, 2, 4, false));
+    run.cut(&[], &[part(9000, 600, 5, false)], true);
+    if let Trouble::Fault(fault) = trouble {
+        run.memory.fail(fault);
+    }
+    run.clone_one(0);
+    run.clone_one(1);
+    // What they came from goes, and the layers that they share must stay as they are.
+    run.delete(0);
+    run.settle();
+    run.delete(0);
+    run.cut(&[write(3, 1, 6, false)], &[], true);
+    run.settle();
+    run.kill().unwrap();
+    run.delete_clone(0);
+    run.resize(6);
+    run.change(&write(4, 2, 7, true));
+    run.settle();
+    run.cut(&[write(2, 1, 8, false)], &[part(50, 9, 9, false)], true);
+    run.resize(BLOCKS);
+    run.change(&write(12, 3, 10, true));
+    run.clone_one(1);
+    run.cut(&[], &[write(14, 1, 11, false)], true);
+    run.delete(0);
+    run.delete_clone(0);
+    run.settle();
+    run.reopen();
+    run.restore(0, true);
+    run.change(&write(5, 1, 12, true));
+    run.delete(1);
+    run.delete(1);
+    run.delete_clone(0);
+    run.cut(&[], &[], true);
+    run.settle();
+    run.kill().unwrap();
+    run.flush();
+    run
+}
+
+#[test]
+fn whatever_a_crash_leaves_clones_and_sizes_are_as_promised() {
+    life(Trouble::None).check_all(1, 4).unwrap();
+}
+
 #[test]
 fn whatever_a_crash_leaves_what_was_promised_is_there() {
     workload(Trouble::None).check_all(1, 6).unwrap();
@@ -494,13 +685,15 @@ fn a_failing_operation_breaks_no_promise() {
     let step = if std::env::var_os("COEVAL_EVERY_FAILURE").is_some() { 1 } else { 31 };
     for operations in (0..).step_by(step) {
         println!("operation {operations} fails");
-        let run = workload(Trouble::Failure(operations));
-        if !run.memory.has_failed() {
+        let runs = [workload, life].map(|run| run(Trouble::Failure(operations)));
+        if !runs.iter().any(|run| run.memory.has_failed()) {
             assert!(operations > 200, "the workload is shorter than it was");
             return;
         }
-        let result = run.check_all(7, 3);
-        assert!(result.is_ok(), "operation {operations} failed: {}", result.unwrap_err());
+        for run in runs {
+            let result = run.check_all(7, 3);
+            assert!(result.is_ok(), "operation {operations} failed: {}", result.unwrap_err());
+        }
     }
 }
 

@@ -32,6 +32,10 @@ pub enum Change {
     Empty {
         length: u64,
     },
+    /// Cut off, or zeros added.
+    Resize {
+        length: u64,
+    },
 }
 
 /// What changes a directory. A name without a file is a directory.
@@ -152,12 +156,13 @@ impl Change {
             Change::Write { offset, data } => *offset..offset + data.len() as u64,
             Change::Zero(range) => range.clone(),
             Change::Empty { length: new } => 0..length.max(*new),
+            Change::Resize { length: new } => *new.min(&length)..length.max(*new),
         }
     }
 
     fn length(&self, before: u64) -> u64 {
         match self {
-            Change::Empty { length } => *length,
+            Change::Empty { length } | Change::Resize { length } => *length,
             _ => before.max(self.range(0).end),
         }
     }
@@ -169,7 +174,7 @@ impl Change {
             Change::Write { offset, data } => {
                 target.copy_from_slice(&data[(part.start - offset) as usize..(part.end - offset) as usize]);
             }
-            Change::Zero(_) | Change::Empty { .. } => target.fill(0),
+            Change::Zero(_) | Change::Empty { .. } | Change::Resize { .. } => target.fill(0),
         }
     }
 }
@@ -458,6 +463,25 @@ impl Storage for Memory {
         Ok(())
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut inner = self.try_inner()?;
+        let file = Some(inner.find(from)?);
+        if inner.state.seen.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        inner.record(Op::Name(NameChange::Put { path: to.to_owned(), file }));
+        Ok(())
+    }
+
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        let mut inner = self.try_inner()?;
+        if inner.state.seen.keys().any(|name| name.parent() == Some(path)) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        inner.record(Op::Name(NameChange::Remove { path: path.to_owned(), file: None }));
+        Ok(())
+    }
+
     fn exists(&self, path: &Path) -> io::Result<bool> {
         Ok(self.inner().state.seen.contains_key(path))
     }
@@ -528,6 +552,15 @@ impl StoredFile for MemoryFile {
 
     fn length(&self) -> io::Result<u64> {
         Ok(self.seen().len() as u64)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.change(Change::Resize { length })
+    }
+
+    fn links(&self) -> io::Result<u64> {
+        let inner = self.memory.inner();
+        Ok(inner.state.seen.values().filter(|file| **file == Some(self.file)).count() as u64)
     }
 
     fn allocated(&self) -> io::Result<u64> {

@@ -18,9 +18,20 @@ pub(super) enum Request {
 pub(super) enum Op {
     Change(Request),
     Flush,
-    Cut { before: Vec<Request>, after: Vec<Request>, commit: bool },
+    Cut {
+        before: Vec<Request>,
+        after: Vec<Request>,
+        commit: bool,
+    },
     Delete(usize),
-    Restore { which: usize, keep: bool },
+    Restore {
+        which: usize,
+        keep: bool,
+    },
+    /// To so many blocks.
+    Resize(u64),
+    Clone(usize),
+    DeleteClone(usize),
     Crash,
     Reopen,
     Kill,
@@ -53,6 +64,9 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(before, after, commit)| Op::Cut { before, after, commit }),
         2 => any::<usize>().prop_map(Op::Delete),
         1 => (any::<usize>(), any::<bool>()).prop_map(|(which, keep)| Op::Restore { which, keep }),
+        1 => (1..=BLOCKS).prop_map(Op::Resize),
+        1 => any::<usize>().prop_map(Op::Clone),
+        1 => any::<usize>().prop_map(Op::DeleteClone),
         2 => Just(Op::Crash),
         1 => Just(Op::Reopen),
         1 => Just(Op::Kill),
@@ -111,12 +125,14 @@ struct Checked {
     live: Vec<u8>,
     snapshots: Vec<(String, Vec<u8>)>,
     cuts: usize,
+    clones: Vec<(Arc<Volume>, Vec<u8>)>,
 }
 
 impl Checked {
     fn new() -> Self {
         let (root, volume) = create(BLOCKS);
-        Checked { root, volume: Some(volume), live: vec![0; SIZE], snapshots: Vec::new(), cuts: 0 }
+        let (live, snapshots, clones) = (vec![0; SIZE], Vec::new(), Vec::new());
+        Checked { root, volume: Some(volume), live, snapshots, cuts: 0, clones }
     }
 
     fn volume(&self) -> &Arc<Volume> {
@@ -125,7 +141,10 @@ impl Checked {
 
     fn apply(&mut self, op: &Op) {
         let device = self.volume().attach().unwrap();
+        let size = self.live.len();
+        let fits = move |request: &&Request| request.range().end <= size;
         match op {
+            Op::Change(request) if !fits(&request) => {}
             Op::Change(request) => {
                 done(request.send(&*device));
                 request.replay(&mut self.live);
@@ -133,13 +152,13 @@ impl Checked {
             Op::Flush => done(device.flush()),
             Op::Cut { before, after, commit } => {
                 let (attempt, cut) = armed(self.volume());
-                for request in before {
+                for request in before.iter().filter(fits) {
                     done(request.send(&*device));
                     request.replay(&mut self.live);
                 }
                 let image = self.live.clone();
                 strike(self.volume(), &attempt, &cut);
-                for request in after {
+                for request in after.iter().filter(fits) {
                     assert!(held(&request.send(&*device), &cut));
                     request.replay(&mut self.live);
                 }
@@ -171,7 +190,28 @@ impl Checked {
                 }
                 self.check_crash();
             }
-            Op::Delete(_) | Op::Restore { .. } => {}
+            Op::Resize(blocks) => {
+                drop(device);
+                self.volume().resize(blocks * BLOCK, true).unwrap();
+                self.live.resize((blocks * BLOCK) as usize, 0);
+                self.check_crash();
+            }
+            Op::Clone(which) if !self.snapshots.is_empty() => {
+                let (name, image) = &self.snapshots[which % self.snapshots.len()];
+                let mut image = image.clone();
+                self.cuts += 1;
+                let clone = self.volume().clone_snapshot(name, &format!("c{}", self.cuts)).unwrap();
+                let change = Request::Write { offset: 100, length: 50, fill: 99, fua: false };
+                done(change.send(&*clone.attach().unwrap()));
+                change.replay(&mut image);
+                self.clones.push((clone, image));
+            }
+            Op::DeleteClone(which) if !self.clones.is_empty() => {
+                let (clone, _) = self.clones.remove(which % self.clones.len());
+                clone.delete(false).unwrap();
+                self.volume().wake_merger();
+            }
+            Op::Delete(_) | Op::Restore { .. } | Op::Clone(_) | Op::DeleteClone(_) => {}
             Op::Crash | Op::Kill => self.check_crash(),
             Op::Reopen => {
                 drop(device);
@@ -201,6 +241,12 @@ impl Checked {
         self.check_snapshots(volume);
     }
 
+    fn check_clones(&self) {
+        for (clone, image) in &self.clones {
+            assert!(content(&*clone.attach().unwrap()) == *image, "clone {} changed", clone.name());
+        }
+    }
+
     fn check_snapshots(&self, volume: &Arc<Volume>) {
         let names: Vec<_> = self.snapshots.iter().map(|(name, _)| name.clone()).collect();
         assert_eq!(volume.describe().snapshots, names);
@@ -221,12 +267,17 @@ proptest! {
         for op in &ops {
             checked.apply(op);
             checked.check(checked.volume());
+            checked.check_clones();
         }
         settle(checked.volume());
         checked.check(checked.volume());
+        checked.check_clones();
         // The base, one for each boundary that has a name or at which restored states part, of which there are fewer
         // than of snapshots, the head, and one that waits for the head to be sealed.
-        assert!(checked.volume().describe().layers <= 2 * checked.snapshots.len() + 2);
+        // Layers that clones share stay, and so do small ones between larger ones.
+        if !ops.iter().any(|op| matches!(op, Op::Clone(_) | Op::Resize(_))) {
+            assert!(checked.volume().describe().layers <= 2 * checked.snapshots.len() + 2);
+        }
         checked.apply(&Op::Reopen);
         checked.check(checked.volume());
     }
