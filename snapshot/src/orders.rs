@@ -176,6 +176,30 @@ pub struct ContentDigest {
     pub blake3: String,
 }
 
+/// A run of a snapshot's bytes that are alike. `GET /v1/volumes/{volume}/snapshots/{snapshot}/extents` answers with one a
+/// line, in order and without gaps; `?since=SNAPSHOT` asks what changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// In bytes; above 0.
+    pub length: u64,
+    /// What it holds.
+    pub state: ExtentState,
+}
+
+/// What a run of a snapshot's bytes holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExtentState {
+    /// It may hold anything.
+    Data,
+    /// It reads as zeros and takes no space.
+    Zero,
+    /// It reads as in the older snapshot. What did change may read as it did before, too.
+    Unchanged,
+}
+
 /// Why a request failed: problem+json (RFC 9457) with a sentence in `detail`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

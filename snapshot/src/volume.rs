@@ -20,6 +20,7 @@ mod chain;
 mod check;
 mod clients;
 mod digest;
+mod extents;
 mod flush;
 mod layer;
 mod manifest;
@@ -43,6 +44,7 @@ use timesync::clock::HostClock;
 use tracing::warn;
 
 pub use self::check::{CheckReport, Finding};
+pub use self::extents::SnapshotExtents;
 pub use self::restore::VolumeRestore;
 pub use self::structure::{Gate, VolumeCut};
 

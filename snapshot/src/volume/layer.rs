@@ -201,6 +201,16 @@ impl Layer {
         self.map.as_ref()?.map.next_run(from)
     }
 
+    /// The first run of blocks in a range that this layer says something about: of the base, that may hold data.
+    pub(super) fn next_known(&self, blocks: &Range<u64>) -> Option<(Range<u64>, State)> {
+        let Some(map) = &self.map else {
+            let data = self.data.next_data(&(blocks.start * BLOCK..blocks.end * BLOCK))?;
+            // A file system's own blocks may be smaller.
+            return Some((data.start / BLOCK..data.end.div_ceil(BLOCK), State::Data));
+        };
+        map.map.next_run(blocks.start).filter(|(run, _)| run.start < blocks.end)
+    }
+
     /// Reads from the data file, whatever the map says.
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.data.read(offset, buffer)

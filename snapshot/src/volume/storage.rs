@@ -48,8 +48,12 @@ pub(super) trait StoredFile: Debug + Send + Sync {
     fn length(&self) -> io::Result<u64>;
     /// Bytes of disk.
     fn allocated(&self) -> io::Result<u64>;
+    /// The first part of a range that may have been written; the rest of the range before it is zero for certain.
+    fn next_data(&self, range: &Range<u64>) -> Option<Range<u64>>;
     /// Whether a range is known to be unwritten.
-    fn is_hole(&self, range: &Range<u64>) -> bool;
+    fn is_hole(&self, range: &Range<u64>) -> bool {
+        self.next_data(range).is_none()
+    }
 }
 
 /// The file system itself.
@@ -130,11 +134,18 @@ impl StoredFile for File {
         Ok(self.metadata()?.blocks() * 512)
     }
 
-    fn is_hole(&self, range: &Range<u64>) -> bool {
-        match lseek(self, range.start.cast_signed(), Whence::SeekData) {
-            Ok(next) => next.cast_unsigned() >= range.end,
-            Err(error) => error == nix::errno::Errno::ENXIO,
+    fn next_data(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let start = match lseek(self, range.start.cast_signed(), Whence::SeekData) {
+            Ok(next) => next.cast_unsigned(),
+            Err(nix::errno::Errno::ENXIO) => return None,
+            // Where nobody can tell, all may be data.
+            Err(_) => return Some(range.clone()),
+        };
+        if start >= range.end {
+            return None;
         }
+        let end = lseek(self, start.cast_signed(), Whence::SeekHole).map_or(range.end, i64::cast_unsigned);
+        Some(start..end.clamp(start + 1, range.end))
     }
 }
 
