@@ -329,6 +329,8 @@ pub enum SnapshotCommand {
     Verify(NamedArgs),
     /// Put the volumes of a snapshot back to it, on all its hosts
     Restore(RestoreArgs),
+    /// Copy the volumes of a snapshot to files
+    Export(ExportArgs),
     /// Delete a snapshot on all its hosts
     Delete(NamedArgs),
 }
@@ -411,6 +413,49 @@ pub struct RestoreArgs {
     /// How to reach the server.
     #[command(flatten)]
     pub remote: Remote,
+}
+
+/// `coeval snapshot export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The snapshot's name or id
+    pub snapshot: String,
+    /// The file to make; without --volume a directory: it gets a file HOST/VOLUME.FORMAT for each volume
+    pub file: PathBuf,
+    /// Only this volume of the snapshot
+    #[arg(long, value_name = "HOST/VOLUME", value_parser = member)]
+    pub volume: Option<Member>,
+    /// The kind of file
+    #[arg(long, value_enum, default_value_t = ExportFormat::Qcow2)]
+    pub format: ExportFormat,
+    /// Only what may differ from this older snapshot, as a qcow2 image on top of its export
+    #[arg(long, value_name = "SNAPSHOT", requires = "backing")]
+    pub since: Option<String>,
+    /// The export of the older snapshot, file or directory as this one; it is looked for in the same relative place
+    #[arg(long, value_name = "FILE", requires = "since")]
+    pub backing: Option<PathBuf>,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// The kind of file that an export is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// The plain content, a sparse file
+    Raw,
+    /// QEMU's format
+    Qcow2,
+}
+
+impl ExportFormat {
+    /// A file's extension.
+    pub fn extension(self) -> &'static str {
+        match self {
+            ExportFormat::Raw => "raw",
+            ExportFormat::Qcow2 => "qcow2",
+        }
+    }
 }
 
 /// `coeval volume`

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use coeval_cli::args::{Cli, Command, ScheduleCommand, SnapshotCommand, VolumeCommand};
 use coeval_cli::commands::{
-    self, Failure, Finding, host, pki, probe, schedule, server, skew, snapshot, volume,
+    self, Failure, Finding, export, host, pki, probe, schedule, server, skew, snapshot, volume,
 };
 use coeval_cli::demo;
 
@@ -36,6 +36,7 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Snapshot(SnapshotCommand::Show(args)) => wait(snapshot::show(&args))?,
         Command::Snapshot(SnapshotCommand::Verify(args)) => return wait(snapshot::verify(&args)),
         Command::Snapshot(SnapshotCommand::Restore(args)) => wait(snapshot::restore(&args))?,
+        Command::Snapshot(SnapshotCommand::Export(args)) => wait(export::run(&args))?,
         Command::Snapshot(SnapshotCommand::Delete(args)) => wait(snapshot::delete(&args))?,
         Command::Volume(VolumeCommand::Create(args)) => wait(volume::create(&args))?,
         Command::Volume(VolumeCommand::Check(args)) => return volume::check(&args),

@@ -1,5 +1,7 @@
 //! The control plane's end on a host: a thin HTTP shell around its cut manager.
 
+mod extents;
+
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, State};
@@ -54,7 +56,8 @@ pub fn router(host: Arc<HostService>, simulation: bool) -> Router {
         .route("/v1/restores/{restore}/give-up", post(give_up_restore))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(delete_snapshot))
-        .route("/v1/volumes/{volume}/snapshots/{snapshot}/digest", get(digest));
+        .route("/v1/volumes/{volume}/snapshots/{snapshot}/digest", get(digest))
+        .merge(extents::router());
     if simulation {
         router = router.route("/v1/cuts/{attempt}/uncoordinated", post(uncoordinated));
     }

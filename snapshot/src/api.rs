@@ -1,5 +1,6 @@
 //! The server's API: a thin HTTP shell around the coordinator, and the time-sync server's report beside it.
 
+mod export;
 pub mod skew;
 
 use std::sync::Arc;
@@ -49,6 +50,7 @@ pub fn router(coordinator: Arc<Coordinator>, report: Report) -> Router {
         .route("/api/v1/volumes", get(volumes).post(create_volume))
         .route("/api/v1/schedules", get(schedules).post(add_schedule))
         .route("/api/v1/schedules/{name}", axum::routing::delete(remove_schedule))
+        .merge(export::router())
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(coordinator)
         .route("/api/v1/skew", get(async move || report_skew(report).await))

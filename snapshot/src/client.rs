@@ -8,10 +8,10 @@ use timesync::time::Nanos;
 use crate::api::skew::RecordRequest;
 use crate::http::{Connector, ControlClient, ControlError, HttpError};
 use crate::messages::{
-    CreateEvent, CreateRequest, CreateVolumeOn, HostVolumes, Manifest, Progress, RestoreReport,
-    RestoreRequest, Snapshot, SnapshotDetails, VerifyReport,
+    CreateEvent, CreateRequest, CreateVolumeOn, ExportRequest, ExportSource, HostVolumes, Manifest, Progress,
+    RestoreReport, RestoreRequest, Snapshot, SnapshotDetails, VerifyReport,
 };
-use crate::orders::VolumeDescription;
+use crate::orders::{Extent, VolumeDescription};
 use crate::schedule::{Schedule, ScheduleStatus};
 
 /// For answers that the server has at hand.
@@ -74,6 +74,26 @@ impl ServerClient {
     /// Puts a snapshot's volumes back to it. The server goes on if this is cut short.
     pub async fn restore(&self, key: &str, request: &RestoreRequest) -> Result<RestoreReport, ControlError> {
         self.client.post(self.client.page(&["api", "v1", "snapshots", key, "restore"]), request, LONG).await
+    }
+
+    /// Where a volume of a snapshot is read.
+    pub async fn export_source(
+        &self,
+        key: &str,
+        request: &ExportRequest,
+    ) -> Result<ExportSource, ControlError> {
+        self.client.post(self.client.page(&["api", "v1", "snapshots", key, "export"]), request, SOON).await
+    }
+
+    /// What a volume of a snapshot holds, in order and without gaps.
+    pub async fn extents(&self, key: &str, request: &ExportRequest) -> Result<Vec<Extent>, ControlError> {
+        let page = self.client.page(&["api", "v1", "snapshots", key, "extents"]);
+        let mut lines = self.client.post_for_lines(page, request, LONG).await?;
+        let mut extents = Vec::new();
+        while let Some(extent) = lines.next().await? {
+            extents.push(extent);
+        }
+        Ok(extents)
     }
 
     /// Deletes a snapshot on every host.

@@ -5,6 +5,7 @@
 //! and keeps its data.
 
 mod attempt;
+mod export;
 mod library;
 mod manifest;
 pub mod plan;

@@ -23,7 +23,7 @@ use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription,
     PrepareOrder, ReleaseOrder, Sealed, Struck, VolumeDescription,
 };
-use crate::volume::{Volume, VolumeError};
+use crate::volume::{SnapshotExtents, Volume, VolumeError};
 use attempt::Attempt;
 
 /// A T further ahead than this is refused: nothing that long-lived should wait armed.
@@ -340,6 +340,19 @@ impl HostService {
     pub fn digest(&self, volume: &str, snapshot: &str) -> Result<ContentDigest, HostError> {
         let digest = self.volume(volume)?.digest(snapshot)?;
         Ok(ContentDigest { blake3: digest.to_hex().to_string() })
+    }
+
+    /// A snapshot's extents; with `since`, those that may differ from that snapshot.
+    ///
+    /// # Errors
+    /// When one of the snapshots does not exist.
+    pub fn extents(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        since: Option<&str>,
+    ) -> Result<SnapshotExtents, HostError> {
+        Ok(self.volume(volume)?.extents(snapshot, since)?)
     }
 
     fn check_timing(&self, timing: ArmTiming) -> Result<Timing, HostError> {

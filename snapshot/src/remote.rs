@@ -9,7 +9,7 @@ use timesync::publish::ServerTime;
 use uuid::Uuid;
 
 use crate::agent::UncoordinatedOrder;
-use crate::http::{Connector, ControlClient, ControlError, HttpError};
+use crate::http::{Connector, ControlClient, ControlError, HttpError, Lines};
 use crate::orders::{
     ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
     RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
@@ -168,6 +168,20 @@ impl RemoteHost {
     pub async fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), ControlError> {
         let page = self.client.page(&["v1", "volumes", volume, "snapshots", snapshot]);
         self.client.delete(page, self.limits.bulk).await
+    }
+
+    /// A snapshot's extents, one a line; with `since`, those that may differ from that snapshot.
+    pub async fn extents(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        since: Option<&str>,
+    ) -> Result<Lines, ControlError> {
+        let mut page = self.client.page(&["v1", "volumes", volume, "snapshots", snapshot, "extents"]);
+        if let Some(since) = since {
+            page.query_pairs_mut().append_pair("since", since);
+        }
+        self.client.get_lines(page, self.limits.bulk).await
     }
 
     /// The digest of a snapshot's content.
