@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use snapshot::http::TlsFiles;
 use snapshot::messages::{Member, RequestedMode};
 use snapshot::nbd::Endpoint;
+use snapshot::orders::WhenFull;
 use snapshot::schedule::CronTime;
 use timesync::time::Nanos;
 
@@ -465,8 +466,63 @@ pub enum VolumeCommand {
     Create(CreateVolumeArgs),
     /// List volumes
     List(Remote),
+    /// Limit what the snapshots of a volume may hold
+    Quota(QuotaArgs),
     /// Check the files of a volume that no host has open; fails if data is lost or in doubt
     Check(CheckArgs),
+}
+
+/// `coeval volume quota`
+#[derive(Debug, Args)]
+pub struct QuotaArgs {
+    /// The volume
+    #[arg(value_name = "HOST/VOLUME", value_parser = member)]
+    pub volume: Member,
+    /// What its snapshots may hold beside the live volume, such as 10GiB; or `none`
+    #[arg(value_name = "SIZE|none", value_parser = size_or_none)]
+    pub size: SizeOrNone,
+    /// From this part of it on, warn
+    #[arg(long, value_name = "PERCENT", value_parser = percent, default_value = "80%")]
+    pub warn: u8,
+    /// What becomes of the next snapshot when they hold as much
+    #[arg(long, value_enum, default_value_t = WhenFullArg::Refuse)]
+    pub when_full: WhenFullArg,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// A size, or no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SizeOrNone(pub Option<u64>);
+
+/// What becomes of the next snapshot when the others hold as much as they may.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum WhenFullArg {
+    /// It is refused
+    Refuse,
+    /// The oldest ones that a schedule took or that nobody named are deleted first
+    DropOldestUnnamed,
+}
+
+impl From<WhenFullArg> for WhenFull {
+    fn from(policy: WhenFullArg) -> Self {
+        match policy {
+            WhenFullArg::Refuse => WhenFull::Refuse,
+            WhenFullArg::DropOldestUnnamed => WhenFull::DropOldestUnnamed,
+        }
+    }
+}
+
+fn size_or_none(text: &str) -> Result<SizeOrNone, String> {
+    if text == "none" { Ok(SizeOrNone(None)) } else { units::size(text).map(|size| SizeOrNone(Some(size))) }
+}
+
+fn percent(text: &str) -> Result<u8, String> {
+    match text.strip_suffix('%').unwrap_or(text).parse() {
+        Ok(percent @ 1..=100) => Ok(percent),
+        _ => Err(format!("`{text}` is not between 1% and 100%")),
+    }
 }
 
 /// `coeval volume check`
@@ -532,5 +588,14 @@ mod tests {
         for text in ["1", "0", "99.9%", "nan"] {
             assert!(confidence(text).is_err());
         }
+    }
+
+    #[test]
+    fn quotas() {
+        assert_eq!(size_or_none("none"), Ok(SizeOrNone(None)));
+        assert_eq!(size_or_none("1GiB"), Ok(SizeOrNone(Some(1 << 30))));
+        assert!(size_or_none("nothing").is_err());
+        assert_eq!((percent("80%"), percent("5")), (Ok(80), Ok(5)));
+        assert!(percent("0%").is_err() && percent("101").is_err());
     }
 }

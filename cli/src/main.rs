@@ -41,6 +41,7 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Volume(VolumeCommand::Create(args)) => wait(volume::create(&args))?,
         Command::Volume(VolumeCommand::Check(args)) => return volume::check(&args),
         Command::Volume(VolumeCommand::List(remote)) => wait(volume::list(&remote))?,
+        Command::Volume(VolumeCommand::Quota(args)) => wait(volume::quota(&args))?,
         Command::Schedule(ScheduleCommand::Create(args)) => wait(schedule::create(*args))?,
         Command::Schedule(ScheduleCommand::List(remote)) => return wait(schedule::list(&remote)),
         Command::Schedule(ScheduleCommand::Delete(args)) => wait(schedule::delete(&args))?,

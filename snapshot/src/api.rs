@@ -2,6 +2,7 @@
 
 mod export;
 pub mod skew;
+mod space;
 
 use std::sync::Arc;
 
@@ -51,6 +52,7 @@ pub fn router(coordinator: Arc<Coordinator>, report: Report) -> Router {
         .route("/api/v1/schedules", get(schedules).post(add_schedule))
         .route("/api/v1/schedules/{name}", axum::routing::delete(remove_schedule))
         .merge(export::router())
+        .merge(space::router())
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(coordinator)
         .route("/api/v1/skew", get(async move || report_skew(report).await))

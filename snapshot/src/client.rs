@@ -8,10 +8,10 @@ use timesync::time::Nanos;
 use crate::api::skew::RecordRequest;
 use crate::http::{Connector, ControlClient, ControlError, HttpError};
 use crate::messages::{
-    CreateEvent, CreateRequest, CreateVolumeOn, ExportRequest, ExportSource, HostVolumes, Manifest, Progress,
-    RestoreReport, RestoreRequest, Snapshot, SnapshotDetails, VerifyReport,
+    CreateEvent, CreateRequest, CreateVolumeOn, ExportRequest, ExportSource, HostVolumes, Manifest, Member,
+    Progress, RestoreReport, RestoreRequest, Snapshot, SnapshotDetails, Usage, VerifyReport,
 };
-use crate::orders::{Extent, VolumeDescription};
+use crate::orders::{Extent, Quota, VolumeDescription};
 use crate::schedule::{Schedule, ScheduleStatus};
 
 /// For answers that the server has at hand.
@@ -104,6 +104,17 @@ impl ServerClient {
     /// Every host's volumes.
     pub async fn volumes(&self) -> Result<Vec<HostVolumes>, ControlError> {
         self.client.get(self.client.page(&["api", "v1", "volumes"]), SOON).await
+    }
+
+    /// What the snapshots of each volume take.
+    pub async fn usage(&self) -> Result<Usage, ControlError> {
+        self.client.get(self.client.page(&["api", "v1", "usage"]), LONG).await
+    }
+
+    /// Limits what the snapshots of a volume may hold; none: no limit.
+    pub async fn set_quota(&self, volume: &Member, quota: Option<Quota>) -> Result<(), ControlError> {
+        let page = self.client.page(&["api", "v1", "volumes", &volume.host, &volume.volume, "quota"]);
+        self.client.post(page, &quota, LONG).await
     }
 
     /// Creates a volume on a host.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::certificate::{Evidence, Mode};
 use crate::cut::{Cause, Stretch};
-use crate::orders::{AttemptId, Problem, VolumeDescription};
+use crate::orders::{AttemptId, Problem, VolumeDescription, VolumeUsage};
 
 /// One volume of a group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -380,6 +380,9 @@ pub struct RestoreRequest {
     /// Disconnect the clients of the volumes, which are otherwise a reason to refuse.
     pub disconnect: bool,
 }
+
+/// What the snapshots of each volume take: by host and volume, of the hosts that answer. `GET /api/v1/usage`
+pub type Usage = BTreeMap<String, BTreeMap<String, VolumeUsage>>;
 
 /// Export a volume of a snapshot. `POST /api/v1/snapshots/{id or name}/export` tells where it is read, and
 /// `POST /api/v1/snapshots/{id or name}/extents` what it holds: an [`crate::orders::Extent`] a line.

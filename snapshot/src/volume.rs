@@ -26,12 +26,14 @@ mod layer;
 mod manifest;
 mod map;
 mod merge;
+mod pace;
 mod page;
 mod ranges;
 mod request;
 mod restore;
 mod storage;
 mod structure;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -49,9 +51,11 @@ pub use self::restore::VolumeRestore;
 pub use self::structure::{Gate, VolumeCut};
 
 use self::clients::Clients;
+use self::digest::Leaves;
 use self::flush::Flushes;
 use self::layer::{BASE, Layer};
 use self::manifest::Manifest;
+use self::pace::Pace;
 use self::ranges::RangeLock;
 use self::request::{Client, Dispatch, SnapshotDevice};
 use self::storage::{Directory, Disk, StoredFile};
@@ -86,6 +90,8 @@ struct Core {
     /// Locked before `gate`, never the other way round.
     structure: Mutex<Structure>,
     clients: Clients,
+    pace: Pace,
+    leaves: Mutex<Option<Leaves>>,
     closing: AtomicBool,
     /// The lock on the volume's directory.
     _lock: Box<dyn StoredFile>,
@@ -172,6 +178,8 @@ impl Volume {
             flushes: Flushes::default(),
             structure: Mutex::new(structure),
             clients: Clients::default(),
+            pace: Pace::default(),
+            leaves: Mutex::default(),
             closing: AtomicBool::new(false),
             _lock: lock,
         });
@@ -240,6 +248,11 @@ impl Volume {
         let boundary = structure.boundary(&self.core.name, name)?;
         let layers = structure.chain(boundary);
         Ok(SnapshotDevice { layers, size: self.core.size, _pin: structure.pin(&self.core, name) })
+    }
+
+    /// Limits what its background work (merging layers, digests) reads: bytes per second, above 0. Default 256 MiB.
+    pub fn set_merge_rate(&self, bytes_per_second: u64) {
+        self.core.pace.set_rate(bytes_per_second);
     }
 
     fn wake_merger(&self) {
@@ -372,6 +385,19 @@ pub enum VolumeError {
         volume: String,
         /// How many.
         clients: usize,
+    },
+    /// Its snapshots hold as much as they may.
+    #[error(
+        "the snapshots of volume {volume} hold {held} bytes, and its quota is {quota}: delete some, or raise it with \
+         `coeval volume quota`"
+    )]
+    QuotaFull {
+        /// The volume.
+        volume: String,
+        /// What they hold, in bytes.
+        held: u64,
+        /// What they may hold, in bytes.
+        quota: u64,
     },
     /// The caller's deadline passed first.
     #[error("volume {volume} could not be {what} in time")]

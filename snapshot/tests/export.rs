@@ -34,8 +34,12 @@ impl Host {
     fn new() -> Host {
         let directory = tempfile::tempdir().unwrap();
         let max_stretch = Nanos::from_millis(1_000);
-        let options =
-            HostOptions { name: "a".to_owned(), volumes: directory.path().join("volumes"), max_stretch };
+        let options = HostOptions {
+            name: "a".to_owned(),
+            volumes: directory.path().join("volumes"),
+            max_stretch,
+            merge_rate: 1 << 30,
+        };
         let incarnation = Incarnation::of_this_process().unwrap();
         let service = HostService::open(options, incarnation, HostClock::real()).unwrap();
         service.create_volume(&CreateVolume { name: "v".to_owned(), size: SIZE }).unwrap();
@@ -80,7 +84,7 @@ impl Host {
     }
 
     fn digest(&self, snapshot: &str) -> String {
-        self.service.digest("v", snapshot).unwrap().blake3
+        self.service.digest("v", snapshot, false).unwrap().blake3
     }
 }
 

@@ -31,8 +31,12 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let identity = Incarnation::of_this_process().unwrap();
         let clock = HostClock::real();
-        let options =
-            HostOptions { name: "a".to_owned(), volumes: directory.path().join("volumes"), max_stretch };
+        let options = HostOptions {
+            name: "a".to_owned(),
+            volumes: directory.path().join("volumes"),
+            max_stretch,
+            merge_rate: 1 << 30,
+        };
         let service = HostService::open(options, identity, clock.clone()).unwrap();
         for name in ["data", "log"] {
             service.create_volume(&CreateVolume { name: name.to_owned(), size: SIZE }).unwrap();

@@ -55,6 +55,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
         name: config.name.clone(),
         volumes: config.volumes.clone(),
         max_stretch: config.max_stretch,
+        merge_rate: config.merge_rate,
     };
     let service = HostService::open(options, incarnation, clock.clone())?;
     let exports = Arc::clone(&service);

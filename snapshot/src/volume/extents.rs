@@ -23,20 +23,20 @@ use crate::orders::{Extent, ExtentState};
 
 /// One layer's runs, the current one at hand.
 #[derive(Debug)]
-struct Cursor<'a> {
+pub(super) struct Cursor<'a> {
     layer: &'a Layer,
     run: Option<(Range<u64>, State)>,
 }
 
 impl<'a> Cursor<'a> {
-    fn new(layer: &'a Layer) -> Self {
+    pub(super) fn new(layer: &'a Layer) -> Self {
         // Looked up when it is first asked: a layer below the changed ones may never be.
         Cursor { layer, run: Some((0..0, State::Absent)) }
     }
 
     /// What the layer says about the first one of `blocks`, and where it first says something else. The first block
     /// never goes back.
-    fn at(&mut self, blocks: &Range<u64>) -> (State, u64) {
+    pub(super) fn at(&mut self, blocks: &Range<u64>) -> (State, u64) {
         if self.run.as_ref().is_some_and(|(run, _)| run.end <= blocks.start) {
             self.run = self.layer.next_known(blocks);
         }

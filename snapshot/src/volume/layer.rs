@@ -223,6 +223,26 @@ impl Layer {
         Ok(())
     }
 
+    /// Copies whole blocks of another layer's data file, without passing them through this process; they count from then
+    /// on. False where the file system cannot: nothing counts then that did not.
+    pub(super) fn copy_from(&self, other: &Layer, blocks: &Range<u64>) -> io::Result<bool> {
+        let bytes = blocks.start * BLOCK..blocks.end * BLOCK;
+        match self.data.copy_from(&*other.data, &bytes) {
+            Ok(()) => {
+                self.changed(blocks.clone(), State::Data);
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Blocks whose content is in this layer's data file. Not for the base.
+    pub(super) fn data_blocks(&self) -> u64 {
+        let runs = std::iter::successors(self.next_run(0), |(run, _)| self.next_run(run.end));
+        runs.filter(|(_, state)| *state == State::Data).map(|(run, _)| run.end - run.start).sum()
+    }
+
     /// Makes whole blocks read as zeros, with `punch` without keeping space for them.
     pub(super) fn zero(&self, blocks: Range<u64>, punch: bool) -> io::Result<()> {
         let (offset, length) = (blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::layer::{BASE, data_name, map_name};
 use super::storage::Directory;
 use super::{BLOCK, VolumeError, at_path};
+use crate::orders::Quota;
 
 const VERSION: u64 = 2;
 pub(super) const FILE: &str = "volume.json";
@@ -34,6 +35,9 @@ pub(super) struct Manifest {
     pub snapshots: BTreeMap<String, Boundary>,
     /// The last restore that was done, so that an order for it that is repeated changes nothing.
     pub restored: Option<Uuid>,
+    /// What its snapshots may hold. Left out where there is none: that is how it was before there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
 }
 
 /// A snapshot.
@@ -94,6 +98,7 @@ impl From<Version1> for Manifest {
             head: old.layers.last().copied().unwrap_or(BASE),
             snapshots: old.snapshots.into_iter().map(|(name, old)| (name, old.into())).collect(),
             restored: None,
+            quota: None,
         }
     }
 }
@@ -108,6 +113,7 @@ impl Manifest {
             head: BASE,
             snapshots: BTreeMap::new(),
             restored: None,
+            quota: None,
         }
     }
 

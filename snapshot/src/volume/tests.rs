@@ -26,7 +26,7 @@ pub(super) fn create(blocks: u64) -> (TempDir, Arc<Volume>) {
     (root, volume)
 }
 
-fn open(root: &TempDir) -> Result<Arc<Volume>, VolumeError> {
+pub(super) fn open(root: &TempDir) -> Result<Arc<Volume>, VolumeError> {
     Volume::open(root.path(), "v", HostClock::real())
 }
 
