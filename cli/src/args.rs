@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use snapshot::http::TlsFiles;
 use snapshot::messages::{Member, RequestedMode};
 use snapshot::nbd::Endpoint;
+use snapshot::orders::WhenFull;
 use snapshot::schedule::CronTime;
 use timesync::time::Nanos;
 
@@ -334,6 +335,8 @@ pub enum SnapshotCommand {
     Verify(NamedArgs),
     /// Put the volumes of a snapshot back to it, on all its hosts
     Restore(RestoreArgs),
+    /// Copy the volumes of a snapshot to files
+    Export(ExportArgs),
     /// Delete a snapshot on all its hosts
     Delete(NamedArgs),
     /// Make new volumes with the content of a snapshot
@@ -423,6 +426,49 @@ pub struct RestoreArgs {
     pub remote: Remote,
 }
 
+/// `coeval snapshot export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The snapshot's name or id
+    pub snapshot: String,
+    /// The file to make; without --volume a directory: it gets a file HOST/VOLUME.FORMAT for each volume
+    pub file: PathBuf,
+    /// Only this volume of the snapshot
+    #[arg(long, value_name = "HOST/VOLUME", value_parser = member)]
+    pub volume: Option<Member>,
+    /// The kind of file
+    #[arg(long, value_enum, default_value_t = ExportFormat::Qcow2)]
+    pub format: ExportFormat,
+    /// Only what may differ from this older snapshot, as a qcow2 image on top of its export
+    #[arg(long, value_name = "SNAPSHOT", requires = "backing")]
+    pub since: Option<String>,
+    /// The export of the older snapshot, file or directory as this one; it is looked for in the same relative place
+    #[arg(long, value_name = "FILE", requires = "since")]
+    pub backing: Option<PathBuf>,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// The kind of file that an export is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// The plain content, a sparse file
+    Raw,
+    /// QEMU's format
+    Qcow2,
+}
+
+impl ExportFormat {
+    /// A file's extension.
+    pub fn extension(self) -> &'static str {
+        match self {
+            ExportFormat::Raw => "raw",
+            ExportFormat::Qcow2 => "qcow2",
+        }
+    }
+}
+
 /// `coeval volume`
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
@@ -436,8 +482,63 @@ pub enum VolumeCommand {
     Resize(volumes::ResizeArgs),
     /// Delete a volume
     Delete(volumes::DeleteVolumeArgs),
+    /// Limit what the snapshots of a volume may hold
+    Quota(QuotaArgs),
     /// Check the files of a volume that no host has open; fails if data is lost or in doubt
     Check(CheckArgs),
+}
+
+/// `coeval volume quota`
+#[derive(Debug, Args)]
+pub struct QuotaArgs {
+    /// The volume
+    #[arg(value_name = "HOST/VOLUME", value_parser = member)]
+    pub volume: Member,
+    /// What its snapshots may hold beside the live volume, such as 10GiB; or `none`
+    #[arg(value_name = "SIZE|none", value_parser = size_or_none)]
+    pub size: SizeOrNone,
+    /// From this part of it on, warn
+    #[arg(long, value_name = "PERCENT", value_parser = percent, default_value = "80%")]
+    pub warn: u8,
+    /// What becomes of the next snapshot when they hold as much
+    #[arg(long, value_enum, default_value_t = WhenFullArg::Refuse)]
+    pub when_full: WhenFullArg,
+    /// How to reach the server.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// A size, or no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SizeOrNone(pub Option<u64>);
+
+/// What becomes of the next snapshot when the others hold as much as they may.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum WhenFullArg {
+    /// It is refused
+    Refuse,
+    /// The oldest ones that a schedule took or that nobody named are deleted first
+    DropOldestUnnamed,
+}
+
+impl From<WhenFullArg> for WhenFull {
+    fn from(policy: WhenFullArg) -> Self {
+        match policy {
+            WhenFullArg::Refuse => WhenFull::Refuse,
+            WhenFullArg::DropOldestUnnamed => WhenFull::DropOldestUnnamed,
+        }
+    }
+}
+
+fn size_or_none(text: &str) -> Result<SizeOrNone, String> {
+    if text == "none" { Ok(SizeOrNone(None)) } else { units::size(text).map(|size| SizeOrNone(Some(size))) }
+}
+
+fn percent(text: &str) -> Result<u8, String> {
+    match text.strip_suffix('%').unwrap_or(text).parse() {
+        Ok(percent @ 1..=100) => Ok(percent),
+        _ => Err(format!("`{text}` is not between 1% and 100%")),
+    }
 }
 
 /// `coeval volume check`
@@ -506,5 +607,14 @@ mod tests {
         for text in ["1", "0", "99.9%", "nan"] {
             assert!(confidence(text).is_err());
         }
+    }
+
+    #[test]
+    fn quotas() {
+        assert_eq!(size_or_none("none"), Ok(SizeOrNone(None)));
+        assert_eq!(size_or_none("1GiB"), Ok(SizeOrNone(Some(1 << 30))));
+        assert!(size_or_none("nothing").is_err());
+        assert_eq!((percent("80%"), percent("5")), (Ok(80), Ok(5)));
+        assert!(percent("0%").is_err() && percent("101").is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod daemon;
+pub mod export;
 pub mod host;
 pub mod life;
 pub mod pki;

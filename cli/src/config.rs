@@ -14,7 +14,7 @@ use timesync::server;
 use timesync::time::Nanos;
 use timesync::wire::EVENT_PORT;
 
-use crate::units::{deserialize_duration, deserialize_some_duration};
+use crate::units::{deserialize_duration, deserialize_size, deserialize_some_duration};
 
 /// Where `coeval server` listens, and where its clients look for it, unless told otherwise.
 const SERVER_PORT: u16 = 7420;
@@ -181,6 +181,10 @@ pub struct HostConfig {
     /// No cut holds a reply back for longer, whatever the server orders; 1us ..= 10s. Default 100ms.
     #[serde(deserialize_with = "deserialize_duration")]
     pub max_stretch: Nanos,
+    /// Background work on a volume (merging layers, digests) reads no more than this in a second, for each volume; at least
+    /// 1MiB. Default 256MiB.
+    #[serde(deserialize_with = "deserialize_size")]
+    pub merge_rate: u64,
     /// How other programs on this host learn of its bound. Default: not at all.
     pub publish: PublishConfig,
     /// Plain HTTP beyond loopback: anybody on the network can then give orders. Default false.
@@ -222,6 +226,7 @@ impl Default for HostConfig {
             volumes: PathBuf::from("/var/lib/coeval/volumes"),
             import_from: Vec::new(),
             max_stretch: Nanos::from_millis(100),
+            merge_rate: 256 << 20,
             publish: PublishConfig::default(),
             insecure: false,
             tls: None,
@@ -389,6 +394,7 @@ impl HostConfig {
     /// The first thing that is wrong, in one sentence.
     pub fn check(&self) -> Result<(), ConfigError> {
         check_tls("host", self.listen, self.insecure, self.tls.as_ref())?;
+        in_range("merge_rate (in bytes)", self.merge_rate, 1 << 20, 1 << 40)?;
         in_range("max_stretch (in ns)", self.max_stretch.get(), 1_000, 10_000_000_000)?;
         if let Some(relative) = self.import_from.iter().find(|directory| !directory.is_absolute()) {
             let what = format!("import_from: {} is no absolute path", relative.display());

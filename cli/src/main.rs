@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use coeval_cli::args::{Cli, Command, ScheduleCommand, SnapshotCommand, VolumeCommand};
 use coeval_cli::commands::{
-    self, Failure, Finding, host, life, pki, probe, schedule, server, skew, snapshot, volume,
+    self, Failure, Finding, export, host, life, pki, probe, schedule, server, skew, snapshot, volume,
 };
 use coeval_cli::demo;
 
@@ -36,6 +36,7 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Snapshot(SnapshotCommand::Show(args)) => wait(snapshot::show(&args))?,
         Command::Snapshot(SnapshotCommand::Verify(args)) => return wait(snapshot::verify(&args)),
         Command::Snapshot(SnapshotCommand::Restore(args)) => wait(snapshot::restore(&args))?,
+        Command::Snapshot(SnapshotCommand::Export(args)) => wait(export::run(&args))?,
         Command::Snapshot(SnapshotCommand::Delete(args)) => wait(snapshot::delete(&args))?,
         Command::Snapshot(SnapshotCommand::Clone(args)) => wait(life::clone(args))?,
         Command::Volume(VolumeCommand::Import(args)) => wait(life::import(args))?,
@@ -44,6 +45,7 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Volume(VolumeCommand::Create(args)) => wait(volume::create(&args))?,
         Command::Volume(VolumeCommand::Check(args)) => return volume::check(&args),
         Command::Volume(VolumeCommand::List(remote)) => wait(volume::list(&remote))?,
+        Command::Volume(VolumeCommand::Quota(args)) => wait(volume::quota(&args))?,
         Command::Schedule(ScheduleCommand::Create(args)) => wait(schedule::create(*args))?,
         Command::Schedule(ScheduleCommand::List(remote)) => return wait(schedule::list(&remote)),
         Command::Schedule(ScheduleCommand::Delete(args)) => wait(schedule::delete(&args))?,

@@ -162,6 +162,15 @@ pub fn deserialize_some_duration<'de, D: Deserializer<'de>>(
     deserialize_duration(deserializer).map(Some)
 }
 
+/// For serde: a size in a string.
+///
+/// # Errors
+/// As [`size`].
+pub fn deserialize_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    size(&text).map_err(serde::de::Error::custom)
+}
+
 /// A decimal number and a unit, as a whole number of the smallest unit; none if it is not that or does not fit.
 fn scaled(text: &str, units: &[(&str, i128)]) -> Option<i64> {
     let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

@@ -1,10 +1,13 @@
 //! The control plane's end on a host: a thin HTTP shell around its cut manager.
 
+mod extents;
+mod space;
 mod volumes;
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
@@ -57,7 +60,9 @@ pub fn router(host: Arc<HostService>, simulation: bool) -> Router {
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(delete_snapshot))
         .route("/v1/volumes/{volume}/snapshots/{snapshot}/digest", get(digest))
-        .merge(volumes::routes());
+        .merge(volumes::routes())
+        .merge(extents::router())
+        .merge(space::router());
     if simulation {
         router = router.route("/v1/cuts/{attempt}/uncoordinated", post(uncoordinated));
     }
@@ -176,11 +181,21 @@ async fn delete_snapshot(
     blocking(host, move |host| host.delete_snapshot(&volume, &snapshot)).await
 }
 
+#[derive(Deserialize)]
+struct DigestQuery {
+    /// 1: ranges that have not changed since the last digest are not read.
+    #[serde(default)]
+    changes: u8,
+}
+
 async fn digest(
     State(host): Host,
     Segments((volume, snapshot)): Segments<(String, String)>,
+    query: Result<Query<DigestQuery>, QueryRejection>,
 ) -> Answer<ContentDigest> {
-    blocking(host, move |host| host.digest(&volume, &snapshot)).await
+    let Query(DigestQuery { changes }) =
+        query.map_err(|rejection| Refusal::new(rejection.status().as_u16(), rejection.body_text()))?;
+    blocking(host, move |host| host.digest(&volume, &snapshot, changes != 0)).await
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The server's API: a thin HTTP shell around the coordinator, and the time-sync server's report beside it.
 
+mod export;
 pub mod skew;
+mod space;
 mod volumes;
 
 use std::sync::Arc;
@@ -52,6 +54,8 @@ pub fn router(coordinator: Arc<Coordinator>, report: Report) -> Router {
         .route("/api/v1/schedules", get(schedules).post(add_schedule))
         .route("/api/v1/schedules/{name}", axum::routing::delete(remove_schedule))
         .merge(volumes::routes())
+        .merge(export::router())
+        .merge(space::router())
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(coordinator)
         .route("/api/v1/skew", get(async move || report_skew(report).await))

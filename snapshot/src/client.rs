@@ -10,10 +10,10 @@ use timesync::time::Nanos;
 use crate::api::skew::RecordRequest;
 use crate::http::{Connector, ControlClient, ControlError, HttpError};
 use crate::messages::{
-    CreateEvent, CreateRequest, CreateVolumeOn, Forecast, HostVolumes, Manifest, Progress, RestoreReport,
-    RestoreRequest, Snapshot, SnapshotDetails, VerifyReport,
+    CreateEvent, CreateRequest, CreateVolumeOn, ExportRequest, ExportSource, Forecast, HostVolumes, Manifest,
+    Member, Progress, RestoreReport, RestoreRequest, Snapshot, SnapshotDetails, Usage, VerifyReport,
 };
-use crate::orders::VolumeDescription;
+use crate::orders::{Extent, Quota, VolumeDescription};
 use crate::schedule::{Schedule, ScheduleStatus};
 
 /// For answers that the server has at hand.
@@ -83,6 +83,26 @@ impl ServerClient {
         self.client.post(self.client.page(&["api", "v1", "snapshots", key, "restore"]), request, LONG).await
     }
 
+    /// Where a volume of a snapshot is read.
+    pub async fn export_source(
+        &self,
+        key: &str,
+        request: &ExportRequest,
+    ) -> Result<ExportSource, ControlError> {
+        self.client.post(self.client.page(&["api", "v1", "snapshots", key, "export"]), request, SOON).await
+    }
+
+    /// What a volume of a snapshot holds, in order and without gaps.
+    pub async fn extents(&self, key: &str, request: &ExportRequest) -> Result<Vec<Extent>, ControlError> {
+        let page = self.client.page(&["api", "v1", "snapshots", key, "extents"]);
+        let mut lines = self.client.post_for_lines(page, request, LONG).await?;
+        let mut extents = Vec::new();
+        while let Some(extent) = lines.next().await? {
+            extents.push(extent);
+        }
+        Ok(extents)
+    }
+
     /// Deletes a snapshot on every host.
     pub async fn delete(&self, key: &str) -> Result<(), ControlError> {
         self.client.delete(self.client.page(&["api", "v1", "snapshots", key]), LONG).await
@@ -91,6 +111,17 @@ impl ServerClient {
     /// Every host's volumes.
     pub async fn volumes(&self) -> Result<Vec<HostVolumes>, ControlError> {
         self.client.get(self.client.page(&["api", "v1", "volumes"]), SOON).await
+    }
+
+    /// What the snapshots of each volume take.
+    pub async fn usage(&self) -> Result<Usage, ControlError> {
+        self.client.get(self.client.page(&["api", "v1", "usage"]), LONG).await
+    }
+
+    /// Limits what the snapshots of a volume may hold; none: no limit.
+    pub async fn set_quota(&self, volume: &Member, quota: Option<Quota>) -> Result<(), ControlError> {
+        let page = self.client.page(&["api", "v1", "volumes", &volume.host, &volume.volume, "quota"]);
+        self.client.post(page, &quota, LONG).await
     }
 
     /// Creates a volume on a host.

@@ -5,12 +5,14 @@
 //! and keeps its data.
 
 mod attempt;
+mod export;
 mod library;
 mod manifest;
 pub mod plan;
 mod rehearsal;
 mod restore;
 mod scheduler;
+mod space;
 mod undo;
 mod volumes;
 
@@ -199,7 +201,12 @@ impl Coordinator {
         let job = Arc::new(self.prepare(request).await?);
         let (id, name) = (job.id, job.name.clone());
         self.with_catalogue(move |catalogue| catalogue.begin(id, &name, schedule.as_deref())).await?;
-        match self.take(&job, &progress).await {
+        let mut taken = self.take(&job, &progress).await;
+        // A volume's snapshots hold as much as they may.
+        if taken.as_ref().is_err_and(|error| error.status() == 507) && self.make_room(&job.group).await {
+            taken = self.take(&job, &progress).await;
+        }
+        match taken {
             Ok(manifest) => {
                 self.digest_later(manifest.clone());
                 Ok(manifest)
@@ -227,11 +234,7 @@ impl Coordinator {
                 ));
             }
             Some(name) => name.clone(),
-            // The id's first 12 digits are the time, its last 4 are random.
-            None => {
-                let digits = id.simple().to_string();
-                format!("s{}-{}", &digits[..12], &digits[28..])
-            }
+            None => space::generated_name(id),
         };
         let lead = request.lead_ns.unwrap_or(self.options.lead);
         if !(Nanos::from_millis(1)..=Nanos::from_millis(10_000)).contains(&lead) {

@@ -22,9 +22,9 @@ use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, Exports};
 use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription,
-    PrepareOrder, ReleaseOrder, Sealed, Struck, VolumeDescription,
+    PrepareOrder, Quota, ReleaseOrder, Sealed, Struck, VolumeDescription, VolumeUsage,
 };
-use crate::volume::{Volume, VolumeError};
+use crate::volume::{SnapshotExtents, Volume, VolumeError};
 use attempt::Attempt;
 
 /// A T further ahead than this is refused: nothing that long-lived should wait armed.
@@ -47,6 +47,8 @@ pub struct HostOptions {
     pub max_stretch: Nanos,
     /// The directories that images may be imported from. Default: none.
     pub import_from: Vec<PathBuf>,
+    /// What each volume's background work (merging layers, digests) may read, in bytes per second. Default 256 MiB.
+    pub merge_rate: u64,
 }
 
 /// A host's volumes and the cuts on them.
@@ -111,6 +113,8 @@ impl HostError {
     pub fn status(&self) -> u16 {
         match self {
             HostError::NoVolume { .. } => 404,
+            // Its own status: the coordinator may make room.
+            HostError::Volume(VolumeError::QuotaFull { .. }) => 507,
             HostError::Volume(_) => 409,
             HostError::Restarted | HostError::Gone => 410,
             HostError::Refused(_) => 422,
@@ -143,6 +147,9 @@ impl HostService {
                 tracing::error!(volume = name, "{error}");
                 error.to_string()
             });
+            if let Ok(volume) = &volume {
+                volume.set_merge_rate(options.merge_rate);
+            }
             volumes.insert(name, volume);
         }
         Ok(Arc::new(HostService {
@@ -313,6 +320,7 @@ impl HostService {
         // Without the lock: cuts and new clients of other volumes do not wait for its syncs. Of two at once with one
         // name, the directory's own lock lets one through.
         let volume = Volume::create(&self.options.volumes, &order.name, order.size, self.clock.clone())?;
+        volume.set_merge_rate(self.options.merge_rate);
         let description = volume.describe();
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
         volumes.insert(order.name.clone(), Ok(volume));
@@ -340,13 +348,41 @@ impl HostService {
         }
     }
 
-    /// The digest of a snapshot's logical content. Reads all of it.
+    /// The digest of a snapshot's logical content. Reads all of it; or, with `changes`, only ranges that have changed
+    /// since the last digest, at the pace of background work.
     ///
     /// # Errors
     /// When there is no such snapshot, or it cannot be read.
-    pub fn digest(&self, volume: &str, snapshot: &str) -> Result<ContentDigest, HostError> {
-        let digest = self.volume(volume)?.digest(snapshot)?;
+    pub fn digest(&self, volume: &str, snapshot: &str, changes: bool) -> Result<ContentDigest, HostError> {
+        let volume = self.volume(volume)?;
+        let digest = if changes { volume.digest_of_changes(snapshot) } else { volume.digest(snapshot) }?;
         Ok(ContentDigest { blake3: digest.to_hex().to_string() })
+    }
+
+    /// What the snapshots of each volume take, by its name.
+    pub fn usage(&self) -> BTreeMap<String, VolumeUsage> {
+        self.usable().iter().map(|volume| (volume.name().to_owned(), volume.usage())).collect()
+    }
+
+    /// Limits what a volume's snapshots may hold.
+    ///
+    /// # Errors
+    /// When there is no such volume, or it cannot be stored.
+    pub fn set_quota(&self, volume: &str, quota: Option<Quota>) -> Result<(), HostError> {
+        Ok(self.volume(volume)?.set_quota(quota)?)
+    }
+
+    /// A snapshot's extents; with `since`, those that may differ from that snapshot.
+    ///
+    /// # Errors
+    /// When one of the snapshots does not exist.
+    pub fn extents(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        since: Option<&str>,
+    ) -> Result<SnapshotExtents, HostError> {
+        Ok(self.volume(volume)?.extents(snapshot, since)?)
     }
 
     fn check_timing(&self, timing: ArmTiming) -> Result<Timing, HostError> {

@@ -4,7 +4,7 @@ mod client;
 mod peer;
 mod tls;
 
-pub use client::{Connector, ControlClient, ControlError};
+pub use client::{Connector, ControlClient, ControlError, Lines};
 pub use peer::{Admits, Identity, NoIdentity, Role};
 pub use tls::TlsFiles;
 

@@ -8,6 +8,8 @@ pub mod client;
 pub mod coordinator;
 pub mod cut;
 pub mod device;
+pub mod digest;
+pub mod export;
 pub mod history;
 pub mod host;
 pub mod http;

@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use timesync::bound::{Assumptions, AsymmetryBudget, Policy};
 use timesync::exchange::StampClass;
-use timesync::identity::Incarnation;
+use timesync::identity::{BootId, Incarnation};
 use timesync::time::{Host, Nanos, Server, Time};
 use uuid::Uuid;
 
 use crate::certificate::{Evidence, Mode};
 use crate::cut::{Cause, Stretch};
-use crate::orders::{AttemptId, Problem, VolumeDescription};
+use crate::orders::{AttemptId, Problem, VolumeDescription, VolumeUsage};
 
 /// One volume of a group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -419,6 +419,38 @@ pub struct RestoreRequest {
     pub discard_current: bool,
     /// Disconnect the clients of the volumes, which are otherwise a reason to refuse.
     pub disconnect: bool,
+}
+
+/// What the snapshots of each volume take: by host and volume, of the hosts that answer. `GET /api/v1/usage`
+pub type Usage = BTreeMap<String, BTreeMap<String, VolumeUsage>>;
+
+/// Export a volume of a snapshot. `POST /api/v1/snapshots/{id or name}/export` tells where it is read, and
+/// `POST /api/v1/snapshots/{id or name}/extents` what it holds: an [`crate::orders::Extent`] a line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportRequest {
+    /// The volume.
+    pub volume: Member,
+    /// An older snapshot of the volume, by id or name: only what may differ from it.
+    #[serde(default)]
+    pub since: Option<String>,
+}
+
+/// Where a volume of a snapshot is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportSource {
+    /// The snapshot's name.
+    pub snapshot: String,
+    /// The older snapshot's name.
+    pub since: Option<String>,
+    /// The NBD export.
+    pub export: String,
+    /// Where the host's NBD server listens.
+    pub nbd: Vec<String>,
+    /// The host's boot: its socket files and loopback addresses mean something on that machine only.
+    pub boot: BootId,
+    /// BLAKE3 of the snapshot's content, in hex; null until it is computed.
+    pub digest: Option<String>,
 }
 
 /// What was restored.

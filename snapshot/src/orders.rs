@@ -181,6 +181,103 @@ pub struct ContentDigest {
     pub blake3: String,
 }
 
+/// What a volume's snapshots may hold. `POST /v1/volumes/{volume}/quota` (null: no limit)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// In bytes: as [`VolumeUsage::held`].
+    pub bytes: u64,
+    /// From this percentage of it on there are warnings; 1 ..= 100.
+    pub warn_percent: u8,
+    /// What becomes of the next snapshot when they hold as much.
+    pub when_full: WhenFull,
+}
+
+/// What becomes of the next snapshot when the others hold as much as they may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenFull {
+    /// It is refused.
+    Refuse,
+    /// The oldest ones that nobody named are deleted, until it fits; if that is not enough, it is refused.
+    DropOldestUnnamed,
+}
+
+impl Quota {
+    /// How `held` bytes compare with it.
+    pub fn level(&self, held: u64) -> QuotaLevel {
+        if held >= self.bytes {
+            QuotaLevel::Full
+        } else if u128::from(held) * 100 >= u128::from(self.bytes) * u128::from(self.warn_percent) {
+            QuotaLevel::Warning
+        } else {
+            QuotaLevel::Good
+        }
+    }
+}
+
+/// How much of a quota is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QuotaLevel {
+    /// Below the warning level, or there is no quota.
+    Good,
+    /// At the warning level.
+    Warning,
+    /// All of it.
+    Full,
+}
+
+/// What a volume's snapshots take. `GET /v1/usage` answers with each volume's, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUsage {
+    /// By name.
+    pub snapshots: BTreeMap<String, SnapshotUsage>,
+    /// Bytes of data that the live volume reads.
+    pub live: u64,
+    /// Bytes of data that only snapshots read, each counted once.
+    pub held: u64,
+    /// What they may hold.
+    pub quota: Option<Quota>,
+    /// How much of it they do.
+    pub level: QuotaLevel,
+    /// How far the merge of layers is that is under way, in percent.
+    pub merging: Option<u8>,
+}
+
+/// What a snapshot of a volume takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotUsage {
+    /// Bytes of data that it reads.
+    pub referenced: u64,
+    /// Those that nothing else reads: deleting it gives them back.
+    pub exclusive: u64,
+}
+
+/// A run of a snapshot's bytes that are alike. `GET /v1/volumes/{volume}/snapshots/{snapshot}/extents` answers with one a
+/// line, in order and without gaps; `?since=SNAPSHOT` asks what changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// In bytes; above 0.
+    pub length: u64,
+    /// What it holds.
+    pub state: ExtentState,
+}
+
+/// What a run of a snapshot's bytes holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExtentState {
+    /// It may hold anything.
+    Data,
+    /// It reads as zeros and takes no space.
+    Zero,
+    /// It reads as in the older snapshot. What did change may read as it did before, too.
+    Unchanged,
+}
+
 /// Why a request failed: problem+json (RFC 9457) with a sentence in `detail`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

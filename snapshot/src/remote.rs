@@ -2,6 +2,7 @@
 
 mod volumes;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -11,10 +12,10 @@ use timesync::publish::ServerTime;
 use uuid::Uuid;
 
 use crate::agent::UncoordinatedOrder;
-use crate::http::{Connector, ControlClient, ControlError, HttpError};
+use crate::http::{Connector, ControlClient, ControlError, HttpError, Lines};
 use crate::orders::{
     ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
-    RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
+    Quota, RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription, VolumeUsage,
 };
 
 /// Where a host's control plane is.
@@ -172,9 +173,43 @@ impl RemoteHost {
         self.client.delete(page, self.limits.bulk).await
     }
 
-    /// The digest of a snapshot's content.
-    pub async fn digest(&self, volume: &str, snapshot: &str) -> Result<ContentDigest, ControlError> {
-        let page = self.client.page(&["v1", "volumes", volume, "snapshots", snapshot, "digest"]);
+    /// A snapshot's extents, one a line; with `since`, those that may differ from that snapshot.
+    pub async fn extents(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        since: Option<&str>,
+    ) -> Result<Lines, ControlError> {
+        let mut page = self.client.page(&["v1", "volumes", volume, "snapshots", snapshot, "extents"]);
+        if let Some(since) = since {
+            page.query_pairs_mut().append_pair("since", since);
+        }
+        self.client.get_lines(page, self.limits.bulk).await
+    }
+
+    /// What the snapshots of each volume take. Looks at all maps.
+    pub async fn usage(&self) -> Result<BTreeMap<String, VolumeUsage>, ControlError> {
+        self.client.get(self.client.page(&["v1", "usage"]), self.limits.seal).await
+    }
+
+    /// Limits what a volume's snapshots may hold.
+    pub async fn set_quota(&self, volume: &str, quota: Option<Quota>) -> Result<(), ControlError> {
+        self.client
+            .post(self.client.page(&["v1", "volumes", volume, "quota"]), &quota, self.limits.seal)
+            .await
+    }
+
+    /// The digest of a snapshot's content; with `changes`, without reading what has not changed since the last one.
+    pub async fn digest(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        changes: bool,
+    ) -> Result<ContentDigest, ControlError> {
+        let mut page = self.client.page(&["v1", "volumes", volume, "snapshots", snapshot, "digest"]);
+        if changes {
+            page.set_query(Some("changes=1"));
+        }
         self.client.get(page, self.limits.bulk).await
     }
 }

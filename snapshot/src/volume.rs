@@ -22,12 +22,14 @@ mod check;
 mod clients;
 mod clone;
 mod digest;
+mod extents;
 mod flush;
 mod import;
 mod layer;
 mod manifest;
 mod map;
 mod merge;
+mod pace;
 mod page;
 mod ranges;
 mod request;
@@ -36,6 +38,7 @@ mod restore;
 mod storage;
 mod structure;
 mod unfinished;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -48,15 +51,18 @@ use timesync::clock::HostClock;
 use tracing::warn;
 
 pub use self::check::{CheckReport, Finding};
+pub use self::extents::SnapshotExtents;
 pub use self::import::Image;
 pub use self::restore::VolumeRestore;
 pub use self::structure::{Gate, VolumeCut};
 
 use self::clients::Clients;
 use self::clone::Turns;
+use self::digest::Leaves;
 use self::flush::Flushes;
 use self::layer::{BASE, Layer};
 use self::manifest::Manifest;
+use self::pace::Pace;
 use self::ranges::RangeLock;
 use self::request::{Client, Dispatch, SnapshotDevice};
 use self::storage::{Directory, Disk, StoredFile};
@@ -97,6 +103,8 @@ struct Core {
     structure: Mutex<Structure>,
     clients: Clients,
     turns: Turns,
+    pace: Pace,
+    leaves: Mutex<Option<Leaves>>,
     closing: AtomicBool,
     /// There is no manifest any more: what is left is not worth a sync.
     deleted: AtomicBool,
@@ -177,6 +185,8 @@ impl Volume {
             structure: Mutex::new(structure),
             clients: Clients::default(),
             turns: Turns::default(),
+            pace: Pace::default(),
+            leaves: Mutex::default(),
             closing: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
             _lock: lock,
@@ -251,6 +261,11 @@ impl Volume {
     /// Looks anew for layers to merge: another volume may have let go of what it shared.
     pub fn tidy(&self) {
         self.wake_merger();
+    }
+
+    /// Limits what its background work (merging layers, digests) reads: bytes per second, above 0. Default 256 MiB.
+    pub fn set_merge_rate(&self, bytes_per_second: u64) {
+        self.core.pace.set_rate(bytes_per_second);
     }
 
     fn wake_merger(&self) {
@@ -437,6 +452,19 @@ pub enum VolumeError {
         volume: String,
         /// How many.
         clients: usize,
+    },
+    /// Its snapshots hold as much as they may.
+    #[error(
+        "the snapshots of volume {volume} hold {held} bytes, and its quota is {quota}: delete some, or raise it with \
+         `coeval volume quota`"
+    )]
+    QuotaFull {
+        /// The volume.
+        volume: String,
+        /// What they hold, in bytes.
+        held: u64,
+        /// What they may hold, in bytes.
+        quota: u64,
     },
     /// The caller's deadline passed first.
     #[error("volume {volume} could not be {what} in time")]

@@ -36,6 +36,7 @@ impl Fixture {
             volumes: directory.path().join("volumes"),
             max_stretch,
             import_from: Vec::new(),
+            merge_rate: 1 << 30,
         };
         let service = HostService::open(options, identity, clock.clone()).unwrap();
         for name in ["data", "log"] {

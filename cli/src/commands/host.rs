@@ -56,6 +56,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
         volumes: config.volumes.clone(),
         max_stretch: config.max_stretch,
         import_from: config.import_from.clone(),
+        merge_rate: config.merge_rate,
     };
     let service = HostService::open(options, incarnation, clock.clone())?;
     let exports = Arc::clone(&service);

@@ -1,8 +1,11 @@
 //! `coeval snapshot`
 
+use serde::Serialize;
 use snapshot::messages::{
-    CreateRequest, HostResult, Manifest, Progress, RequestedPolicy, RestoreRequest, SnapshotDetails, Verdict,
+    CreateRequest, HostResult, Manifest, Member, Progress, RequestedPolicy, RestoreRequest, SnapshotDetails,
+    Usage, Verdict,
 };
+use snapshot::orders::SnapshotUsage;
 use timesync::bound::AsymmetryBudget;
 use timesync::time::{Nanos, Server, Time};
 
@@ -11,7 +14,7 @@ use crate::args::{CreateArgs, CutArgs, NamedArgs, Remote, RestoreArgs};
 use crate::picture::{self, Bar};
 use crate::progress::ProgressLine;
 use crate::table::Table;
-use crate::units::format_unsigned;
+use crate::units::{format_size, format_unsigned};
 
 /// What the flags ask for, without a name.
 pub fn request(cut: CutArgs) -> CreateRequest {
@@ -113,9 +116,11 @@ pub async fn list(remote: &Remote) -> Result<(), Failure> {
 /// # Errors
 /// When there is none of that name, or the server refuses.
 pub async fn show(args: &NamedArgs) -> Result<(), Failure> {
-    let details = connect(&args.remote)?.show(&args.snapshot, false).await?;
+    let server = connect(&args.remote)?;
+    let details = server.show(&args.snapshot, false).await?;
+    let usage = usage(&server.usage().await?, &details);
     if args.remote.json {
-        return print_json(&details);
+        return print_json(&Shown { details: &details, usage });
     }
     let SnapshotDetails { snapshot, story, .. } = &details;
     let mut text = format!("{}  {}  {}\n", snapshot.name, word(&snapshot.state), snapshot.created);
@@ -124,6 +129,15 @@ pub async fn show(args: &NamedArgs) -> Result<(), Failure> {
     }
     if let Some(manifest) = &snapshot.manifest {
         text += &format!("\n{}\n", describe(manifest));
+    }
+    if !usage.is_empty() {
+        let mut table = Table::new(&["volume", "reads", "alone"]);
+        for part in &usage {
+            let member = format!("{}/{}", part.member.host, part.member.volume);
+            let SnapshotUsage { referenced, exclusive } = part.usage;
+            table.row(vec![member, format_size(referenced), format_size(exclusive)]);
+        }
+        text += &format!("{table}\n");
     }
     if let Some(began) = story.first().map(|entry| entry.at_ns) {
         text += "What happened\n";
@@ -134,6 +148,33 @@ pub async fn show(args: &NamedArgs) -> Result<(), Failure> {
         }
     }
     print(&text)
+}
+
+/// What is shown in JSON.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    details: &'a SnapshotDetails,
+    /// Of the volumes whose hosts answer.
+    usage: Vec<MemberUsage>,
+}
+
+#[derive(Serialize)]
+struct MemberUsage {
+    #[serde(flatten)]
+    member: Member,
+    #[serde(flatten)]
+    usage: SnapshotUsage,
+}
+
+/// What each volume of a snapshot takes.
+fn usage(all: &Usage, details: &SnapshotDetails) -> Vec<MemberUsage> {
+    let Some(manifest) = &details.snapshot.manifest else { return Vec::new() };
+    let of = |member: &Member| {
+        let usage = *all.get(&member.host)?.get(&member.volume)?.snapshots.get(&manifest.name)?;
+        Some(MemberUsage { member: member.clone(), usage })
+    };
+    manifest.group.iter().filter_map(of).collect()
 }
 
 /// Computes a snapshot's verdict and digests again.

@@ -1,11 +1,12 @@
 //! `coeval volume`
 
-use snapshot::messages::CreateVolumeOn;
+use snapshot::messages::{CreateVolumeOn, HostVolumes};
 use snapshot::orders::volumes::ImportOrder;
+use snapshot::orders::{Quota, QuotaLevel, VolumeUsage};
 use snapshot::volume::{CheckReport, Volume};
 
 use super::{Failure, Finding, connect, print, print_json};
-use crate::args::{CheckArgs, CreateVolumeArgs, Remote};
+use crate::args::{CheckArgs, CreateVolumeArgs, QuotaArgs, Remote};
 use crate::table::Table;
 use crate::units;
 
@@ -62,24 +63,34 @@ pub fn check(args: &CheckArgs) -> Result<Finding, Failure> {
 /// # Errors
 /// When the server refuses.
 pub async fn list(remote: &Remote) -> Result<(), Failure> {
-    let hosts = connect(remote)?.volumes().await?;
+    let server = connect(remote)?;
+    let (hosts, usage) = (server.volumes().await?, server.usage().await?);
+    let usage_of = |host: &str, volume: &str| usage.get(host)?.get(volume);
     if remote.json {
-        return print_json(&hosts);
+        return print_json(&with_usage(&hosts, usage_of)?);
     }
-    let mut table = Table::new(&["volume", "size", "on disk", "layers", "snapshots", "clients"]);
+    let headings = ["volume", "size", "on disk", "layers", "snapshots", "they hold", "quota", "clients"];
+    let mut table = Table::new(&headings);
+    let mut notes = String::new();
     for host in &hosts {
         for volume in &host.volumes {
+            let usage = usage_of(&host.host, &volume.name);
+            notes += &usage.map_or_else(String::new, |usage| remarks(&host.host, &volume.name, usage));
             table.row(vec![
                 format!("{}/{}", host.host, volume.name),
                 units::format_size(volume.size),
                 units::format_size(volume.allocated),
                 volume.layers.to_string(),
                 volume.snapshots.len().to_string(),
+                usage.map_or_else(dash, |usage| units::format_size(usage.held)),
+                usage
+                    .and_then(|usage| usage.quota)
+                    .map_or_else(dash, |quota| units::format_size(quota.bytes)),
                 volume.clients.to_string(),
             ]);
         }
     }
-    let mut text = format!("{table}\n");
+    let mut text = format!("{table}\n{notes}");
     for host in &hosts {
         text += &match &host.problem {
             Some(problem) => format!("host {}: {problem}\n", host.host),
@@ -93,4 +104,57 @@ pub async fn list(remote: &Remote) -> Result<(), Failure> {
         }
     }
     print(&text)
+}
+
+/// Limits what a volume's snapshots may hold.
+///
+/// # Errors
+/// When there is no such volume, or the host does not do it.
+pub async fn quota(args: &QuotaArgs) -> Result<(), Failure> {
+    let QuotaArgs { volume, size, warn, when_full, remote } = args;
+    let quota = size.0.map(|bytes| Quota { bytes, warn_percent: *warn, when_full: (*when_full).into() });
+    connect(remote)?.set_quota(volume, quota).await?;
+    if remote.json {
+        return print_json(&quota);
+    }
+    let limit = quota.map_or_else(|| "no limit".to_owned(), |quota| units::format_size(quota.bytes));
+    print(&format!("snapshots of {}/{} may hold: {limit}", volume.host, volume.volume))
+}
+
+/// What people should know about a volume beside the figures.
+fn remarks(host: &str, volume: &str, usage: &VolumeUsage) -> String {
+    let mut text = String::new();
+    match usage.level {
+        QuotaLevel::Good => {}
+        QuotaLevel::Warning => {
+            text += &format!("WARNING: {host}/{volume}: the snapshots' quota is nearly used up\n");
+        }
+        QuotaLevel::Full => {
+            text += &format!("WARNING: {host}/{volume}: the snapshots' quota is used up\n");
+        }
+    }
+    if let Some(percent) = usage.merging {
+        text += &format!("{host}/{volume}: merging {percent} %\n");
+    }
+    text
+}
+
+/// The hosts' volumes in JSON, each with its `usage`, null where its host does not tell.
+fn with_usage<'a>(
+    hosts: &[HostVolumes],
+    usage_of: impl Fn(&str, &str) -> Option<&'a VolumeUsage>,
+) -> Result<serde_json::Value, serde_json::Error> {
+    let mut value = serde_json::to_value(hosts)?;
+    for host in value.as_array_mut().into_iter().flatten() {
+        let name = host["host"].as_str().unwrap_or_default().to_owned();
+        for volume in host["volumes"].as_array_mut().into_iter().flatten() {
+            let usage = volume["name"].as_str().and_then(|volume| usage_of(&name, volume));
+            volume["usage"] = serde_json::to_value(usage)?;
+        }
+    }
+    Ok(value)
+}
+
+fn dash() -> String {
+    "-".to_owned()
 }

@@ -30,6 +30,7 @@ impl Rig {
             volumes: directory.path().to_owned(),
             max_stretch: Nanos::from_millis(5_000),
             import_from: Vec::new(),
+            merge_rate: 1 << 30,
         };
         let host = HostService::open(options, incarnation, HostClock::real()).unwrap();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, false).unwrap();
@@ -76,12 +77,12 @@ async fn a_timed_cut_goes_through_every_step() {
     rig.remote.commit(attempt, &CommitOrder { name: "s1".to_owned() }).await.unwrap();
     assert_eq!(rig.snapshots().await, ["s1"]);
 
-    let digest = rig.remote.digest("data", "s1").await.unwrap();
-    assert_eq!(rig.remote.digest("data", "s1").await.unwrap(), digest);
+    let digest = rig.remote.digest("data", "s1", true).await.unwrap();
+    assert_eq!(rig.remote.digest("data", "s1", false).await.unwrap(), digest);
     rig.remote.delete_snapshot("data", "s1").await.unwrap();
     rig.remote.delete_snapshot("data", "s1").await.unwrap();
     assert!(rig.snapshots().await.is_empty());
-    assert!(rig.remote.digest("data", "s1").await.is_err());
+    assert!(rig.remote.digest("data", "s1", false).await.is_err());
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ impl Coordinator {
         let volumes = join_all(volumes(&manifest).map(|(member, stored)| {
             let name = &manifest.name;
             async move {
-                let (now, problem) = match self.digest(&member, name).await {
+                let (now, problem) = match self.digest(&member, name, false).await {
                     Ok(digest) => (Some(digest), None),
                     Err(why) => (None, Some(why.to_string())),
                 };
@@ -184,7 +184,7 @@ impl Coordinator {
             let _one_at_a_time = coordinator.digesting.lock().await;
             for (member, _) in volumes(&manifest).filter(|(_, stored)| stored.is_none()) {
                 let result = async {
-                    let digest = coordinator.digest(&member, &manifest.name).await?;
+                    let digest = coordinator.digest(&member, &manifest.name, true).await?;
                     let (id, member) = (manifest.id, member.clone());
                     coordinator
                         .with_catalogue(move |catalogue| {
@@ -199,8 +199,13 @@ impl Coordinator {
         });
     }
 
-    async fn digest(&self, member: &Member, snapshot: &str) -> Result<String, CoordinatorError> {
-        Ok(self.host(&member.host)?.digest(&member.volume, snapshot).await?.blake3)
+    async fn digest(
+        &self,
+        member: &Member,
+        snapshot: &str,
+        changes: bool,
+    ) -> Result<String, CoordinatorError> {
+        Ok(self.host(&member.host)?.digest(&member.volume, snapshot, changes).await?.blake3)
     }
 }
 

@@ -187,6 +187,15 @@ impl ControlClient {
         Ok(Lines { response, buffer: Vec::new(), client: self.clone(), limit })
     }
 
+    /// `GET`, for an answer that comes line by line. `limit` holds for the whole answer.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn get_lines(&self, page: Url, limit: Duration) -> Result<Lines, ControlError> {
+        let response = self.send(self.http.request(Method::GET, page), limit).await?;
+        Ok(Lines { response, buffer: Vec::new(), client: self.clone(), limit })
+    }
+
     async fn json<T: DeserializeOwned>(
         &self,
         request: RequestBuilder,
@@ -245,6 +254,14 @@ pub struct Lines {
 }
 
 impl Lines {
+    /// The answer as it comes, not in lines: to be passed on. None at its end.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, ControlError> {
+        self.response.chunk().await.map_err(|why| self.client.failure(&why, self.limit))
+    }
+
     /// The next line; none at the end of the answer.
     ///
     /// # Errors
@@ -255,7 +272,7 @@ impl Lines {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 return self.client.parse(&line).map(Some);
             }
-            match self.response.chunk().await.map_err(|why| self.client.failure(&why, self.limit))? {
+            match self.chunk().await? {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk),
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return self.client.parse(&std::mem::take(&mut self.buffer)).map(Some),

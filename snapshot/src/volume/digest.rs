@@ -1,34 +1,141 @@
 //! The digest of a snapshot's content, whatever layers it lies in.
+//!
+//! The leaves of the last digest are remembered. A range in which no layer between two snapshots has a block reads the
+//! same in both (`extents.rs`), so the next snapshot's digest takes its leaf over. It is the digest of what the snapshot
+//! held when it was taken; whether it still does, only reading all of it again tells, and that is what verifying does.
+
+use std::sync::atomic::Ordering;
+
+use blake3::Hash;
+use uuid::Uuid;
 
 use super::chain::{is_known_zero, read};
-use super::{BLOCK, Volume, VolumeError, at_path};
+use super::extents::changed_since;
+use super::request::SnapshotDevice;
+use super::{BLOCK, Volume, VolumeError, at_path, lock};
+use crate::digest::{RANGE, Tree};
+use crate::orders::ExtentState;
 
-/// The leaves of the tree.
-const RANGE: u64 = 4 << 20;
+/// The leaves of a snapshot.
+#[derive(Debug)]
+pub(super) struct Leaves {
+    snapshot: String,
+    /// Another snapshot may have the name by now, but not from the same attempt.
+    identity: (u64, Uuid),
+    leaves: Vec<Hash>,
+}
 
 impl Volume {
-    /// BLAKE3 over the concatenated BLAKE3 digests of the snapshot's ranges of 4 MiB (the last one may be shorter).
-    /// Ranges that are known to be zero are not read.
+    /// The digest of a snapshot's content (see [`crate::digest`]), by reading all of it. Ranges that are known to be zero
+    /// are not read.
     ///
     /// # Errors
     /// If there is no such snapshot, or it cannot be read.
-    pub fn digest(&self, snapshot: &str) -> Result<blake3::Hash, VolumeError> {
+    pub fn digest(&self, snapshot: &str) -> Result<Hash, VolumeError> {
         let pinned = self.pin(snapshot)?;
+        self.compute(snapshot, &pinned, &[], false)
+    }
+
+    /// The same, at the pace of background work, without reading what has not changed since the last digest.
+    ///
+    /// # Errors
+    /// If there is no such snapshot, it cannot be read, or the volume is being closed.
+    pub fn digest_of_changes(&self, snapshot: &str) -> Result<Hash, VolumeError> {
+        let pinned = self.pin(snapshot)?;
+        let known = self.known_leaves(&pinned);
+        self.compute(snapshot, &pinned, &known, true)
+    }
+
+    /// By range: the leaf, where it is known.
+    fn known_leaves(&self, pinned: &SnapshotDevice) -> Vec<Option<Hash>> {
+        let remembered = lock(&self.core.leaves);
+        let Some(Leaves { snapshot, identity, leaves }) = &*remembered else { return Vec::new() };
+        // Where it is gone, nobody knows what changed since.
+        let Ok(older) = self.pin(snapshot) else { return Vec::new() };
+        if self.identity(snapshot) != Some(*identity) || older.size != pinned.size {
+            return Vec::new();
+        }
+        let mut known: Vec<_> = leaves.iter().copied().map(Some).collect();
+        for (run, state) in changed_since(&pinned.layers, &older.layers, 0..pinned.size / BLOCK) {
+            if state != ExtentState::Unchanged {
+                let (first, last) = (run.start * BLOCK / RANGE, (run.end * BLOCK - 1) / RANGE);
+                known[first as usize..=last as usize].fill(None);
+            }
+        }
+        known
+    }
+
+    fn compute(
+        &self,
+        snapshot: &str,
+        pinned: &SnapshotDevice,
+        known: &[Option<Hash>],
+        paced: bool,
+    ) -> Result<Hash, VolumeError> {
+        let core = &self.core;
+        let (mut tree, mut leaves) = (Tree::new(), Vec::new());
         let mut buffer = vec![0; RANGE.min(pinned.size) as usize];
-        let zeros = blake3::hash(&buffer);
-        let mut tree = blake3::Hasher::new();
-        for start in (0..pinned.size).step_by(RANGE as usize) {
+        for (number, start) in (0..pinned.size).step_by(RANGE as usize).enumerate() {
             let length = RANGE.min(pinned.size - start);
             let blocks = start / BLOCK..(start + length) / BLOCK;
-            let leaf = if length == buffer.len() as u64 && is_known_zero(&pinned.layers, blocks) {
-                zeros
+            let leaf = if let Some(Some(leaf)) = known.get(number) {
+                *leaf
+            } else if is_known_zero(&pinned.layers, blocks) {
+                tree.leaf_of_zeros(length)
             } else {
                 let range = &mut buffer[..length as usize];
-                read(&pinned.layers, start, range).map_err(at_path(self.core.directory.path()))?;
+                read(&pinned.layers, start, range).map_err(at_path(core.directory.path()))?;
+                if paced && !core.pace.pay(length, &core.clock, || core.closing.load(Ordering::SeqCst)) {
+                    return Err(VolumeError::GaveUp { volume: core.name.clone(), what: "read" });
+                }
                 blake3::hash(range)
             };
-            tree.update(leaf.as_bytes());
+            tree.push(leaf);
+            leaves.push(leaf);
         }
-        Ok(tree.finalize())
+        if let Some(identity) = self.identity(snapshot) {
+            *lock(&core.leaves) = Some(Leaves { snapshot: snapshot.to_owned(), identity, leaves });
+        }
+        Ok(tree.root())
+    }
+
+    fn identity(&self, snapshot: &str) -> Option<(u64, Uuid)> {
+        let structure = lock(&self.core.structure);
+        structure.manifest.snapshots.get(snapshot).map(|boundary| (boundary.number, boundary.attempt))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::volume::tests::{create, done, take};
+
+    /// Ranges that did not change are not read again; that one is read again shows by damage to it.
+    #[test]
+    fn an_unchanged_range_is_read_by_a_verification_only() {
+        use std::os::unix::fs::FileExt;
+
+        let (root, volume) = create(3 * 1024);
+        let device = volume.attach().unwrap();
+        done(device.write(0, &[1; 4096], false));
+        take(&volume, "a");
+        let first = volume.digest_of_changes("a").unwrap();
+        assert_eq!(first, volume.digest("a").unwrap());
+        done(device.write(5 << 20, &[2; 4096], false));
+        take(&volume, "b");
+        let whole = volume.digest("b").unwrap();
+        assert_eq!(volume.digest("a").unwrap(), first);
+        assert_ne!(whole, first);
+        assert_eq!(volume.digest_of_changes("b").unwrap(), whole);
+
+        let base = std::fs::OpenOptions::new().write(true).open(root.path().join("v/000000.raw")).unwrap();
+        base.write_all_at(&[9; 4096], 0).unwrap();
+        take(&volume, "c");
+        assert_eq!(volume.digest_of_changes("c").unwrap(), whole, "nothing changed it but damage");
+        assert_ne!(volume.digest("c").unwrap(), whole, "which a verification finds");
+
+        // Where the older snapshot is gone, all is read.
+        volume.delete_snapshot("c").unwrap();
+        take(&volume, "d");
+        assert_eq!(volume.digest_of_changes("d").unwrap(), volume.digest("d").unwrap());
     }
 }

@@ -259,6 +259,23 @@ impl Layer {
         self.map.as_ref()?.map.next_run(from)
     }
 
+    /// The first run of blocks in a range that this layer says something about: of the base, that may hold data; and what
+    /// lies beyond its end.
+    pub(super) fn next_known(&self, blocks: &Range<u64>) -> Option<(Range<u64>, State)> {
+        let end = self.size / BLOCK;
+        let within = blocks.start..blocks.end.min(end);
+        let known = match &self.map {
+            _ if within.is_empty() => None,
+            // A file system's own blocks may be smaller.
+            None => self
+                .data
+                .next_data(&(within.start * BLOCK..within.end * BLOCK))
+                .map(|data| (data.start / BLOCK..data.end.div_ceil(BLOCK), State::Data)),
+            Some(map) => map.map.next_run(within.start).filter(|(run, _)| run.start < within.end),
+        };
+        known.or_else(|| (end < blocks.end).then(|| (blocks.start.max(end)..blocks.end, State::Zero)))
+    }
+
     /// Reads from the data file, whatever the map says.
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.data.read(offset, buffer)
@@ -269,6 +286,26 @@ impl Layer {
         self.data.write(offset, data)?;
         self.changed(offset.div_ceil(BLOCK)..(offset + data.len() as u64) / BLOCK, State::Data);
         Ok(())
+    }
+
+    /// Copies whole blocks of another layer's data file, without passing them through this process; they count from then
+    /// on. False where the file system cannot: nothing counts then that did not.
+    pub(super) fn copy_from(&self, other: &Layer, blocks: &Range<u64>) -> io::Result<bool> {
+        let bytes = blocks.start * BLOCK..blocks.end * BLOCK;
+        match self.data.copy_from(&*other.data, &bytes) {
+            Ok(()) => {
+                self.changed(blocks.clone(), State::Data);
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Blocks whose content is in this layer's data file. Not for the base.
+    pub(super) fn data_blocks(&self) -> u64 {
+        let runs = std::iter::successors(self.next_run(0), |(run, _)| self.next_run(run.end));
+        runs.filter(|(_, state)| *state == State::Data).map(|(run, _)| run.end - run.start).sum()
     }
 
     /// Makes whole blocks read as zeros, with `punch` without keeping space for them.

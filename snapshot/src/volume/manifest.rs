@@ -15,6 +15,7 @@ use super::layer::{BASE, data_name, map_name};
 use super::storage::Directory;
 use super::unfinished::MARKER;
 use super::{BLOCK, VolumeError, at_path};
+use crate::orders::Quota;
 
 const VERSION: u64 = 2;
 pub(super) const FILE: &str = "volume.json";
@@ -38,6 +39,9 @@ pub(super) struct Manifest {
     /// The sizes of layers that are not of the volume's size, because it was resized since: in bytes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sizes: BTreeMap<u32, u64>,
+    /// What its snapshots may hold. Left out where there is none: that is how it was before there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
 }
 
 /// A snapshot.
@@ -99,6 +103,7 @@ impl From<Version1> for Manifest {
             snapshots: old.snapshots.into_iter().map(|(name, old)| (name, old.into())).collect(),
             restored: None,
             sizes: BTreeMap::new(),
+            quota: None,
         }
     }
 }
@@ -114,6 +119,7 @@ impl Manifest {
             snapshots: BTreeMap::new(),
             restored: None,
             sizes: BTreeMap::new(),
+            quota: None,
         }
     }
 

@@ -172,6 +172,13 @@ impl Core {
 
     /// False if it was cut short.
     fn copy(&self, lower: &Layer, upper: &Layer) -> io::Result<bool> {
+        self.pace.begin(upper.data_blocks() * BLOCK);
+        let copied = self.copy_blocks(lower, upper);
+        self.pace.end();
+        copied
+    }
+
+    fn copy_blocks(&self, lower: &Layer, upper: &Layer) -> io::Result<bool> {
         let mut buffer = vec![0; CHUNK as usize];
         let mut from = 0;
         while let Some((run, state)) = upper.next_run(from) {
@@ -181,8 +188,14 @@ impl Core {
             }
             if state == State::Data {
                 let data = &mut buffer[..((blocks.end - blocks.start) * BLOCK) as usize];
-                upper.read(blocks.start * BLOCK, data)?;
-                lower.write(blocks.start * BLOCK, data)?;
+                if !lower.copy_from(upper, &blocks)? {
+                    upper.read(blocks.start * BLOCK, data)?;
+                    lower.write(blocks.start * BLOCK, data)?;
+                }
+                self.pace.advance(data.len() as u64);
+                if !self.pace.pay(data.len() as u64, &self.clock, || self.is_cut_short()) {
+                    return Ok(false);
+                }
             } else {
                 lower.zero(blocks.clone(), true)?;
             }

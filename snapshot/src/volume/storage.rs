@@ -9,7 +9,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 use nix::unistd::{Whence, lseek};
 
 use super::{VolumeError, at_path};
@@ -48,6 +49,17 @@ pub(super) trait StoredFile: Debug + Send + Sync {
     /// # Errors
     /// [`io::ErrorKind::Unsupported`] where the file system cannot; nothing has changed then.
     fn zero(&self, range: &Range<u64>, keep_space: bool) -> io::Result<()>;
+    /// Copies a range of another file to the same place in this one, within the file system.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] where it cannot; some of the range may have been copied then.
+    fn copy_from(&self, _other: &dyn StoredFile, _range: &Range<u64>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// The file itself, if it is one of the system's.
+    fn as_file(&self) -> Option<&File> {
+        None
+    }
     fn sync_data(&self) -> io::Result<()>;
     fn length(&self) -> io::Result<u64>;
     /// Cuts the file off, or adds zeros.
@@ -56,8 +68,12 @@ pub(super) trait StoredFile: Debug + Send + Sync {
     fn links(&self) -> io::Result<u64>;
     /// Bytes of disk.
     fn allocated(&self) -> io::Result<u64>;
+    /// The first part of a range that may have been written; the rest of the range before it is zero for certain.
+    fn next_data(&self, range: &Range<u64>) -> Option<Range<u64>>;
     /// Whether a range is known to be unwritten.
-    fn is_hole(&self, range: &Range<u64>) -> bool;
+    fn is_hole(&self, range: &Range<u64>) -> bool {
+        self.next_data(range).is_none()
+    }
 }
 
 /// The file system itself.
@@ -134,6 +150,27 @@ impl StoredFile for File {
         Ok(fallocate(self, mode, range.start.cast_signed(), length.cast_signed())?)
     }
 
+    fn copy_from(&self, other: &dyn StoredFile, range: &Range<u64>) -> io::Result<()> {
+        let Some(other) = other.as_file() else { return Err(io::ErrorKind::Unsupported.into()) };
+        let (mut from, mut to) = (range.start.cast_signed(), range.start.cast_signed());
+        while to.cast_unsigned() < range.end {
+            let left = (range.end - to.cast_unsigned()) as usize;
+            match copy_file_range(other, Some(&mut from), self, Some(&mut to), left) {
+                // Nothing, before the end of the range: some file systems' way of saying that they cannot.
+                Ok(0) | Err(Errno::EXDEV | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => {
+                    return Err(io::ErrorKind::Unsupported.into());
+                }
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        Some(self)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         File::sync_data(self)
     }
@@ -154,11 +191,18 @@ impl StoredFile for File {
         Ok(self.metadata()?.blocks() * 512)
     }
 
-    fn is_hole(&self, range: &Range<u64>) -> bool {
-        match lseek(self, range.start.cast_signed(), Whence::SeekData) {
-            Ok(next) => next.cast_unsigned() >= range.end,
-            Err(error) => error == nix::errno::Errno::ENXIO,
+    fn next_data(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let start = match lseek(self, range.start.cast_signed(), Whence::SeekData) {
+            Ok(next) => next.cast_unsigned(),
+            Err(Errno::ENXIO) => return None,
+            // Where nobody can tell, all may be data.
+            Err(_) => return Some(range.clone()),
+        };
+        if start >= range.end {
+            return None;
         }
+        let end = lseek(self, start.cast_signed(), Whence::SeekHole).map_or(range.end, i64::cast_unsigned);
+        Some(start..end.clamp(start + 1, range.end))
     }
 }
 

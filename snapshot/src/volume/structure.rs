@@ -167,6 +167,7 @@ impl Volume {
     /// If a structural change is under way, or the file system fails; then nothing has changed.
     pub fn prepare(self: &Arc<Self>, what: &str) -> Result<VolumeCut, VolumeError> {
         let core = &self.core;
+        core.check_quota()?;
         let mut structure = lock(&core.structure);
         structure.refuse_if_busy(&core.name)?;
         let sealing = core.head();

@@ -21,17 +21,17 @@ use crate::device::{Device, DeviceError, Outcome};
 
 const MAX_STRETCH: Nanos = Nanos::from_millis(60_000);
 
-fn create(blocks: u64) -> (TempDir, Arc<Volume>) {
+pub(super) fn create(blocks: u64) -> (TempDir, Arc<Volume>) {
     let root = tempfile::tempdir().unwrap();
     let volume = Volume::create(root.path(), "v", blocks * BLOCK, HostClock::real()).unwrap();
     (root, volume)
 }
 
-fn open(root: &TempDir) -> Result<Arc<Volume>, VolumeError> {
+pub(super) fn open(root: &TempDir) -> Result<Arc<Volume>, VolumeError> {
     Volume::open(root.path(), "v", HostClock::real())
 }
 
-fn done(outcome: Outcome) {
+pub(super) fn done(outcome: Outcome) {
     assert_eq!(outcome.result, Ok(()));
     assert!(outcome.hold.is_none(), "no cut, nothing to wait for");
 }
@@ -51,7 +51,7 @@ fn snapshot(volume: &Arc<Volume>, name: &str) -> Vec<u8> {
 }
 
 /// Waits for the merging thread.
-fn settle(volume: &Volume) {
+pub(super) fn settle(volume: &Volume) {
     while volume.core.next_tidying().is_some() {
         std::thread::sleep(std::time::Duration::from_micros(200));
     }
@@ -101,14 +101,14 @@ fn release_and_seal(volume: &Volume, attempt: &VolumeCut, cut: &Cut) {
     attempt.disarm();
 }
 
-fn take(volume: &Arc<Volume>, name: &str) {
+pub(super) fn take(volume: &Arc<Volume>, name: &str) {
     let (attempt, cut) = armed(volume);
     strike(volume, &attempt, &cut);
     release_and_seal(volume, &attempt, &cut);
     attempt.commit(name, uuid::Uuid::nil()).unwrap();
 }
 
-fn restore(volume: &Arc<Volume>, snapshot: &str, keep: Option<&str>) {
+pub(super) fn restore(volume: &Arc<Volume>, snapshot: &str, keep: Option<&str>) {
     let prepared = volume.prepare_restore(snapshot, "restoring", false).unwrap();
     prepared.switch(keep, uuid::Uuid::nil()).unwrap();
 }

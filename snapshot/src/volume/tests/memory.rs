@@ -568,7 +568,11 @@ impl StoredFile for MemoryFile {
         Ok(blocks as u64 * 4096)
     }
 
-    fn is_hole(&self, range: &Range<u64>) -> bool {
-        self.seen()[range.start as usize..range.end as usize].iter().all(|&byte| byte == 0)
+    fn next_data(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let seen = self.seen();
+        let mut bytes = range.clone();
+        let start = bytes.find(|&at| seen[at as usize] != 0)?;
+        let end = bytes.find(|&at| seen[at as usize] == 0).unwrap_or(range.end);
+        Some(start..end)
     }
 }

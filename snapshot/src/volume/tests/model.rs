@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::orders::{Extent, ExtentState};
 
 pub(super) const BLOCKS: u64 = 24;
 const SIZE: usize = (BLOCKS * BLOCK) as usize;
@@ -254,6 +255,30 @@ impl Checked {
             assert!(snapshot(volume, name) == *image, "snapshot {name} changed");
             let leaf = blake3::hash(image);
             assert_eq!(volume.digest(name).unwrap(), blake3::hash(leaf.as_bytes()), "one range, one leaf");
+            self.check_extents(volume, name, image);
+        }
+    }
+}
+
+impl Checked {
+    /// What is called zero is zero, and what is called unchanged is what it was in the other snapshot, on whatever
+    /// branch that is.
+    fn check_extents(&self, volume: &Volume, name: &str, image: &[u8]) {
+        let others = self.snapshots.iter().map(|(name, image)| (Some(name.as_str()), image.as_slice()));
+        for (since, older) in others.chain([(None, &[][..])]) {
+            let extents = volume.extents(name, since).unwrap();
+            let mut end = 0;
+            for Extent { offset, length, state } in extents.within(0..SIZE as u64) {
+                assert_eq!(offset, end, "a gap between extents");
+                end = offset + length;
+                let range = offset as usize..end as usize;
+                match state {
+                    ExtentState::Data => {}
+                    ExtentState::Zero => assert!(image[range].iter().all(|&byte| byte == 0)),
+                    ExtentState::Unchanged => assert!(image[range.clone()] == older[range]),
+                }
+            }
+            assert_eq!(end, SIZE as u64);
         }
     }
 }
