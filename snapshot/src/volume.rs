@@ -30,6 +30,7 @@ mod page;
 mod ranges;
 mod request;
 mod restore;
+mod status;
 mod storage;
 mod structure;
 
@@ -239,7 +240,7 @@ impl Volume {
         let mut structure = lock(&self.core.structure);
         let boundary = structure.boundary(&self.core.name, name)?;
         let layers = structure.chain(boundary);
-        Ok(SnapshotDevice { layers, size: self.core.size, _pin: structure.pin(&self.core, name) })
+        Ok(SnapshotDevice { layers, size: self.core.size, pin: structure.pin(&self.core, name) })
     }
 
     fn wake_merger(&self) {

@@ -113,7 +113,7 @@ impl Served {
     fn tcp(&self, export: &str) -> String {
         match &self.server.endpoints()[1] {
             Endpoint::Tcp(address) => format!("nbd://{address}/{export}"),
-            Endpoint::Unix(_) => unreachable!("the second endpoint is TCP"),
+            _ => unreachable!("the second endpoint is TCP"),
         }
     }
 

@@ -4,6 +4,7 @@ mod concurrency;
 mod crash;
 mod memory;
 mod model;
+mod status;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
