@@ -244,7 +244,7 @@ pub struct HostArgs {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub time: Option<SocketAddr>,
     /// Where the NBD server listens (may be repeated)
-    #[arg(long, value_name = "tcp://ADDRESS:PORT|unix:///PATH")]
+    #[arg(long, value_name = "unix:///PATH|tls://ADDRESS:PORT|tcp://ADDRESS:PORT")]
     pub nbd: Vec<Endpoint>,
     /// The directory that holds the volumes
     #[arg(long, value_name = "DIRECTORY")]

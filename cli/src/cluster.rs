@@ -152,11 +152,14 @@ fn start_host(program: &Path, directory: &Path, name: &str, place: &Place) -> Re
     let nbd_socket = directory.join(format!("{name}.nbd"));
     let config = format!(
         "name = {name:?}\nlisten = \"{0}:0\"\ntime = \"{0}:0\"\nvolumes = {1:?}\n\
-         nbd = [\"unix://{2}\", \"tcp://{0}:0\"]\n{3}",
+         nbd = [\"unix://{2}\", \"tcp://{0}:0\"{4}]\n{3}{5}",
         place.address,
         directory.join(name),
         nbd_socket.display(),
         place.security(),
+        if place.tls.is_some() { format!(", \"tls://{}:0\"", place.address) } else { String::new() },
+        // The workload's own NBD client speaks no TLS.
+        if place.tls.is_some() { "insecure = true\n" } else { "" },
     );
     let daemon = start_daemon(program, "host", directory, name, place, &config)?;
     let ready = daemon.ready()?;

@@ -170,7 +170,9 @@ pub struct HostConfig {
     /// A file with the key that time exchanges must be authenticated with, as linuxptp's `sa_file`. Default: none but those
     /// that servers hand out over the control plane, where that is HTTPS. With any key, others are not answered.
     pub time_key: Option<PathBuf>,
-    /// Where its NBD server listens: `tcp://ADDRESS:PORT` or `unix:///PATH`. Default `tcp://127.0.0.1:10809`.
+    /// Where its NBD server listens: `unix:///PATH`, `tls://ADDRESS:PORT`, where clients must begin TLS and present a
+    /// certificate of [tls]'s CA, or `tcp://ADDRESS:PORT`, which is refused beyond loopback unless `insecure` is set.
+    /// Default `tcp://127.0.0.1:10809`.
     #[serde(deserialize_with = "endpoints")]
     pub nbd: Vec<Endpoint>,
     /// The directory that holds a directory for each volume. Default /var/lib/coeval/volumes.
@@ -187,9 +189,10 @@ pub struct HostConfig {
     pub merge_rate: u64,
     /// How other programs on this host learn of its bound. Default: not at all.
     pub publish: PublishConfig,
-    /// Plain HTTP beyond loopback: anybody on the network can then give orders. Default false.
+    /// Plain HTTP (where there is no [tls]) and plain NBD beyond loopback: anybody on the network can then give orders,
+    /// and read and write the volumes. Default false.
     pub insecure: bool,
-    /// HTTPS towards the server.
+    /// HTTPS towards the server, and NBD by `tls://`.
     pub tls: Option<TlsFiles>,
 }
 
@@ -395,6 +398,18 @@ impl HostConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         check_tls("host", self.listen, self.insecure, self.tls.as_ref())?;
         in_range("merge_rate (in bytes)", self.merge_rate, 1 << 20, 1 << 40)?;
+        for endpoint in &self.nbd {
+            let what = match endpoint {
+                Endpoint::Tcp(address) if !self.insecure && !address.ip().is_loopback() => format!(
+                    "nbd = \"{endpoint}\" is plain NBD beyond loopback; write tls://{address}, or set insecure = true"
+                ),
+                Endpoint::Tls(_) if self.tls.is_none() => {
+                    format!("nbd = \"{endpoint}\" needs [tls]; give cert, key and ca there")
+                }
+                _ => continue,
+            };
+            return Err(ConfigError::Invalid(what));
+        }
         in_range("max_stretch (in ns)", self.max_stretch.get(), 1_000, 10_000_000_000)?;
         if let Some(relative) = self.import_from.iter().find(|directory| !directory.is_absolute()) {
             let what = format!("import_from: {} is no absolute path", relative.display());
@@ -539,6 +554,15 @@ mod tests {
         assert_eq!((config.publish.clockbound, config.publish.max_drift_ppm), (Some("/run/x".into()), 10));
         let config: HostConfig = parse("[publish]\nmax_drift_ppm = 0", Path::new("h")).unwrap();
         assert!(config.check().unwrap_err().to_string().contains("publish.max_drift_ppm"));
+        let check = |text: &str| parse::<HostConfig>(text, Path::new("h")).unwrap().check();
+        let plain = "nbd = [\"tcp://10.0.0.1:1\"]";
+        assert!(check(plain).unwrap_err().to_string().contains("write tls://10.0.0.1:1"));
+        assert!(check(&format!("insecure = true\n{plain}")).is_ok());
+        let secured = "nbd = [\"tls://10.0.0.1:1\"]";
+        assert!(check(secured).unwrap_err().to_string().contains("needs [tls]"));
+        let files = "tls = { cert = \"c\", key = \"k\", ca = \"a\" }";
+        assert!(check(&format!("{secured}\n{files}")).is_ok());
+        assert!(check(&format!("{plain}\n{files}")).is_err(), "certificates do not make TCP secure");
         let error = parse::<HostConfig>("nbd = [\"udp://x\"]", Path::new("h.toml")).unwrap_err().to_string();
         assert!(error.starts_with("h.toml:1: ") && error.contains("udp://x"), "{error}");
     }

@@ -112,7 +112,8 @@ impl Authority {
         params.subject_alt_names =
             addresses.iter().map(|address| alternative_name(address)).collect::<Result<_, _>>()?;
         params.subject_alt_names.push(SanType::URI(who.to_string().try_into()?));
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // No key is enciphered with it, but QEMU, as an NBD client, presents no certificate that does not allow it.
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = match role {
             // The server is its hosts' client.
             Role::Server => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],

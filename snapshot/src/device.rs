@@ -1,5 +1,6 @@
 //! What an NBD export stands on: a volume, or a snapshot of one.
 
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use crate::cut::Cut;
@@ -50,6 +51,7 @@ impl From<std::io::Error> for DeviceError {
             std::io::ErrorKind::StorageFull
             | std::io::ErrorKind::QuotaExceeded
             | std::io::ErrorKind::FileTooLarge => DeviceError::NoSpace,
+            std::io::ErrorKind::Unsupported => DeviceError::Unsupported,
             _ => DeviceError::Io,
         }
     }
@@ -57,6 +59,16 @@ impl From<std::io::Error> for DeviceError {
 
 /// Disconnects a client.
 pub type Disconnect = Box<dyn Fn() + Send + Sync>;
+
+/// Is told the runs of a range of bytes, in order and without gaps, each with what was asked about it; breaks when it
+/// needs no more.
+pub type Visit<'a> = dyn FnMut(Range<u64>, bool) -> ControlFlow<()> + 'a;
+
+/// What has changed in a device since a snapshot. The snapshot cannot be deleted while this lives.
+pub trait Changes: Send + Sync {
+    /// Tells which runs of `range` may have changed. The rest reads as in the snapshot.
+    fn within(&self, range: Range<u64>, visit: &mut Visit<'_>) -> Outcome;
+}
 
 /// A block device. All methods may be called from many threads at once; each call does one whole request and blocks for
 /// as long as the storage takes. Offsets and lengths are in bytes and need no alignment.
@@ -82,6 +94,35 @@ pub trait Device: Send + Sync {
     /// Makes every write answered before this call durable.
     fn flush(&self) -> Outcome;
 
+    /// As [`Device::write_zeroes`], but only where that takes no longer for being long; else it fails with
+    /// [`DeviceError::Unsupported`] and has changed nothing.
+    fn write_zeroes_fast(&self, _offset: u64, _length: u64, _may_punch: bool, _fua: bool) -> Outcome {
+        Outcome::now(Err(DeviceError::Unsupported))
+    }
+
+    /// Is told that a range will be read soon.
+    fn cache(&self, _offset: u64, _length: u64) -> Outcome {
+        Outcome::now(Ok(()))
+    }
+
+    /// Tells which runs of `range` read as zeros and take no space. It is a read: what it tells of a held write waits
+    /// with that write (R3).
+    fn holes(&self, range: Range<u64>, visit: &mut Visit<'_>) -> Outcome {
+        // The one run that there is: whether it suffices makes no difference.
+        let _ = visit(range, false);
+        Outcome::now(Ok(()))
+    }
+
+    /// The snapshots that [`Device::changes_since`] knows.
+    fn snapshots(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What has changed since a snapshot; None if there is no such snapshot.
+    fn changes_since(&self, _snapshot: &str) -> Option<Box<dyn Changes>> {
+        None
+    }
+
     /// Says how to disconnect the client that this was opened for: done when the volume is to be restored under it.
     /// The device is expected to be dropped soon after. One that is never taken from its client needs no answer.
     fn on_disconnect(&self, _disconnect: Disconnect) {}
@@ -91,6 +132,16 @@ pub trait Device: Send + Sync {
 pub trait Exports: Send + Sync {
     /// Their names, sorted.
     fn list(&self) -> Vec<String>;
+
+    /// What people should know of one.
+    fn describe(&self, _name: &str) -> Option<String> {
+        None
+    }
+
+    /// Why this client is offered nothing at all: a sentence.
+    fn refusal(&self) -> Option<String> {
+        None
+    }
 
     /// Opens one; it stays in use (and cannot be deleted) while the device lives. None if there is no such export, or
     /// nobody is let in at present.

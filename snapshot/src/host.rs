@@ -515,6 +515,15 @@ impl Exports for HostService {
         names
     }
 
+    fn describe(&self, name: &str) -> Option<String> {
+        Some(match name.split_once('@') {
+            Some((volume, snapshot)) => {
+                format!("volume {volume} as it was in snapshot {snapshot}, read-only")
+            }
+            None => format!("volume {name} of host {}", self.options.name),
+        })
+    }
+
     fn open(&self, name: &str) -> Option<Arc<dyn Device>> {
         match name.split_once('@') {
             None => self.volume(name).ok()?.attach(),

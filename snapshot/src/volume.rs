@@ -35,6 +35,7 @@ mod ranges;
 mod request;
 mod resize;
 mod restore;
+mod status;
 mod storage;
 mod structure;
 mod unfinished;
@@ -255,7 +256,7 @@ impl Volume {
         let mut structure = lock(&self.core.structure);
         let boundary = structure.boundary(&self.core.name, name)?;
         let (layers, size) = (structure.chain(boundary), structure.manifest.size_of(boundary));
-        Ok(SnapshotDevice { layers, size, _pin: structure.pin(&self.core, name) })
+        Ok(SnapshotDevice { layers, size, pin: structure.pin(&self.core, name) })
     }
 
     /// Looks anew for layers to merge: another volume may have let go of what it shared.

@@ -38,6 +38,7 @@ impl Host {
             name: "a".to_owned(),
             volumes: directory.path().join("volumes"),
             max_stretch,
+            import_from: Vec::new(),
             merge_rate: 1 << 30,
         };
         let incarnation = Incarnation::of_this_process().unwrap();

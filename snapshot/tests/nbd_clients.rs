@@ -113,7 +113,7 @@ impl Served {
     fn tcp(&self, export: &str) -> String {
         match &self.server.endpoints()[1] {
             Endpoint::Tcp(address) => format!("nbd://{address}/{export}"),
-            Endpoint::Unix(_) => unreachable!("the second endpoint is TCP"),
+            _ => unreachable!("the second endpoint is TCP"),
         }
     }
 
@@ -175,10 +175,18 @@ fn nbdinfo_sees_what_there_is() {
     let exports = json["exports"].as_array().unwrap();
     let named = exports.iter().map(|export| (&export["export-name"], &export["is_read_only"]));
     assert!(named.eq([(&"vol".into(), &false.into()), (&"vol@monday".into(), &true.into())]), "{json}");
-    for ability in ["can_flush", "can_fua", "can_trim", "can_zero", "can_df", "can_multi_conn"] {
+    for ability in [
+        "can_flush",
+        "can_fua",
+        "can_trim",
+        "can_zero",
+        "can_df",
+        "can_multi_conn",
+        "can_cache",
+        "can_fast_zero",
+    ] {
         assert_eq!(exports[0][ability], true, "{ability}");
     }
-    assert_eq!(exports[0]["can_fast_zero"], false);
 }
 
 #[test]
@@ -240,7 +248,8 @@ for structured in [False, True]:
     fails(errno.EINVAL, h.trim, 1, size)
     fails(errno.ENOSPC, h.zero, 2, size - 1)
     fails(errno.EINVAL, h.pread, 0, 0)
-    fails(errno.EINVAL, h.cache, 1, 0)
+    h.cache(1, 0)
+    fails(errno.EINVAL, h.cache, 1, size)
     fails(errno.ENOTSUP, h.zero, 1, 0, nbd.CMD_FLAG_FAST_ZERO)
     fails(errno.EINVAL, h.pwrite, b"x", 0, 1 << 14)
 

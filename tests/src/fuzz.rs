@@ -4,7 +4,8 @@
 //! `fuzz/` has a libFuzzer program for each; the test `fuzz` runs each on its corpus.
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -14,7 +15,8 @@ use coeval_cli::units;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use snapshot::certificate::{Evidence, certify};
-use snapshot::device::{Device, Exports, Outcome};
+use snapshot::device::{Changes, Device, Exports, Outcome, Visit};
+use snapshot::http::Role;
 use snapshot::nbd::{Client, Endpoint, Server};
 use snapshot::{agent, messages, orders};
 use timesync::authentication::{Association, Key, Keyring, SessionKey};
@@ -25,6 +27,8 @@ use timesync::exchange::{Backward, Exchange, Forward};
 use timesync::time::{Nanos, Span, Time};
 use timesync::wire::Message;
 
+use crate::tls::Authority;
+
 /// What a fuzzer calls with octets of its own making.
 pub type Target = fn(&[u8]);
 
@@ -34,6 +38,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("authentication", authentication),
     ("exchanges", exchanges),
     ("nbd_server", nbd_server),
+    ("nbd_tls", nbd_tls),
     ("nbd_client", nbd_client),
     ("json", json),
     ("config", config),
@@ -126,6 +131,20 @@ impl Device for Nothing {
     fn flush(&self) -> Outcome {
         Outcome::now(Ok(()))
     }
+    fn snapshots(&self) -> Vec<String> {
+        vec!["s".to_owned()]
+    }
+    fn changes_since(&self, _: &str) -> Option<Box<dyn Changes>> {
+        Some(Box::new(Nothing))
+    }
+}
+
+impl Changes for Nothing {
+    fn within(&self, range: Range<u64>, visit: &mut Visit<'_>) -> Outcome {
+        let outcome = within(range.start, range.end - range.start);
+        let _ = visit(range, true);
+        outcome
+    }
 }
 
 fn within(offset: u64, length: u64) -> Outcome {
@@ -156,20 +175,43 @@ pub fn nbd_server(data: &[u8]) {
         let server = Server::bind(&endpoints, Arc::new(Nothing), HostClock::real()).unwrap();
         (path, server)
     });
-    let mut stream = UnixStream::connect(path).unwrap();
-    let mut reader = stream.try_clone().unwrap();
+    let stream = UnixStream::connect(path).unwrap();
+    talk(&stream, &stream, || stream.shutdown(Shutdown::Write), data);
+}
+
+/// The same where TLS is required: nothing that is sent in the clear reaches an export.
+pub fn nbd_tls(data: &[u8]) {
+    static SERVER: OnceLock<(Server, Authority)> = OnceLock::new();
+    let (server, _) = SERVER.get_or_init(|| {
+        let authority = Authority::new();
+        let files = authority.issue(Role::Host, "a", Ipv4Addr::LOCALHOST.into());
+        let endpoints = ["tls://127.0.0.1:0".parse().unwrap()];
+        let clock = HostClock::real();
+        let server = Server::bind_with_tls(&endpoints, Arc::new(Nothing), clock, Some(&files)).unwrap();
+        (server, authority)
+    });
+    let Endpoint::Tls(address) = server.endpoints()[0] else { unreachable!("it is the only one") };
+    let stream = TcpStream::connect(address).unwrap();
+    talk(&stream, &stream, || stream.shutdown(Shutdown::Write), data);
+}
+
+/// Says `data` to a server, which greets first and may hang up at any octet.
+fn talk(
+    mut reader: impl Read + Send,
+    mut writer: impl Write,
+    end: impl FnOnce() -> std::io::Result<()>,
+    data: &[u8],
+) {
     std::thread::scope(|scope| {
         // The server answers while it is being told more.
         let answers = scope.spawn(move || {
             let mut greeting = [0; 18];
             reader.read_exact(&mut greeting).unwrap();
             assert!(greeting.starts_with(b"NBDMAGICIHAVEOPT"));
-            let mut rest = Vec::new();
-            // It may hang up at any octet.
-            let _ = reader.read_to_end(&mut rest);
+            let _ = reader.read_to_end(&mut Vec::new());
         });
-        let _ = stream.write_all(data);
-        let _ = stream.shutdown(Shutdown::Write);
+        let _ = writer.write_all(data);
+        let _ = end();
         answers.join().unwrap();
     });
 }

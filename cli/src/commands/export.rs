@@ -115,6 +115,10 @@ fn open(host: &str, source: &ExportSource) -> Result<Client, Failure> {
     let here = Incarnation::of_this_process()?.boot;
     let mut why = Vec::new();
     for uri in &source.nbd {
+        if uri.starts_with("nbds://") {
+            why.push(format!("{uri} wants TLS, which an export does not speak"));
+            continue;
+        }
         let Some(endpoint) = endpoint(uri).filter(|endpoint| is_reachable(endpoint, here, source.boot))
         else {
             why.push(format!("{uri} can be reached on that host only"));
@@ -139,7 +143,9 @@ fn open(host: &str, source: &ExportSource) -> Result<Client, Failure> {
 fn is_reachable(endpoint: &Endpoint, here: BootId, host: BootId) -> bool {
     let is_local = match endpoint {
         Endpoint::Unix(_) => true,
-        Endpoint::Tcp(address) => address.ip().is_loopback() || address.ip().is_unspecified(),
+        Endpoint::Tcp(address) | Endpoint::Tls(address) => {
+            address.ip().is_loopback() || address.ip().is_unspecified()
+        }
     };
     !is_local || here == host
 }

@@ -60,7 +60,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     };
     let service = HostService::open(options, incarnation, clock.clone())?;
     let exports = Arc::clone(&service);
-    let nbd_server = nbd::Server::bind(&config.nbd, exports, clock.clone())?;
+    let nbd_server = nbd::Server::bind_with_tls(&config.nbd, exports, clock.clone(), config.tls.as_ref())?;
     let endpoints: Vec<String> = nbd_server.endpoints().iter().map(uri).collect();
     service.set_nbd_endpoints(endpoints.clone());
     let simulation = clock.is_simulated();
@@ -125,6 +125,7 @@ fn configure(args: HostArgs) -> Result<(crate::args::DaemonArgs, HostConfig), Fa
 fn uri(endpoint: &Endpoint) -> String {
     match endpoint {
         Endpoint::Tcp(address) => format!("nbd://{address}"),
+        Endpoint::Tls(address) => format!("nbds://{address}"),
         Endpoint::Unix(path) => format!("nbd+unix:///?socket={}", path.display()),
     }
 }

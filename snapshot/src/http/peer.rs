@@ -91,16 +91,22 @@ impl FromStr for Identity {
 pub struct Peer(Option<Identity>);
 
 impl Peer {
-    /// Exactly one identity counts: a certificate with two would be whatever suits its holder.
     fn of(certificate: Option<&CertificateDer<'_>>) -> Self {
+        Peer(Identity::of(certificate))
+    }
+}
+
+impl Identity {
+    /// Exactly one identity counts: a certificate with two would be whatever suits its holder.
+    pub(crate) fn of(certificate: Option<&CertificateDer<'_>>) -> Option<Self> {
         let certificate = certificate.and_then(|der| EndEntityCert::try_from(der).ok());
         let mut identities = certificate
             .iter()
             .flat_map(|certificate| certificate.valid_uri_names())
             .filter_map(|uri| uri.parse::<Identity>().ok());
         match (identities.next(), identities.next()) {
-            (Some(identity), None) => Peer(Some(identity)),
-            _ => Peer(None),
+            (Some(identity), None) => Some(identity),
+            _ => None,
         }
     }
 }

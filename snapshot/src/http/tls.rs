@@ -26,7 +26,7 @@ pub struct TlsFiles {
 
 impl TlsFiles {
     /// For the end that listens: a client without a certificate of the CA does not get past the handshake.
-    pub(super) fn server(&self) -> Result<Arc<ServerConfig>, HttpError> {
+    pub(crate) fn server(&self) -> Result<Arc<ServerConfig>, HttpError> {
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider())
             .build()
             .map_err(|why| unusable(&self.ca, why))?;

@@ -20,6 +20,9 @@ pub enum ClientError {
     /// The connection could not be made, or broke, or took longer than the timeout.
     #[error("the connection to the NBD server failed: {0}")]
     Io(#[from] io::Error),
+    /// This client speaks no TLS.
+    #[error("this NBD client speaks no TLS: use a Unix socket or nbdcopy")]
+    Tls,
     /// The server answered outside the protocol, or with what this client does not support.
     #[error("the NBD server sent {0}")]
     Protocol(&'static str),
@@ -213,6 +216,7 @@ fn greet(endpoint: &Endpoint) -> Result<BufReader<Socket>, ClientError> {
             stream.into()
         }
         Endpoint::Unix(path) => UnixStream::connect(path)?.into(),
+        Endpoint::Tls(_) => return Err(ClientError::Tls),
     };
     let mut stream = BufReader::with_capacity(64 << 10, Socket::from(stream));
     let mut greeting = [0; 18];

@@ -17,6 +17,7 @@ use timesync::time::{Host, Nanos, Time};
 use super::buffer::{Buffer, INITIAL};
 use super::handshake::{Chosen, Handshake, Step};
 use super::outbox::{Broken, Outbox};
+use super::status;
 use super::wire::{self, Command, ErrorCode, Request, Violation};
 use crate::cut::Cut;
 use crate::device::{Exports, Outcome};
@@ -183,11 +184,16 @@ impl Connection {
             }
             Command::Flush => device.flush(),
             Command::Trim { fua } => device.trim(offset, length.into(), fua),
-            Command::WriteZeroes { may_punch, fua } => {
+            Command::WriteZeroes { may_punch, fua, fast: false } => {
                 device.write_zeroes(offset, length.into(), may_punch, fua)
             }
+            Command::WriteZeroes { may_punch, fua, fast: true } => {
+                device.write_zeroes_fast(offset, length.into(), may_punch, fua)
+            }
+            Command::Cache => device.cache(offset, length.into()),
+            Command::BlockStatus { one } => status::answer(export, request, one, &mut self.replies),
         };
-        if command != Command::Read || outcome.result.is_err() {
+        if !request.has_content() || outcome.result.is_err() {
             self.replies.truncate(start);
             self.answer(export, request, outcome.result.map_err(ErrorCode::from));
         }
@@ -211,7 +217,7 @@ impl Connection {
     /// A reply without data.
     fn answer(&mut self, export: &Chosen, request: Request, result: Result<(), ErrorCode>) {
         match result {
-            Err(code) if export.structured && request.command == wire::command::READ => {
+            Err(code) if export.structured && request.has_content() => {
                 self.replies.push(&wire::error_chunk(request.cookie, code));
             }
             result => self.replies.push(&wire::simple_reply(request.cookie, result)),

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use super::buffer::Buffer;
+use super::meta::{self, BadQueries, Context, MAX_CONTEXTS, Queries};
 use super::wire::{
-    self, BLOCK_SIZES, MAGIC, MAX_OPTION, MAX_STRING, OPTION_MAGIC, Violation, handshake_flag, info, option,
-    option_reply, transmission_flag,
+    self, BLOCK_SIZES, MAGIC, MAX_OPTION, MAX_OPTIONS, MAX_STRING, OPTION_MAGIC, Violation, handshake_flag,
+    info, option, option_reply, transmission_flag,
 };
 use crate::device::{Device, Exports};
 
@@ -15,6 +16,8 @@ pub(super) struct Chosen {
     pub device: Arc<dyn Device>,
     /// Whether READs are answered in chunks.
     pub structured: bool,
+    /// What BLOCK_STATUS tells, by the numbers that the client was given.
+    pub contexts: Vec<(u32, Context)>,
 }
 
 /// What a step came to.
@@ -34,6 +37,9 @@ pub(super) struct Handshake<'a> {
     /// None until the client's flags have arrived.
     no_zeroes: Option<bool>,
     structured: bool,
+    /// The contexts that SET_META_CONTEXT selected, and the export that they are for.
+    selected: Option<(Vec<u8>, Vec<String>)>,
+    options: usize,
 }
 
 impl<'a> Handshake<'a> {
@@ -42,7 +48,7 @@ impl<'a> Handshake<'a> {
         out.push(&MAGIC.to_be_bytes());
         out.push(&OPTION_MAGIC.to_be_bytes());
         out.push(&(handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES).to_be_bytes());
-        Handshake { exports, no_zeroes: None, structured: false }
+        Handshake { exports, no_zeroes: None, structured: false, selected: None, options: 0 }
     }
 
     /// Handles the client's flags or one option at the front of `input`.
@@ -70,54 +76,70 @@ impl<'a> Handshake<'a> {
         }
         let Some(data) = rest.get(..length as usize) else { return Ok(Step::Incomplete) };
         let used = input.len() - rest.len() + data.len();
+        self.options += 1;
+        if self.options > MAX_OPTIONS {
+            return Err(Violation::ManyOptions);
+        }
 
         match option {
             option::EXPORT_NAME => {
                 // The one option without an error reply: all a server can do is hang up.
                 let device = self.open(data).ok_or(Violation::NoSuchExport)?;
+                let contexts = self.contexts(data, &*device).ok_or(Violation::NoSuchExport)?;
                 out.push(&device.size().to_be_bytes());
                 out.push(&self.flags(&*device).to_be_bytes());
                 if !no_zeroes {
                     out.push(&[0; 124]);
                 }
-                return Ok(Step::Chosen(used, Chosen { device, structured: self.structured }));
-            }
-            option::GO | option::INFO => {
-                let chosen = self.describe(option, data, out);
-                if let Some(device) = chosen
-                    && option == option::GO
-                {
-                    return Ok(Step::Chosen(used, Chosen { device, structured: self.structured }));
-                }
+                return Ok(Step::Chosen(used, Chosen { device, structured: self.structured, contexts }));
             }
             option::ABORT => {
                 reply(out, option, option_reply::ACK, &[]);
                 return Ok(Step::Aborted);
             }
+            option if let Some(why) = self.exports.refusal() => {
+                reply(out, option, option_reply::ERR_POLICY, &[why.as_bytes()]);
+            }
+            option::GO | option::INFO => {
+                if let Some(chosen) = self.describe(option, data, out)
+                    && option == option::GO
+                {
+                    return Ok(Step::Chosen(used, chosen));
+                }
+            }
             option::LIST if data.is_empty() => {
                 for name in self.exports.list() {
-                    let length = u32::try_from(name.len()).unwrap_or(u32::MAX);
-                    reply(out, option, option_reply::SERVER, &[&length.to_be_bytes(), name.as_bytes()]);
+                    let length = u32::try_from(name.len()).unwrap_or(u32::MAX).to_be_bytes();
+                    let description = self.exports.describe(&name).unwrap_or_default();
+                    let entry: [&[u8]; 3] = [&length, name.as_bytes(), description.as_bytes()];
+                    reply(out, option, option_reply::SERVER, &entry);
                 }
                 reply(out, option, option_reply::ACK, &[]);
+            }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT if self.structured => {
+                self.meta_contexts(option, data, out);
             }
             option::STRUCTURED_REPLY if data.is_empty() => {
                 self.structured = true;
                 reply(out, option, option_reply::ACK, &[]);
             }
-            option::LIST | option::STRUCTURED_REPLY => reply(out, option, option_reply::ERR_INVALID, &[]),
+            option::LIST
+            | option::STRUCTURED_REPLY
+            | option::LIST_META_CONTEXT
+            | option::SET_META_CONTEXT => reply(out, option, option_reply::ERR_INVALID, &[]),
             _ => reply(out, option, option_reply::ERR_UNSUP, &[]),
         }
         Ok(Step::Used(used))
     }
 
     /// Answers GO or INFO: name length 4, name, number of requests 2, requests 2 each.
-    fn describe(&self, option: u32, mut data: &[u8], out: &mut Buffer) -> Option<Arc<dyn Device>> {
+    fn describe(&self, option: u32, mut data: &[u8], out: &mut Buffer) -> Option<Chosen> {
         let Some((name, wanted)) = parse_info(&mut data) else {
             reply(out, option, option_reply::ERR_INVALID, &[]);
             return None;
         };
-        let Some(device) = self.open(name) else {
+        let opened = self.open(name).and_then(|device| Some((self.contexts(name, &*device)?, device)));
+        let Some((contexts, device)) = opened else {
             reply(out, option, option_reply::ERR_UNKNOWN, &[]);
             return None;
         };
@@ -126,13 +148,55 @@ impl<'a> Handshake<'a> {
         if wanted.contains(&info::NAME) {
             reply(out, option, option_reply::INFO, &[&info::NAME.to_be_bytes(), name]);
         }
+        let description = std::str::from_utf8(name).ok().and_then(|name| self.exports.describe(name));
+        if let Some(text) = description.filter(|_| wanted.contains(&info::DESCRIPTION)) {
+            let kind = info::DESCRIPTION.to_be_bytes();
+            reply(out, option, option_reply::INFO, &[&kind, text.as_bytes()]);
+        }
         if wanted.contains(&info::BLOCK_SIZE) {
             let [least, preferred, most] = BLOCK_SIZES.map(u32::to_be_bytes);
             let kind = info::BLOCK_SIZE.to_be_bytes();
             reply(out, option, option_reply::INFO, &[&kind, &least, &preferred, &most]);
         }
         reply(out, option, option_reply::ACK, &[]);
-        Some(device)
+        Some(Chosen { device, structured: self.structured, contexts })
+    }
+
+    /// Answers LIST_META_CONTEXT or SET_META_CONTEXT. The latter forgets what was selected before, even if it fails.
+    fn meta_contexts(&mut self, option: u32, data: &[u8], out: &mut Buffer) {
+        let sets = option == option::SET_META_CONTEXT;
+        if sets {
+            self.selected = None;
+        }
+        let Queries { export, queries } = match meta::parse(data) {
+            Ok(parsed) => parsed,
+            Err(BadQueries::Invalid) => return reply(out, option, option_reply::ERR_INVALID, &[]),
+            Err(BadQueries::TooMany) => return reply(out, option, option_reply::ERR_TOO_BIG, &[]),
+        };
+        let Some(device) = self.open(export) else {
+            return reply(out, option, option_reply::ERR_UNKNOWN, &[]);
+        };
+        let names = if sets { meta::selected(&*device, &queries) } else { meta::listed(&*device, &queries) };
+        if sets && names.len() > MAX_CONTEXTS {
+            return reply(out, option, option_reply::ERR_TOO_BIG, &[]);
+        }
+        for (id, name) in (1_u32..).zip(&names) {
+            reply(out, option, option_reply::META_CONTEXT, &[&id.to_be_bytes(), name.as_bytes()]);
+        }
+        reply(out, option, option_reply::ACK, &[]);
+        if sets {
+            self.selected = Some((export.to_vec(), names));
+        }
+    }
+
+    /// What was selected for an export, under the numbers that the client knows. None if a snapshot has been deleted
+    /// since: the client must not take an answer for what it is not.
+    fn contexts(&self, export: &[u8], device: &dyn Device) -> Option<Vec<(u32, Context)>> {
+        let names = match &self.selected {
+            Some((name, contexts)) if name == export => contexts.as_slice(),
+            _ => &[],
+        };
+        (1..).zip(names).map(|(id, name)| Some((id, meta::open(device, name)?))).collect()
     }
 
     fn open(&self, name: &[u8]) -> Option<Arc<dyn Device>> {
@@ -145,8 +209,8 @@ impl<'a> Handshake<'a> {
     fn flags(&self, device: &dyn Device) -> u16 {
         use transmission_flag::*;
         // One device stands behind all connections, so a flush on any of them covers the writes of all.
-        let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN;
-        flags |= if device.read_only() { READ_ONLY } else { SEND_TRIM | SEND_WRITE_ZEROES };
+        let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN | SEND_CACHE;
+        flags |= if device.read_only() { READ_ONLY } else { SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO };
         if self.structured {
             flags |= SEND_DF;
         }

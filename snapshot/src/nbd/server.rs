@@ -1,23 +1,26 @@
-//! Listens, and gives each client a thread of its own.
+//! Listens, and gives each client a thread of its own; two, where TLS stands between.
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use rustls::ServerConfig;
 use timesync::clock::HostClock;
 
 use super::connection::{Connection, Ended};
 use super::outbox::Outbox;
-use super::{Endpoint, NbdError};
-use crate::device::Exports;
+use super::tls::{self, TlsError};
+use super::{Endpoint, NbdError, access};
+use crate::device::{Disconnect, Exports};
+use crate::http::TlsFiles;
 
 /// Clients served at once. One that comes beyond is turned away.
 const MAX_CONNECTIONS: usize = 1024;
@@ -44,13 +47,37 @@ impl Server {
         exports: Arc<dyn Exports>,
         clock: HostClock,
     ) -> Result<Server, NbdError> {
+        Server::bind_with_tls(endpoints, exports, clock, None)
+    }
+
+    /// The same. Endpoints that require TLS use `tls`, and admit those whose certificates come from its CA.
+    ///
+    /// # Errors
+    /// As [`Server::bind`]; or such an endpoint has no certificate, or a file of `tls` is unusable.
+    pub fn bind_with_tls(
+        endpoints: &[Endpoint],
+        exports: Arc<dyn Exports>,
+        clock: HostClock,
+        tls: Option<&TlsFiles>,
+    ) -> Result<Server, NbdError> {
+        let secured = endpoints.iter().find(|endpoint| matches!(endpoint, Endpoint::Tls(_)));
+        let tls = match (secured, tls) {
+            (None, _) => None,
+            (Some(endpoint), None) => return Err(NbdError::NoCertificate { endpoint: endpoint.clone() }),
+            (Some(_), Some(files)) => {
+                let mut config = ServerConfig::clone(&*files.server()?);
+                // NBD has no name there.
+                config.alpn_protocols.clear();
+                Some(Arc::new(config))
+            }
+        };
         let listeners = endpoints.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()?;
         let endpoints = listeners.iter().map(|listener| listener.endpoint.clone()).collect();
         let stop =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|errno| NbdError::Start(errno.into()))?;
         let stop = Arc::new(stop);
         let acceptor =
-            Acceptor { listeners, stop: Arc::clone(&stop), exports, clock, connections: Vec::new() };
+            Acceptor { listeners, stop: Arc::clone(&stop), exports, clock, tls, connections: Vec::new() };
         let acceptor = thread::Builder::new()
             .name("nbd accept".into())
             .spawn(move || acceptor.run())
@@ -73,6 +100,13 @@ impl Drop for Server {
             let _ = acceptor.join();
         }
     }
+}
+
+/// Who has connected.
+enum Client {
+    Plain(OwnedFd),
+    /// One that has to begin TLS.
+    Tls(TcpStream),
 }
 
 #[derive(Debug)]
@@ -103,12 +137,16 @@ impl Listener {
             _ => NbdError::Listen { endpoint: endpoint.clone(), source },
         };
         match endpoint {
-            Endpoint::Tcp(address) => {
+            Endpoint::Tcp(address) | Endpoint::Tls(address) => {
                 let socket = TcpListener::bind(address).map_err(failed)?;
                 // A client that gives up between poll and accept must not block the others.
                 socket.set_nonblocking(true).map_err(failed)?;
                 let address = socket.local_addr().map_err(failed)?;
-                Ok(Listener { endpoint: Endpoint::Tcp(address), socket: Socket::Tcp(socket) })
+                let endpoint = match endpoint {
+                    Endpoint::Tls(_) => Endpoint::Tls(address),
+                    _ => Endpoint::Tcp(address),
+                };
+                Ok(Listener { endpoint, socket: Socket::Tcp(socket) })
             }
             Endpoint::Unix(path) => {
                 remove_stale(path, endpoint)?;
@@ -119,16 +157,17 @@ impl Listener {
         }
     }
 
-    fn accept(&self) -> io::Result<OwnedFd> {
+    fn accept(&self) -> io::Result<Client> {
         match &self.socket {
             Socket::Tcp(socket) => {
                 let (stream, _) = socket.accept()?;
                 stream.set_nodelay(true)?;
                 // A client that vanished without a word must not keep its export in use for ever.
                 socket2::SockRef::from(&stream).set_keepalive(true)?;
-                Ok(stream.into())
+                let secured = matches!(self.endpoint, Endpoint::Tls(_));
+                Ok(if secured { Client::Tls(stream) } else { Client::Plain(stream.into()) })
             }
-            Socket::Unix(socket) => Ok(socket.accept()?.0.into()),
+            Socket::Unix(socket) => Ok(Client::Plain(socket.accept()?.0.into())),
         }
     }
 }
@@ -165,8 +204,10 @@ struct Acceptor {
     stop: Arc<EventFd>,
     exports: Arc<dyn Exports>,
     clock: HostClock,
-    /// Weak, so that a connection's descriptor goes with its thread and its last held reply.
-    connections: Vec<(JoinHandle<()>, Weak<Outbox>)>,
+    /// There, if a listener requires it.
+    tls: Option<Arc<ServerConfig>>,
+    /// Each connection's thread, and how to end it.
+    connections: Vec<(JoinHandle<()>, Disconnect)>,
 }
 
 impl Acceptor {
@@ -198,10 +239,8 @@ impl Acceptor {
             }
         }
         self.listeners.clear();
-        for (_, outbox) in &self.connections {
-            if let Some(outbox) = outbox.upgrade() {
-                outbox.shutdown();
-            }
+        for (_, end) in &self.connections {
+            end();
         }
         for (thread, _) in self.connections {
             // A panic has been printed when it happened, and its connection was closed.
@@ -209,24 +248,80 @@ impl Acceptor {
         }
     }
 
-    fn admit(&mut self, socket: OwnedFd) -> io::Result<()> {
+    fn admit(&mut self, client: Client) -> io::Result<()> {
         self.connections.retain(|(thread, _)| !thread.is_finished());
         if self.connections.len() >= MAX_CONNECTIONS {
             tracing::warn!("an NBD client was turned away: {MAX_CONNECTIONS} are connected");
             return Ok(());
         }
-        let outbox = Arc::new(Outbox::new(socket)?);
-        let weak = Arc::downgrade(&outbox);
-        let connection = Connection::new(outbox, self.clock.clone());
-        let exports = Arc::clone(&self.exports);
-        let thread =
-            thread::Builder::new().name("nbd".into()).spawn(move || match connection.serve(&*exports) {
-                Ended::Left => tracing::debug!("an NBD client left"),
-                ended => tracing::info!("an NBD connection ended: {ended}"),
-            })?;
-        self.connections.push((thread, weak));
+        let (exports, clock) = (Arc::clone(&self.exports), self.clock.clone());
+        let connection = match (client, &self.tls) {
+            (Client::Plain(socket), _) => serve(socket, exports, clock)?,
+            (Client::Tls(stream), Some(config)) => serve_tls(stream, Arc::clone(config), exports, clock)?,
+            // Such a listener is not bound without.
+            (Client::Tls(_), None) => return Ok(()),
+        };
+        self.connections.push(connection);
         Ok(())
     }
+}
+
+/// Serves a client on a thread of its own. Returns also how to end that.
+fn serve(
+    socket: OwnedFd,
+    exports: Arc<dyn Exports>,
+    clock: HostClock,
+) -> io::Result<(JoinHandle<()>, Disconnect)> {
+    let outbox = Arc::new(Outbox::new(socket)?);
+    // Weak, so that a connection's descriptor goes with its thread and its last held reply.
+    let weak = Arc::downgrade(&outbox);
+    let connection = Connection::new(outbox, clock);
+    let thread =
+        thread::Builder::new().name("nbd".into()).spawn(move || match connection.serve(&*exports) {
+            Ended::Left => tracing::debug!("an NBD client left"),
+            ended => tracing::info!("an NBD connection ended: {ended}"),
+        })?;
+    let end = move || {
+        if let Some(outbox) = weak.upgrade() {
+            outbox.shutdown();
+        }
+    };
+    Ok((thread, Box::new(end)))
+}
+
+/// The same, for a client that has to begin TLS and show who it is.
+fn serve_tls(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    exports: Arc<dyn Exports>,
+    clock: HostClock,
+) -> io::Result<(JoinHandle<()>, Disconnect)> {
+    let handle = Arc::new(stream.try_clone()?);
+    // Weak, so that the client sees the end of its connection when the thread is done.
+    let weak = Arc::downgrade(&handle);
+    let proxy = move || -> Result<(), TlsError> {
+        let _handle = handle;
+        let Some(secured) = tls::negotiate(stream, config, &clock)? else { return Ok(()) };
+        let exports = access::exports_for(secured.identity.as_ref(), exports);
+        let (outer, inner) = UnixStream::pair()?;
+        let (connection, end) = serve(inner.into(), exports, clock)?;
+        let relayed = secured.relay(outer);
+        end();
+        // It panicked if this fails, which has been printed.
+        let _ = connection.join();
+        Ok(relayed?)
+    };
+    let thread = thread::Builder::new().name("nbd tls".into()).spawn(move || match proxy() {
+        Ok(()) => tracing::debug!("an NBD client by TLS left"),
+        Err(error) => tracing::info!("an NBD connection by TLS ended: {error}"),
+    })?;
+    let end = move || {
+        if let Some(stream) = weak.upgrade() {
+            // It has ended already if this fails.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    };
+    Ok((thread, Box::new(end)))
 }
 
 /// Nobody is waiting, or whoever was has given up.

@@ -1,6 +1,7 @@
 //! The server from outside: over real sockets, on a device in memory.
 
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,11 +18,13 @@ use super::handshake::{Handshake, Step};
 use super::wire::{self, Request, command, command_flag, info, option, option_reply, transmission_flag};
 use super::*;
 use crate::cut::{Cause, Cut, Timing};
-use crate::device::{Device, DeviceError, Exports, Outcome};
+use crate::device::{Changes, Device, DeviceError, Exports, Outcome, Visit};
 
 mod holding;
 mod hostile;
 mod protocol;
+mod status;
+mod tls;
 
 const SIZE: usize = 40 << 20;
 /// Where reads wait with held writes (R3).
@@ -96,6 +99,46 @@ impl Device for Memory {
     fn flush(&self) -> Outcome {
         Outcome::now(Ok(()))
     }
+
+    fn holes(&self, range: Range<u64>, visit: &mut Visit<'_>) -> Outcome {
+        if self.failing.load(Ordering::SeqCst) {
+            return Outcome::now(Err(DeviceError::Io));
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min((at / 4096 + 1) * 4096);
+            let zero = self.bytes.lock().unwrap()[at as usize..end as usize].iter().all(|byte| *byte == 0);
+            if visit(at..end, zero).is_break() {
+                break;
+            }
+            at = end;
+        }
+        let hold = if range.contains(&WATCHED) { self.cut.lock().unwrap().clone() } else { None };
+        Outcome { result: Ok(()), hold }
+    }
+
+    fn snapshots(&self) -> Vec<String> {
+        vec!["sunday".into(), "monday".into()]
+    }
+
+    fn changes_since(&self, snapshot: &str) -> Option<Box<dyn Changes>> {
+        self.snapshots().contains(&snapshot.to_owned()).then(|| Box::new(SecondHalf) as _)
+    }
+}
+
+/// All that has changed since any snapshot.
+struct SecondHalf;
+
+impl Changes for SecondHalf {
+    fn within(&self, range: Range<u64>, visit: &mut Visit<'_>) -> Outcome {
+        let half = (SIZE as u64 / 2).clamp(range.start, range.end);
+        for (run, changed) in [(range.start..half, false), (half..range.end, true)] {
+            if !run.is_empty() && visit(run, changed).is_break() {
+                break;
+            }
+        }
+        Outcome::now(Ok(()))
+    }
 }
 
 struct TwoExports {
@@ -106,6 +149,10 @@ struct TwoExports {
 impl Exports for TwoExports {
     fn list(&self) -> Vec<String> {
         vec!["vol".into(), "vol@monday".into()]
+    }
+
+    fn describe(&self, name: &str) -> Option<String> {
+        (name == "vol").then(|| "bytes in memory".into())
     }
 
     fn open(&self, name: &str) -> Option<Arc<dyn Device>> {
@@ -178,6 +225,17 @@ fn info_data(name: &[u8], wanted: &[u16]) -> Vec<u8> {
     data
 }
 
+fn queries_data(export: &[u8], queries: &[&str]) -> Vec<u8> {
+    let mut data = (export.len() as u32).to_be_bytes().to_vec();
+    data.extend(export);
+    data.extend((queries.len() as u32).to_be_bytes());
+    for query in queries {
+        data.extend((query.len() as u32).to_be_bytes());
+        data.extend(query.as_bytes());
+    }
+    data
+}
+
 fn request(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> [u8; Request::LEN] {
     Request { flags, command, cookie, offset, length }.encode()
 }
@@ -188,13 +246,13 @@ fn write_request(cookie: u64, offset: u64, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn reply(stream: &mut UnixStream) -> (u64, Result<(), ErrorCode>) {
+fn reply(stream: &mut impl Read) -> (u64, Result<(), ErrorCode>) {
     let mut bytes = [0; wire::SIMPLE_REPLY_LEN];
     stream.read_exact(&mut bytes).unwrap();
     wire::decode_simple_reply(bytes).unwrap()
 }
 
-fn option_reply(stream: &mut UnixStream) -> (u32, u32, Vec<u8>) {
+fn option_reply(stream: &mut impl Read) -> (u32, u32, Vec<u8>) {
     let mut head = [0; 20];
     stream.read_exact(&mut head).unwrap();
     let rest = &mut &head[8..];

@@ -9,6 +9,8 @@ pub(super) const MAX_PAYLOAD: u32 = 32 << 20;
 pub(super) const MAX_STRING: usize = 4096;
 /// The longest data of an option that we listen to, in bytes.
 pub(super) const MAX_OPTION: u32 = 64 << 10;
+/// The most options that a client may send. Programs that list ask two things about each export.
+pub(super) const MAX_OPTIONS: usize = 4096;
 /// The block sizes that suit us: any, pages, and `MAX_PAYLOAD`.
 pub(super) const BLOCK_SIZES: [u32; 3] = [1, 4096, MAX_PAYLOAD];
 
@@ -35,31 +37,41 @@ pub(super) mod transmission_flag {
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
     pub const SEND_DF: u16 = 1 << 7;
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    pub const SEND_CACHE: u16 = 1 << 10;
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
 }
 
 pub(super) mod option {
     pub const EXPORT_NAME: u32 = 1;
     pub const ABORT: u32 = 2;
     pub const LIST: u32 = 3;
+    pub const STARTTLS: u32 = 5;
     pub const INFO: u32 = 6;
     pub const GO: u32 = 7;
     pub const STRUCTURED_REPLY: u32 = 8;
+    pub const LIST_META_CONTEXT: u32 = 9;
+    pub const SET_META_CONTEXT: u32 = 10;
 }
 
 pub(super) mod option_reply {
     pub const ACK: u32 = 1;
     pub const SERVER: u32 = 2;
     pub const INFO: u32 = 3;
+    pub const META_CONTEXT: u32 = 4;
     /// Set in every reply that is an error.
     pub const ERROR: u32 = 1 << 31;
     pub const ERR_UNSUP: u32 = ERROR | 1;
+    pub const ERR_POLICY: u32 = ERROR | 2;
     pub const ERR_INVALID: u32 = ERROR | 3;
+    pub const ERR_TLS_REQD: u32 = ERROR | 5;
     pub const ERR_UNKNOWN: u32 = ERROR | 6;
+    pub const ERR_TOO_BIG: u32 = ERROR | 9;
 }
 
 pub(super) mod info {
     pub const EXPORT: u16 = 0;
     pub const NAME: u16 = 1;
+    pub const DESCRIPTION: u16 = 2;
     pub const BLOCK_SIZE: u16 = 3;
 }
 
@@ -69,18 +81,32 @@ pub(super) mod command {
     pub const DISC: u16 = 2;
     pub const FLUSH: u16 = 3;
     pub const TRIM: u16 = 4;
+    pub const CACHE: u16 = 5;
     pub const WRITE_ZEROES: u16 = 6;
+    pub const BLOCK_STATUS: u16 = 7;
 }
 
 pub(super) mod command_flag {
     pub const FUA: u16 = 1 << 0;
     pub const NO_HOLE: u16 = 1 << 1;
     pub const DF: u16 = 1 << 2;
+    pub const REQ_ONE: u16 = 1 << 3;
     pub const FAST_ZERO: u16 = 1 << 4;
+}
+
+/// What BLOCK_STATUS says of a run.
+pub(super) mod status_flag {
+    /// `base:allocation`: it takes no space.
+    pub const HOLE: u32 = 1 << 0;
+    /// `base:allocation`: it reads as zeros.
+    pub const ZERO: u32 = 1 << 1;
+    /// `qemu:dirty-bitmap:`: it may have changed.
+    pub const DIRTY: u32 = 1 << 0;
 }
 
 const CHUNK_DONE: u16 = 1;
 const CHUNK_OFFSET_DATA: u16 = 1;
+const CHUNK_BLOCK_STATUS: u16 = 5;
 const CHUNK_ERROR: u16 = (1 << 15) | 1;
 
 /// The peer broke the protocol beyond what an error reply can mend: the connection ends.
@@ -92,6 +118,8 @@ pub(super) enum Violation {
     HandshakeFlags,
     #[error("the client sent an option of {0} bytes")]
     LongOption(u32),
+    #[error("the client sent more than {MAX_OPTIONS} options")]
+    ManyOptions,
     #[error("the client asked for an export that does not exist")]
     NoSuchExport,
 }
@@ -182,7 +210,9 @@ pub(super) enum Command {
     Write { fua: bool },
     Flush,
     Trim { fua: bool },
-    WriteZeroes { may_punch: bool, fua: bool },
+    WriteZeroes { may_punch: bool, fua: bool, fast: bool },
+    Cache,
+    BlockStatus { one: bool },
 }
 
 impl Command {
@@ -191,7 +221,7 @@ impl Command {
         match self {
             Command::Flush => true,
             Command::Write { fua } | Command::Trim { fua } | Command::WriteZeroes { fua, .. } => fua,
-            Command::Read => false,
+            Command::Read | Command::Cache | Command::BlockStatus { .. } => false,
         }
     }
 }
@@ -234,6 +264,11 @@ impl Request {
         Some(if magic == REQUEST_MAGIC { Ok(request) } else { Err(Violation::Magic) })
     }
 
+    /// Whether its answer, if there is no error, is more than that.
+    pub fn has_content(self) -> bool {
+        matches!(self.command, command::READ | command::BLOCK_STATUS)
+    }
+
     /// Bytes that follow the head, even if the request is refused.
     pub fn payload(self) -> usize {
         if self.command == command::WRITE { self.length as usize } else { 0 }
@@ -249,12 +284,16 @@ impl Request {
             command::WRITE => (Command::Write { fua }, 0),
             command::FLUSH => (Command::Flush, 0),
             command::TRIM => (Command::Trim { fua }, 0),
-            command::WRITE_ZEROES if self.flags & command_flag::FAST_ZERO != 0 => {
-                return Err(ErrorCode::Unsupported);
-            }
             command::WRITE_ZEROES => {
                 let may_punch = self.flags & command_flag::NO_HOLE == 0;
-                (Command::WriteZeroes { may_punch, fua }, command_flag::NO_HOLE)
+                let fast = self.flags & command_flag::FAST_ZERO != 0;
+                let command = Command::WriteZeroes { may_punch, fua, fast };
+                (command, command_flag::NO_HOLE | command_flag::FAST_ZERO)
+            }
+            command::CACHE => (Command::Cache, 0),
+            command::BLOCK_STATUS if structured => {
+                let one = self.flags & command_flag::REQ_ONE != 0;
+                (Command::BlockStatus { one }, command_flag::REQ_ONE)
             }
             _ => return Err(ErrorCode::Invalid),
         };
@@ -299,10 +338,10 @@ pub(super) fn decode_simple_reply(bytes: [u8; SIMPLE_REPLY_LEN]) -> Option<(u64,
 }
 
 /// Head of a chunk: magic 4, flags 2, type 2, cookie 8, length of what follows 4.
-fn chunk_head(kind: u16, cookie: u64, length: u32) -> [u8; 20] {
+fn chunk_head(last: bool, kind: u16, cookie: u64, length: u32) -> [u8; 20] {
     let mut bytes = [0; 20];
     bytes[..4].copy_from_slice(&CHUNK_MAGIC.to_be_bytes());
-    bytes[4..6].copy_from_slice(&CHUNK_DONE.to_be_bytes());
+    bytes[4..6].copy_from_slice(&if last { CHUNK_DONE } else { 0 }.to_be_bytes());
     bytes[6..8].copy_from_slice(&kind.to_be_bytes());
     bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
     bytes[16..].copy_from_slice(&length.to_be_bytes());
@@ -315,15 +354,25 @@ pub(super) const DATA_CHUNK_LEN: usize = 28;
 /// `length` of the data is at most [`MAX_PAYLOAD`].
 pub(super) fn data_chunk(cookie: u64, offset: u64, length: u32) -> [u8; DATA_CHUNK_LEN] {
     let mut bytes = [0; DATA_CHUNK_LEN];
-    bytes[..20].copy_from_slice(&chunk_head(CHUNK_OFFSET_DATA, cookie, 8 + length));
+    bytes[..20].copy_from_slice(&chunk_head(true, CHUNK_OFFSET_DATA, cookie, 8 + length));
     bytes[20..].copy_from_slice(&offset.to_be_bytes());
+    bytes
+}
+
+/// What stands before the runs (length 4, flags 4 each) of one context: the head, and the context's number 4.
+pub(super) fn status_chunk_head(cookie: u64, context: u32, runs: usize, last: bool) -> [u8; 24] {
+    let mut bytes = [0; 24];
+    // Few enough for any number to hold them.
+    let length = 4 + 8 * runs as u32;
+    bytes[..20].copy_from_slice(&chunk_head(last, CHUNK_BLOCK_STATUS, cookie, length));
+    bytes[20..].copy_from_slice(&context.to_be_bytes());
     bytes
 }
 
 /// A structured reply that is an error: the head, error 4, length of its message 2 (always 0: the number says it).
 pub(super) fn error_chunk(cookie: u64, code: ErrorCode) -> [u8; 26] {
     let mut bytes = [0; 26];
-    bytes[..20].copy_from_slice(&chunk_head(CHUNK_ERROR, cookie, 6));
+    bytes[..20].copy_from_slice(&chunk_head(true, CHUNK_ERROR, cookie, 6));
     bytes[20..24].copy_from_slice(&code.number().to_be_bytes());
     bytes
 }
@@ -351,7 +400,7 @@ pub(super) fn option_reply_head(option: u32, kind: u32, length: u32) -> [u8; 20]
 mod tests {
     use proptest::prelude::*;
 
-    use super::command_flag::{DF, FAST_ZERO, FUA, NO_HOLE};
+    use super::command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, REQ_ONE};
     use super::*;
 
     const SIZE: u64 = 100 << 20;
@@ -378,11 +427,17 @@ mod tests {
             (command::FLUSH, 1 << 15, 0, 0, Err(ErrorCode::Invalid)),
             (command::TRIM, FUA, 0, max * 2, Ok(Command::Trim { fua: true })),
             (command::TRIM, 0, SIZE, 1, Err(ErrorCode::Invalid)),
-            (command::WRITE_ZEROES, 0, 0, max * 2, Ok(Command::WriteZeroes { may_punch: true, fua: false })),
-            (command::WRITE_ZEROES, NO_HOLE | FUA, 0, 9, Ok(Command::WriteZeroes { may_punch: false, fua: true })),
-            (command::WRITE_ZEROES, FAST_ZERO, 0, 9, Err(ErrorCode::Unsupported)),
+            (command::WRITE_ZEROES, 0, 0, max * 2, Ok(Command::WriteZeroes { may_punch: true, fua: false, fast: false })),
+            (command::WRITE_ZEROES, NO_HOLE | FUA, 0, 9, Ok(Command::WriteZeroes { may_punch: false, fua: true, fast: false })),
+            (command::WRITE_ZEROES, FAST_ZERO, 0, 9, Ok(Command::WriteZeroes { may_punch: true, fua: false, fast: true })),
             (command::WRITE_ZEROES, 0, SIZE - 1, u32::MAX, Err(ErrorCode::NoSpace)),
-            (5, 0, 0, 1, Err(ErrorCode::Invalid)),
+            (command::CACHE, 0, 0, max * 2, Ok(Command::Cache)),
+            (command::CACHE, 0, SIZE, 1, Err(ErrorCode::Invalid)),
+            (command::BLOCK_STATUS, 0, 0, max * 2, Ok(Command::BlockStatus { one: false })),
+            (command::BLOCK_STATUS, REQ_ONE, 7, 1, Ok(Command::BlockStatus { one: true })),
+            (command::BLOCK_STATUS, 0, SIZE - 1, 2, Err(ErrorCode::Invalid)),
+            (command::BLOCK_STATUS, 0, 0, 0, Err(ErrorCode::Invalid)),
+            (command::READ, REQ_ONE, 0, 1, Err(ErrorCode::Invalid)),
             (u16::MAX, 0, 0, 1, Err(ErrorCode::Invalid)),
         ];
         for (command, flags, offset, length, expected) in cases {
@@ -392,9 +447,11 @@ mod tests {
     }
 
     #[test]
-    fn do_not_fragment_needs_structured_replies() {
-        let request = Request { flags: DF, command: command::READ, cookie: 0, offset: 0, length: 1 };
-        assert_eq!(request.check(SIZE, false), Err(ErrorCode::Invalid));
+    fn chunks_need_structured_replies() {
+        for (command, flags) in [(command::READ, DF), (command::BLOCK_STATUS, 0)] {
+            let request = Request { flags, command, cookie: 0, offset: 0, length: 1 };
+            assert_eq!(request.check(SIZE, false), Err(ErrorCode::Invalid));
+        }
     }
 
     #[test]

@@ -63,7 +63,13 @@ pub(super) fn is_known_zero(layers: &[Arc<Layer>], blocks: Range<u64>) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Content<'a> {
     Data(&'a [u8]),
-    Zeros { punch: bool },
+    Zeros {
+        punch: bool,
+    },
+    /// Whole blocks of them, if the file system need not write them.
+    FastZeros {
+        punch: bool,
+    },
 }
 
 /// The blocks that a byte range touches.
@@ -98,6 +104,7 @@ fn put_whole(layers: &[Arc<Layer>], blocks: Range<u64>, start: u64, content: Con
             top.write(offset, &data[(offset - start) as usize..(blocks.end * BLOCK - start) as usize])
         }
         Content::Zeros { punch } => top.zero(blocks, punch),
+        Content::FastZeros { punch } => top.zero_fast(blocks, punch),
     }
 }
 
@@ -106,7 +113,9 @@ fn put_part(layers: &[Arc<Layer>], part: Range<u64>, start: u64, content: Conten
     let Some(top) = layers.last() else { return Ok(()) };
     let bytes = match content {
         Content::Data(data) => &data[(part.start - start) as usize..(part.end - start) as usize],
-        Content::Zeros { .. } => &[0; BLOCK as usize][..(part.end - part.start) as usize],
+        Content::Zeros { .. } | Content::FastZeros { .. } => {
+            &[0; BLOCK as usize][..(part.end - part.start) as usize]
+        }
     };
     let block = part.start / BLOCK;
     if top.state(block) == State::Data {

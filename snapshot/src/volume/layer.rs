@@ -271,7 +271,7 @@ impl Layer {
                 .data
                 .next_data(&(within.start * BLOCK..within.end * BLOCK))
                 .map(|data| (data.start / BLOCK..data.end.div_ceil(BLOCK), State::Data)),
-            Some(map) => map.map.next_run(within.start).filter(|(run, _)| run.start < within.end),
+            Some(map) => map.map.next_run_in(&within),
         };
         known.or_else(|| (end < blocks.end).then(|| (blocks.start.max(end)..blocks.end, State::Zero)))
     }
@@ -310,20 +310,33 @@ impl Layer {
 
     /// Makes whole blocks read as zeros, with `punch` without keeping space for them.
     pub(super) fn zero(&self, blocks: Range<u64>, punch: bool) -> io::Result<()> {
+        match self.zero_fast(blocks.clone(), punch) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            result => return result,
+        }
         let (offset, length) = (blocks.start * BLOCK, (blocks.end - blocks.start) * BLOCK);
-        match self.data.zero(&(offset..offset + length), !punch) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                let zeros = vec![0; length.min(1 << 20) as usize];
-                for at in (offset..offset + length).step_by(zeros.len()) {
-                    let count = zeros.len().min((offset + length - at) as usize);
-                    self.data.write(at, &zeros[..count])?;
-                }
-            }
-            Err(error) => return Err(error),
+        let zeros = vec![0; length.min(1 << 20) as usize];
+        for at in (offset..offset + length).step_by(zeros.len()) {
+            let count = zeros.len().min((offset + length - at) as usize);
+            self.data.write(at, &zeros[..count])?;
         }
         self.changed(blocks, if punch { State::Zero } else { State::Data });
         Ok(())
+    }
+
+    /// The same, if the file system can do it without writing zeros.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] where it cannot; nothing has changed then.
+    pub(super) fn zero_fast(&self, blocks: Range<u64>, punch: bool) -> io::Result<()> {
+        self.data.zero(&(blocks.start * BLOCK..blocks.end * BLOCK), !punch)?;
+        self.changed(blocks, if punch { State::Zero } else { State::Data });
+        Ok(())
+    }
+
+    /// Has the file system fetch a range of the data file.
+    pub(super) fn prefetch(&self, range: &Range<u64>) {
+        self.data.prefetch(range);
     }
 
     fn changed(&self, blocks: Range<u64>, state: State) {

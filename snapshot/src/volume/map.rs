@@ -105,9 +105,15 @@ impl Map {
 
     /// The first run of blocks from `from` on that are not absent and have the same state.
     pub(super) fn next_run(&self, from: u64) -> Option<(Range<u64>, State)> {
-        let mut block = from;
+        self.next_run_in(&(from..self.blocks))
+    }
+
+    /// The same within some blocks: what lies beyond is not looked at.
+    pub(super) fn next_run_in(&self, blocks: &Range<u64>) -> Option<(Range<u64>, State)> {
+        let limit = blocks.end.min(self.blocks);
+        let mut block = blocks.start;
         loop {
-            if block >= self.blocks {
+            if block >= limit {
                 return None;
             }
             if self.pages[place(block).0].get().is_none() {
@@ -119,7 +125,7 @@ impl Map {
             }
         }
         let state = self.get(block);
-        let end = (block..self.blocks).find(|&other| self.get(other) != state).unwrap_or(self.blocks);
+        let end = (block..limit).find(|&other| self.get(other) != state).unwrap_or(limit);
         Some((block..end, state))
     }
 

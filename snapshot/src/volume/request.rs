@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::chain::{self, Chain, Content, blocks_of, put};
 use super::layer::{Layer, Ticket};
 use super::ranges::RangeSet;
+use super::status::{self, ChangedSince};
 use super::{BLOCK, Core, Volume, lock};
 use crate::cut::{Cut, Epoch};
-use crate::device::{Device, DeviceError, Disconnect, Outcome};
+use crate::device::{Changes, Device, DeviceError, Disconnect, Outcome, Visit};
 
 /// How often a closing of the gate is tried again before it sleeps.
 const SPINS: u32 = 200;
@@ -137,7 +138,7 @@ impl Core {
     /// R3: the cut that a read of `range` waits for. The data must have been read before the call: what it shows of a
     /// held write was in the set before it could be read. If the cut is gone here, it was released before this, and
     /// the answer leaves later still.
-    fn held_over(&self, range: &Range<u64>) -> Option<Arc<Cut>> {
+    pub(super) fn held_over(&self, range: &Range<u64>) -> Option<Arc<Cut>> {
         let dispatch = self.dispatcher();
         let armed = dispatch.armed.as_ref()?;
         let held = !armed.cut.is_released() && lock(&armed.held).overlaps(range);
@@ -233,6 +234,30 @@ impl Device for Client {
         Outcome::now(self.volume.core.sync())
     }
 
+    fn write_zeroes_fast(&self, offset: u64, length: u64, may_punch: bool, fua: bool) -> Outcome {
+        if !offset.is_multiple_of(BLOCK) || !length.is_multiple_of(BLOCK) {
+            // The rest of a block would have to be read and written.
+            return Outcome::now(Err(DeviceError::Unsupported));
+        }
+        self.volume.core.change(offset, length, Content::FastZeros { punch: may_punch }, fua)
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> Outcome {
+        Outcome::now(self.volume.core.prefetch(&self.volume.core.chain(), offset, length))
+    }
+
+    fn holes(&self, range: Range<u64>, visit: &mut Visit<'_>) -> Outcome {
+        self.volume.core.holes(&range, visit)
+    }
+
+    fn snapshots(&self) -> Vec<String> {
+        self.volume.core.snapshots_before(None)
+    }
+
+    fn changes_since(&self, snapshot: &str) -> Option<Box<dyn Changes>> {
+        Some(Box::new(ChangedSince::new(&self.volume.core, None, snapshot)?))
+    }
+
     fn on_disconnect(&self, disconnect: Disconnect) {
         self.volume.core.clients.on_disconnect(self.number, disconnect);
     }
@@ -243,14 +268,14 @@ impl Device for Client {
 pub(super) struct SnapshotDevice {
     pub layers: Vec<Arc<Layer>>,
     pub size: u64,
-    pub _pin: Pin,
+    pub pin: Pin,
 }
 
 /// Keeps a snapshot from being deleted.
 #[derive(Debug)]
 pub(super) struct Pin {
-    core: Arc<Core>,
-    snapshot: String,
+    pub core: Arc<Core>,
+    pub snapshot: String,
 }
 
 impl Pin {
@@ -299,5 +324,21 @@ impl Device for SnapshotDevice {
 
     fn flush(&self) -> Outcome {
         Outcome::now(Ok(()))
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> Outcome {
+        Outcome::now(self.pin.core.prefetch(&self.layers, offset, length))
+    }
+
+    fn holes(&self, range: Range<u64>, visit: &mut Visit<'_>) -> Outcome {
+        status::snapshot_holes(&self.layers, self.size, &range, visit)
+    }
+
+    fn snapshots(&self) -> Vec<String> {
+        self.pin.core.snapshots_before(Some(&self.pin.snapshot))
+    }
+
+    fn changes_since(&self, snapshot: &str) -> Option<Box<dyn Changes>> {
+        Some(Box::new(ChangedSince::new(&self.pin.core, Some(&self.pin.snapshot), snapshot)?))
     }
 }

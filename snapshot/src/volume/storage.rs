@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, copy_file_range, fallocate, posix_fadvise};
 use nix::unistd::{Whence, lseek};
 
 use super::{VolumeError, at_path};
@@ -70,6 +70,8 @@ pub(super) trait StoredFile: Debug + Send + Sync {
     fn allocated(&self) -> io::Result<u64>;
     /// The first part of a range that may have been written; the rest of the range before it is zero for certain.
     fn next_data(&self, range: &Range<u64>) -> Option<Range<u64>>;
+    /// Is told that a range will be read soon.
+    fn prefetch(&self, _range: &Range<u64>) {}
     /// Whether a range is known to be unwritten.
     fn is_hole(&self, range: &Range<u64>) -> bool {
         self.next_data(range).is_none()
@@ -189,6 +191,12 @@ impl StoredFile for File {
 
     fn allocated(&self) -> io::Result<u64> {
         Ok(self.metadata()?.blocks() * 512)
+    }
+
+    fn prefetch(&self, range: &Range<u64>) {
+        let (offset, length) = (range.start.cast_signed(), (range.end - range.start).cast_signed());
+        // It is advice: a file system that does not take it reads later.
+        let _ = posix_fadvise(self, offset, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
     }
 
     fn next_data(&self, range: &Range<u64>) -> Option<Range<u64>> {

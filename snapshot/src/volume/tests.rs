@@ -5,6 +5,7 @@ mod crash;
 mod life;
 mod memory;
 mod model;
+mod status;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -24,6 +24,7 @@ fn refused_requests_leave_the_connection_in_step() {
     pipe.write_all(&request(command::WRITE, 0, 1, 0, wire::MAX_PAYLOAD + 1)).unwrap();
     pipe.write_all(&vec![0x25; wire::MAX_PAYLOAD as usize + 1]).unwrap();
     pipe.write_all(&request(99, 0, 2, 0, 1)).unwrap();
+    // What cannot be done fast is not done.
     pipe.write_all(&request(command::WRITE_ZEROES, command_flag::FAST_ZERO, 3, 0, 1)).unwrap();
     pipe.write_all(&request(command::FLUSH, 0, 4, 0, 0)).unwrap();
     assert_eq!(reply(&mut pipe), (1, Err(ErrorCode::Invalid)));
@@ -66,17 +67,18 @@ fn hostile_clients_are_cut_off_and_the_server_lives_on() {
     pipe.write_all(&[0xaa; Request::LEN]).unwrap();
     assert_eq!(pipe.read(&mut [0]).unwrap(), 0);
 
-    // A flood of options is answered one by one, at the pace at which the client takes the answers.
+    // A flood of options is answered one by one, at the pace at which the client takes the answers, and then no more.
     let mut flood = served.raw();
     let mut writer = flood.try_clone().unwrap();
     let sender = std::thread::spawn(move || {
-        for _ in 0..20_000 {
-            writer.write_all(&option_bytes(option::LIST, &[])).unwrap();
-        }
+        let sent = (0..20_000).take_while(|_| writer.write_all(&option_bytes(option::LIST, &[])).is_ok());
+        sent.count()
     });
-    for _ in 0..20_000 * 3 {
-        assert_eq!(option_reply(&mut flood).0, option::LIST);
-    }
+    let mut answers = Vec::new();
+    // The end of the connection may overtake what the server had sent before.
+    let _ = flood.read_to_end(&mut answers);
+    let answer: usize = [20 + 4 + "volbytes in memory".len(), 20 + 4 + "vol@monday".len(), 20].iter().sum();
+    assert!((answer..=wire::MAX_OPTIONS * answer).contains(&answers.len()), "{} bytes", answers.len());
     sender.join().unwrap();
 
     // One that makes the device panic loses its connection, and nobody else does.
@@ -108,7 +110,7 @@ proptest! {
             prop_assert!(count > 0);
             rest = &rest[count..];
         }
-        prop_assert!(out.len() < 4096);
+        prop_assert!(out.len() < 16 << 10);
     }
 }
 

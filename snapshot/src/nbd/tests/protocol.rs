@@ -37,8 +37,8 @@ fn options_are_answered_as_the_protocol_says() {
         (option::STRUCTURED_REPLY, vec![1], option_reply::ERR_INVALID),
         (option::LIST, vec![1], option_reply::ERR_INVALID),
         (5, vec![], option_reply::ERR_UNSUP),
-        (9, vec![0; 60_000], option_reply::ERR_UNSUP),
-        (10, b"base:allocation".to_vec(), option_reply::ERR_UNSUP),
+        (option::LIST_META_CONTEXT, queries_data(b"vol", &[]), option_reply::ERR_INVALID),
+        (option::SET_META_CONTEXT, queries_data(b"vol", &[]), option_reply::ERR_INVALID),
         (4711, vec![7; 3], option_reply::ERR_UNSUP),
         (option::INFO, vec![], option_reply::ERR_INVALID),
         (option::INFO, info_data(b"vol", &[])[..8].to_vec(), option_reply::ERR_INVALID),
@@ -55,7 +55,7 @@ fn options_are_answered_as_the_protocol_says() {
     stream.write_all(&option_bytes(option::GO, &info_data(b"vol@monday", &[info::BLOCK_SIZE, 77]))).unwrap();
     let (_, kind, data) = option_reply(&mut stream);
     use transmission_flag::*;
-    let flags = HAS_FLAGS | READ_ONLY | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN | SEND_DF;
+    let flags = HAS_FLAGS | READ_ONLY | SEND_FLUSH | SEND_FUA | CAN_MULTI_CONN | SEND_CACHE | SEND_DF;
     let expected = [&[0, 0][..], &(SIZE as u64).to_be_bytes(), &flags.to_be_bytes()].concat();
     assert_eq!((kind, data), (option_reply::INFO, expected));
     let (_, kind, data) = option_reply(&mut stream);
@@ -152,7 +152,9 @@ fn a_socket_file_is_replaced_only_if_nobody_listens_on_it() {
 
 #[test]
 fn endpoints_are_written_as_they_are_read() {
-    for text in ["tcp://127.0.0.1:10809", "tcp://[::1]:0", "unix:///run/coeval/nbd.sock"] {
+    for text in
+        ["tcp://127.0.0.1:10809", "tcp://[::1]:0", "tls://10.0.0.1:10809", "unix:///run/coeval/nbd.sock"]
+    {
         assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
     }
     for text in ["", "tcp://", "tcp://host", "unix://relative", "udp://127.0.0.1:1", "127.0.0.1:1"] {
