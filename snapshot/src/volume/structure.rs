@@ -275,7 +275,10 @@ impl VolumeCut {
         if !self.reached(Stage::Armed) {
             return false;
         }
-        while self.sealing.is_in_use() {
+        // Those below too: before a discarded attempt or a resize, requests went there.
+        let chain = self.volume.core.chain();
+        let sealed = || chain.iter().take_while(|layer| layer.id <= self.sealing.id);
+        while sealed().any(|layer| layer.is_in_use()) {
             if give_up() {
                 return false;
             }

@@ -189,3 +189,15 @@ fn a_volume_grows_under_its_clients() {
     done(client.trim(3 * BLOCK, 5 * BLOCK, false));
     assert!(content(&*client).iter().all(|&byte| byte == 0));
 }
+
+#[test]
+fn a_cut_waits_for_requests_below_the_layer_that_it_seals() {
+    let (_root, volume) = create(4);
+    let request = volume.core.dispatch(&(0..4096));
+    volume.resize(8 * BLOCK, false).unwrap();
+    let (attempt, cut) = armed(&volume);
+    strike(&volume, &attempt, &cut);
+    assert!(!attempt.wait_drained(&mut || true));
+    drop(request);
+    assert!(attempt.wait_drained(&mut || true));
+}
