@@ -91,7 +91,8 @@ impl Host {
 
 fn qemu_img(arguments: &[&str], files: &[&Path]) {
     let output = Command::new("qemu-img").args(arguments).args(files).output();
-    let output = output.expect("qemu-img is missing: `tests/run` installs the Debian package");
+    let output =
+        output.unwrap_or_else(|why| panic!("qemu-img ({why}): `tests/run` installs the Debian package"));
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{arguments:?} {files:?}: {}", String::from_utf8_lossy(&said));
 }

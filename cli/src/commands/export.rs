@@ -98,16 +98,21 @@ async fn export(server: &ServerClient, args: &ExportArgs, part: &Part) -> Result
         ExportFormat::Qcow2 => Format::Qcow2,
     };
     let name = format!("{}/{}", part.member.host, part.member.volume);
-    // A thread of its own, so that an interrupt is heard.
-    let work = tokio::task::spawn_blocking(move || {
+    // A thread of its own, so that an interrupt is heard; and none of the runtime's, which would wait for its end. What
+    // it leaves then is written over by the next export.
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("export".to_owned()).spawn(move || {
         let (line, size) = (ProgressLine::new(), client.size());
         let digest = source.digest.as_deref();
         let order = Order { extents: &extents, digest, file: &file, format, backing: backing.as_deref() };
-        export::export(&mut client, &order, |done| {
+        let result = export::export(&mut client, &order, |done| {
             line.show(&format!("{name}: {} of {}", format_size(done), format_size(size)));
-        })
-    });
-    Ok(work.await??)
+        });
+        drop(line);
+        // Nobody listens any more only where the program ends.
+        let _ = sender.send(result);
+    })?;
+    Ok(receiver.await??)
 }
 
 /// Opens the snapshot at the first of the host's endpoints that answers.
