@@ -1,12 +1,14 @@
 //! The system calls that need `unsafe`: those that nix does not wrap.
 #![expect(unsafe_code, reason = "the one module that may: see each block")]
 
+mod page;
 mod send;
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+pub use page::SharedPage;
 pub use send::send_all;
 
 /// How the kernel steers `CLOCK_REALTIME` now: `adjtimex(2)` with `modes` 0, which changes nothing and needs no rights.
