@@ -30,6 +30,7 @@ pub use segments::Outgoing;
 use crate::clock::raw_now;
 use crate::hardware::{self, Hardware};
 use crate::phc::Phc;
+use crate::sys;
 use crate::time::{Nanos, Raw, Time};
 use crate::translate::PacketStamp;
 use crate::wire::{EVENT_PORT, GENERAL_PORT};
@@ -451,6 +452,10 @@ fn open(at: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
     if at.is_ipv6() {
         // IPv4 has its own socket, so that no address has two forms.
         socket.set_only_v6(true)?;
+    }
+    if at.is_ipv4() {
+        // Our datagrams are shorter than any path's limit. Where this is refused, sending only takes a little longer.
+        let _ = sys::send_unnumbered(socket.as_fd());
     }
     // Room for the answers of some 5000 hosts. Without privileges, the system may give less.
     let room = 4 << 20;

@@ -350,12 +350,12 @@ impl<E: Estimator> Host<E> {
         }
         arrivals.sort_by_key(|answer| answer.arrives);
         let deadline = sent + TIMEOUT;
-        let (mut done, mut heard) = (deadline, VecDeque::new());
+        let (mut done, mut heard, mut taken) = (deadline, VecDeque::new(), sent);
         for Answer { arrives, made, message } in
             arrivals.into_iter().filter(|answer| answer.arrives < deadline)
         {
             // The kernel stamps when it arrives; both clocks are read when the prober has woken up.
-            let taken = arrives + self.wake();
+            taken = taken.max(arrives + self.wake());
             let hardware = self.card_stamp(SERVER, arrives, None, taken);
             let after = self.server_reading(taken);
             let software: Time<Wall> = self.server.wall(arrives, server_raw(arrives));

@@ -47,13 +47,10 @@ impl SharedPage {
             u32::from_le(unsafe { self.0.add(index).read_volatile() })
         };
         let mut words = [0; 8];
-        for index in 0..=SEQUENCE {
-            words[index] = word(index);
-        }
+        let (head, tail) = words.split_at_mut(SEQUENCE + 1);
+        head.iter_mut().enumerate().for_each(|(index, value)| *value = word(index));
         fence(Ordering::Acquire);
-        for index in SEQUENCE + 1..words.len() {
-            words[index] = word(index);
-        }
+        tail.iter_mut().enumerate().for_each(|(index, value)| *value = word(SEQUENCE + 1 + index));
         fence(Ordering::Acquire);
         (words, word(SEQUENCE))
     }
