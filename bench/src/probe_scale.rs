@@ -210,7 +210,8 @@ impl Stage<'_> {
             for _ in 0..ROUNDS {
                 let cpu = || cpu_of_thread("time-module");
                 let load = Load { at: at(EVENT_PORT), on_their_way, time };
-                rounds[0].push(self.respond("coeval module", &mut PeerDelay, load, cpu)?.1);
+                let mut peer_delay = PeerDelay::new(on_their_way);
+                rounds[0].push(self.respond("coeval module", &mut peer_delay, load, cpu)?.1);
                 for (interleaved, who) in [(true, "chronyd interleaved"), (false, "chronyd basic")] {
                     let mut ntp = Ntp::new(interleaved, on_their_way);
                     let cpu = || cpu_of(&format!("/proc/{}/schedstat", chronyd.child.id()));

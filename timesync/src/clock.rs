@@ -13,6 +13,7 @@ use nix::time::{ClockId, clock_getres, clock_gettime};
 use crate::sys;
 use crate::time::{Host, Nanos, Raw, Server, Span, Time, Wall};
 use crate::translate::{ClockReading, Steering};
+use crate::vmclock::VmClock;
 
 pub use crate::simulation::Simulation;
 
@@ -228,6 +229,11 @@ impl AsFd for Clocks {
 pub struct SharedSuspendWatch(Arc<Mutex<SuspendWatch>>);
 
 impl SharedSuspendWatch {
+    /// Shares a watch.
+    pub fn new(watch: SuspendWatch) -> Self {
+        SharedSuspendWatch(Arc::new(Mutex::new(watch)))
+    }
+
     /// See [`SuspendWatch::count`].
     pub fn count(&self) -> u32 {
         // A count is whole after each call, whoever panicked.
@@ -235,21 +241,29 @@ impl SharedSuspendWatch {
     }
 }
 
-/// Notices that the machine was suspended: `CLOCK_MONOTONIC_RAW` stood still meanwhile, `CLOCK_BOOTTIME` did not.
+/// Notices that the machine was suspended: `CLOCK_MONOTONIC_RAW` stood still meanwhile, `CLOCK_BOOTTIME` did not. Or that it
+/// was moved or restored, where a hypervisor tells ([`crate::vmclock`]): that disrupts its clocks as a suspend does, and
+/// counts as one.
 #[derive(Debug)]
 pub struct SuspendWatch {
     /// `CLOCK_BOOTTIME` − `CLOCK_MONOTONIC` is not more than this.
     asleep_at_most: i64,
+    hypervisor: Option<VmClock>,
     count: u32,
 }
 
 impl SuspendWatch {
     /// Starts to watch.
     pub fn new() -> Self {
-        SuspendWatch { asleep_at_most: i64::MAX, count: 0 }.checked()
+        Self::with_hypervisor(VmClock::of_this_machine())
     }
 
-    /// How often the machine was suspended since [`SuspendWatch::new`]. About 80 ns.
+    /// Starts to watch, and to hear this hypervisor.
+    pub fn with_hypervisor(hypervisor: Option<VmClock>) -> Self {
+        SuspendWatch { asleep_at_most: i64::MAX, hypervisor, count: 0 }.checked()
+    }
+
+    /// How often the machine was suspended or moved since [`SuspendWatch::new`]. About 80 ns.
     pub fn count(&mut self) -> u32 {
         let before = read(ClockId::CLOCK_MONOTONIC);
         let boot = read(ClockId::CLOCK_BOOTTIME);
@@ -260,6 +274,9 @@ impl SuspendWatch {
             self.asleep_at_most = at_most;
         }
         self.asleep_at_most = self.asleep_at_most.min(at_most);
+        if self.hypervisor.as_mut().is_some_and(VmClock::disrupted) {
+            self.count = self.count.wrapping_add(1);
+        }
         self.count
     }
 

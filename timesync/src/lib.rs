@@ -26,4 +26,5 @@ pub mod source;
 mod sys;
 pub mod time;
 pub mod translate;
+pub mod vmclock;
 pub mod wire;

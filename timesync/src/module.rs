@@ -22,7 +22,7 @@ use crate::authentication::{self, Keyring, Seal};
 use crate::clock::{self, Clocks, HostClock, SharedSuspendWatch, clock_source, is_trusted_source};
 use crate::hardware::Timestamps;
 use crate::identity::Incarnation;
-use crate::socket::{Datagram, Endpoint, Outgoing, SocketError};
+use crate::socket::{Datagram, Endpoint, Outgoing, Readable, SocketError};
 use crate::time::{Nanos, Raw, Time, Wall};
 use crate::translate::{ClockReading, PacketStamp, Stamp};
 use crate::wire::{Body, EVENT_PORT, Extension, GENERAL_PORT, Header, Message, PortIdentity, Reading};
@@ -124,7 +124,7 @@ impl Module {
     ) -> Result<Self, StartError> {
         let bind = |&ip| Endpoint::bind(ip, config.event_port, config.timestamps);
         let endpoints = config.listen.iter().map(bind).collect::<Result<_, _>>()?;
-        Self::serve(endpoints, keyring, config.domain, clock, incarnation)
+        Self::serve(endpoints, keyring, config.domain, clock, incarnation, SharedSuspendWatch::default())
     }
 
     fn serve(
@@ -133,6 +133,7 @@ impl Module {
         domain: u8,
         clock: HostClock,
         incarnation: Incarnation,
+        suspends: SharedSuspendWatch,
     ) -> Result<Self, StartError> {
         let endpoints: Vec<_> =
             endpoints.into_iter().map(|endpoint| Listening { endpoint, awaiting: HashMap::new() }).collect();
@@ -140,7 +141,7 @@ impl Module {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(io::Error::from)?);
         let counters = Arc::new(Counters::default());
         let mut clocks = Clocks::new()?;
-        let suspends = SharedSuspendWatch::default();
+        let counted = suspends.count();
         let responder = Responder {
             domain,
             keyring,
@@ -151,6 +152,8 @@ impl Module {
             newest: None,
             clocks,
             suspends: suspends.clone(),
+            counted,
+            latest_counted: counted,
             trusted_source: source_is_trusted(),
             source_checked: clock::raw_now(),
             repeats: Repeats::default(),
@@ -238,6 +241,10 @@ struct Responder {
     /// The newest reading since the last packets were waited for.
     newest: Option<ClockReading>,
     suspends: SharedSuspendWatch,
+    /// Suspends, as of when they were last counted,
+    counted: u32,
+    /// and as of some time before whatever packet comes next.
+    latest_counted: u32,
     trusted_source: bool,
     source_checked: Time<Raw>,
     repeats: Repeats,
@@ -252,13 +259,14 @@ impl Responder {
             let waiting = endpoints.iter().any(|listening| !listening.awaiting.is_empty());
             let timeout = PollTimeout::from(if waiting { STAMP_PATIENCE_MS } else { IDLE_MS });
             let Some(events) = wait(&endpoints, stop, timeout) else { return };
-            let steps = self.clocks.steps();
+            let (steps, counted) = (self.clocks.steps(), self.counted);
             let mut drained = true;
-            for (listening, failed) in endpoints.iter_mut().zip(events) {
+            for (listening, Ready { failed, readable }) in endpoints.iter_mut().zip(events) {
                 if failed && self.follow_up(listening) == 0 {
                     listening.endpoint.event.clear_error();
                 }
-                listening.endpoint.receive(BATCH, &mut datagrams);
+                // What was not readable had nothing that waited, either.
+                listening.endpoint.receive_from(readable, BATCH, &mut datagrams);
                 drained &= datagrams.len() < BATCH;
                 if !datagrams.is_empty() {
                     self.answer(listening, &mut datagrams);
@@ -270,6 +278,7 @@ impl Responder {
             // Those that come after all have been taken may have been stamped before it too, but not before `steps`.
             if drained {
                 self.latest = ClockReading { steps_before: steps, ..newest };
+                self.latest_counted = counted;
             }
         }
     }
@@ -277,8 +286,13 @@ impl Responder {
     /// Answers a batch of requests: all responses first, as they are timed; their follow-ups when the stamps are back,
     /// which on most networks is at once.
     fn answer(&mut self, listening: &mut Listening, datagrams: &mut Vec<Datagram>) {
-        let after = self.read_clocks();
-        let suspends = self.suspends.count();
+        let mut after = self.read_clocks();
+        let suspends = self.count_suspends();
+        let undisturbed = suspends == self.latest_counted;
+        if !undisturbed {
+            // The reading may be from before the suspend or move.
+            after = self.read_clocks();
+        }
         if after.raw.earliest - self.source_checked >= SOURCE_EVERY {
             (self.trusted_source, self.source_checked) = (source_is_trusted(), after.raw.earliest);
         }
@@ -312,7 +326,10 @@ impl Responder {
             if datagram.stamp.is_none() {
                 count(&self.counters.unstamped_requests);
             }
-            let received = Stamp::received(datagram.stamp, &self.latest, &after);
+            // If it came before a suspend or a move, its stamp is of another timeline. The reading after it is not, and a
+            // stamp may be late.
+            let stamp = if undisturbed { datagram.stamp } else { PacketStamp::default() };
+            let received = Stamp::received(stamp, &self.latest, &after);
             let wants_reading = message.extension.is_some();
             let Some(extension) = self.extension(&received, suspends, wants_reading) else { continue };
             let body = Body::Response { received: self.wall(&received), requester: request.source };
@@ -352,7 +369,9 @@ impl Responder {
         // Where one socket serves both kinds of messages, follow-ups are stamped as well: the second turn takes those off.
         loop {
             let mut ready = Vec::new();
-            for (number, stamp) in listening.endpoint.event.transmit_stamps() {
+            let exactly = listening.endpoint.has_one_stamp_each() && !listening.awaiting.is_empty();
+            let few = if exactly { listening.awaiting.len() } else { usize::MAX };
+            for (number, stamp) in listening.endpoint.event.first_transmit_stamps(few) {
                 stamps += 1;
                 let awaits_card = listening.endpoint.event.awaits_card(number);
                 if let Entry::Occupied(mut awaiting) = listening.awaiting.entry(number) {
@@ -366,7 +385,7 @@ impl Responder {
                 return stamps;
             }
             let after = self.read_clocks();
-            let suspends = self.suspends.count();
+            let suspends = self.count_suspends();
             let follow_ups: Vec<Outgoing> = ready
                 .into_iter()
                 .filter_map(|awaiting| self.follow_up_of(&awaiting, &after, suspends))
@@ -384,7 +403,7 @@ impl Responder {
         }
         let after = self.read_clocks();
         let patience = Nanos::from_millis(i64::from(STAMP_PATIENCE_MS));
-        let suspends = self.suspends.count();
+        let suspends = self.count_suspends();
         let overdue = |sent: &Awaiting| after.raw.earliest - sent.before.raw.latest > patience;
         let overdue = listening.awaiting.extract_if(|_, sent| overdue(sent));
         let follow_ups: Vec<Outgoing> =
@@ -418,6 +437,11 @@ impl Responder {
         self.counters.unsent.fetch_add(refused, Ordering::Relaxed);
     }
 
+    fn count_suspends(&mut self) -> u32 {
+        self.counted = self.suspends.count();
+        self.counted
+    }
+
     fn read_clocks(&mut self) -> ClockReading {
         *self.newest.insert(self.clocks.read())
     }
@@ -446,33 +470,105 @@ impl Responder {
     }
 }
 
-/// Waits for packets, stamps or the end (then there is nothing): for each endpoint, whether its socket has an error or
-/// stamps.
-fn wait(endpoints: &[Listening], stop: &EventFd, timeout: PollTimeout) -> Option<Vec<bool>> {
+/// What poll(2) says of an endpoint.
+struct Ready {
+    /// Its event socket has an error or stamps.
+    failed: bool,
+    readable: Readable,
+}
+
+/// Waits for packets, stamps or the end (then there is nothing).
+fn wait(endpoints: &[Listening], stop: &EventFd, timeout: PollTimeout) -> Option<Vec<Ready>> {
     let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
     for Listening { endpoint, .. } in endpoints {
-        fds.push(PollFd::new(endpoint.event.as_fd(), PollFlags::POLLIN));
+        // Where one socket serves both, it is looked at twice.
+        for socket in [&endpoint.event, endpoint.general.as_ref().unwrap_or(&endpoint.event)] {
+            fds.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+        }
     }
-    let events = fds.len();
-    let general = endpoints.iter().filter_map(|listening| listening.endpoint.general.as_ref());
-    fds.extend(general.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
     // An error (a signal, no memory) reports nothing; the sockets are looked at all the same.
-    let _ = poll(&mut fds, timeout);
-    if fds[0].any() == Some(true) {
+    let polled = poll(&mut fds, timeout).is_ok();
+    let (stop, sockets) = fds.split_first()?;
+    if stop.any() == Some(true) {
         return None;
     }
-    let failed = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLERR));
-    Some(fds[1..events].iter().map(failed).collect())
+    let has = |fd: &PollFd<'_>, flag| fd.revents().is_some_and(|events| events.contains(flag));
+    let ready = |pair: &[PollFd<'_>]| match pair {
+        [event, general] => Some(Ready {
+            failed: has(event, PollFlags::POLLERR),
+            readable: Readable {
+                event: !polled || has(event, PollFlags::POLLIN),
+                // An error is taken off by looking.
+                general: !polled || general.any() == Some(true),
+            },
+        }),
+        _ => None,
+    };
+    sockets.chunks(2).map(ready).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SuspendWatch;
     use crate::exchange::StampClass;
     use crate::server::{HostConfig, ServerConfig, TimeServer};
     use crate::socket::StampedSocket;
     use crate::source::SkewSource;
     use crate::time::Offset;
+    use crate::vmclock::VmClock;
+
+    /// The module's next complete answers to one request.
+    fn ask(module: &Module, socket: &mut StampedSocket, sequence: u16) -> [Reading; 2] {
+        let request = Message {
+            header: Header::request(0, sequence),
+            body: Body::Request,
+            extension: Some(Extension::Wanted),
+        };
+        let octets = authentication::encode(&request, None);
+        socket.send(&octets, module.addresses()[0], None).unwrap();
+        let mut answers = Vec::new();
+        while answers.len() < 2 {
+            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::from(10_000_u16)).unwrap();
+            while socket.transmit_stamp().is_some() {}
+            answers.extend(socket.receive().map(|datagram| {
+                match Message::parse(datagram.octets()).unwrap().extension {
+                    Some(Extension::Reading(reading)) => reading,
+                    other => panic!("{other:?}"),
+                }
+            }));
+        }
+        [answers[0], answers[1]]
+    }
+
+    #[test]
+    fn a_move_of_the_machine_is_told_by_the_next_answer_and_no_stamp_of_before_is_used() {
+        let page = crate::vmclock::tests::Page::new("module");
+        let hypervisor = VmClock::open(&page.path).unwrap();
+        let watch = SharedSuspendWatch::new(SuspendWatch::with_hypervisor(Some(hypervisor)));
+        let localhost = IpAddr::from([127, 0, 0, 1]);
+        let endpoint = Endpoint::bind(localhost, 0, Timestamps::Auto).unwrap();
+        let incarnation = Incarnation::of_this_process().unwrap();
+        let module =
+            Module::serve(vec![endpoint], Arc::default(), 0, HostClock::real(), incarnation, watch).unwrap();
+        let mut socket = StampedSocket::bind(SocketAddr::new(localhost, 0), true).unwrap();
+        // The kernel begins to stamp arrivals a little after it was asked to.
+        let stamped = |readings: [Reading; 2]| readings[0].class == StampClass::Software;
+        let mut sequence = 0;
+        while !stamped(ask(&module, &mut socket, sequence)) {
+            sequence += 1;
+        }
+        let [response, follow_up] = ask(&module, &mut socket, 1_000);
+        assert_eq!((response.suspends, follow_up.suspends), (0, 0));
+        page.disrupt();
+        let [response, follow_up] = ask(&module, &mut socket, 1_001);
+        assert!(response.suspends >= 1 && follow_up.suspends == response.suspends, "{response:?}");
+        assert_eq!(response.class, StampClass::Userspace);
+        // And when the queue was seen to be empty after it, stamps are used again.
+        let again = (1_002..1_010).any(|sequence| stamped(ask(&module, &mut socket, sequence)));
+        assert!(again);
+    }
 
     #[test]
     fn without_the_kernels_stamps_exchanges_go_on_with_wider_bounds() {
@@ -480,8 +576,15 @@ mod tests {
         let address = event.local_address();
         let incarnation = Incarnation::of_this_process().unwrap();
         let endpoint = Endpoint { event, general: None };
-        let module =
-            Module::serve(vec![endpoint], Arc::default(), 0, HostClock::real(), incarnation).unwrap();
+        let module = Module::serve(
+            vec![endpoint],
+            Arc::default(),
+            0,
+            HostClock::real(),
+            incarnation,
+            Default::default(),
+        )
+        .unwrap();
         let hosts = vec![HostConfig::new("a", address)];
         let config = ServerConfig { hosts, event_port: 0, ..ServerConfig::default() };
         let server = TimeServer::start(&config, incarnation).unwrap();

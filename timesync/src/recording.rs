@@ -13,7 +13,7 @@
 //! | --- | --- |
 //! | `recording` | first line: `format` (1), `program` (name and version), `server` (its incarnation), `confidence`, `allow_simulated`, `at` (server) and `wall` (server's `CLOCK_REALTIME`), both when it began |
 //! | `host` | one for each host, before the first `event`: its whole record, with its configuration and assumptions. The exchanges of before are in `window.exchanges`, as the constraints that they are |
-//! | `event` | `host`, and `what`: an `exchange` (the stamps t1 to t4 as intervals `earliest`, `latest`; their worst class; who answered, with boot and process; both wall clocks), `lost`, or `server_changed` |
+//! | `event` | `host`, and `what`: who was `heard` to answer, where it is another one than before; an `exchange` (the stamps t1 to t4 as intervals `earliest`, `latest`; their worst class; who answered, with boot and process; both wall clocks), `lost`, or `server_changed` |
 //! | `bound` | `host`, `now` (server), `row` (as in `coeval skew --json`), `pair_ns` (the half-width that counts in pairs), and `theta`: host less server on the monotonic timelines at `now` and 50 ms later; null where none is published |
 //! | `end` | last line: `events`, `bounds`: how many there are |
 //!
@@ -33,7 +33,7 @@ use crate::authentication::Refused;
 use crate::bound::{Drift, Interval, Statistical};
 use crate::identity::Incarnation;
 use crate::report::{self, HostRow};
-use crate::server::{Outcome, Record};
+use crate::server::{Outcome, Record, Responder};
 use crate::time::{Nanos, Server, Time, Wall};
 
 pub(crate) use histogram::counts;
@@ -77,6 +77,8 @@ pub(crate) struct Header {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
+    /// An answer came, by another responder than before.
+    Heard(Responder),
     /// Something came of an exchange.
     Exchange(Outcome),
     /// Nothing came of one.

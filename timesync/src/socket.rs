@@ -30,6 +30,7 @@ pub use segments::Outgoing;
 use crate::clock::raw_now;
 use crate::hardware::{self, Hardware};
 use crate::phc::Phc;
+use crate::sys;
 use crate::time::{Nanos, Raw, Time};
 use crate::translate::PacketStamp;
 use crate::wire::{EVENT_PORT, GENERAL_PORT};
@@ -452,6 +453,10 @@ fn open(at: SocketAddr) -> io::Result<(Socket, SocketAddr)> {
         // IPv4 has its own socket, so that no address has two forms.
         socket.set_only_v6(true)?;
     }
+    if at.is_ipv4() {
+        // Our datagrams are shorter than any path's limit. Where this is refused, sending only takes a little longer.
+        let _ = sys::send_unnumbered(socket.as_fd());
+    }
     // Room for the answers of some 5000 hosts. Without privileges, the system may give less.
     let room = 4 << 20;
     if setsockopt(&socket, sockopt::RcvBufForce, &room).is_err() {
@@ -493,7 +498,22 @@ pub struct Endpoint {
     pub general: Option<StampedSocket>,
 }
 
+/// Which sockets of an endpoint may have datagrams.
+#[derive(Clone, Copy, Debug)]
+pub struct Readable {
+    /// The one whose packets are stamped.
+    pub event: bool,
+    /// The one for general messages.
+    pub general: bool,
+}
+
 impl Endpoint {
+    /// Whether no more stamps come back than one for each event message that is sent: nothing else is sent by that socket,
+    /// and no network card stamps besides the kernel.
+    pub fn has_one_stamp_each(&self) -> bool {
+        self.general.is_some() && self.event.hardware.is_none()
+    }
+
     /// Opens the sockets at `ip` and `event_port` (0: the system chooses). Network cards' stamps are only used at PTP's
     /// own event port: many cards stamp nothing else.
     ///
@@ -520,9 +540,16 @@ impl Endpoint {
 
     /// Collects up to `most` datagrams that have arrived at either socket.
     pub fn receive(&mut self, most: usize, into: &mut Vec<Datagram>) {
-        let sockets = std::iter::once(&mut self.event).chain(&mut self.general);
-        for socket in sockets {
-            socket.receive_all(most, into);
+        self.receive_from(Readable { event: true, general: true }, most, into);
+    }
+
+    /// Collects up to `most` datagrams that have arrived at either of these sockets.
+    pub fn receive_from(&mut self, readable: Readable, most: usize, into: &mut Vec<Datagram>) {
+        if readable.event {
+            self.event.receive_all(most, into);
+        }
+        if let Some(general) = self.general.as_mut().filter(|_| readable.general) {
+            general.receive_all(most, into);
         }
         self.event.translate_cards(into);
     }

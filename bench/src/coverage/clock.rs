@@ -33,6 +33,10 @@ pub enum Change {
     Boot(i64),
     /// Nothing: the way to the host becomes shorter by so many ns.
     Shortcut(f64),
+    /// Nothing: the transparent clocks say that they held requests (below 0: responses) for so many ns longer than they did.
+    Lie(f64),
+    /// Nothing: the oscillator of the host's network card runs off by so many ppb more than it can.
+    Card(f64),
 }
 
 /// θ(x) = offset + rate · x + a sine (thermal) + a random walk of the rate, and at most one change.
@@ -79,6 +83,12 @@ impl Clock {
         Clock { offset, rate_ppb, amplitude, omega, phase: random.between(0.0, TAU), walk, change }
     }
 
+    /// The server's own: the axis itself.
+    pub fn server() -> Self {
+        let still = Shape { rate_ppb: 0.0, wander_ppb_per_s: 0.0, extreme: false };
+        Clock { offset: 0, ..Clock::new(still, 1, None, &mut Random(0)) }
+    }
+
     /// θ at the server's instant `x`, as an integer and a rest, in ns.
     pub fn theta(&self, x: i64) -> (i64, f64) {
         let s = x as f64 * 1e-9;
@@ -100,7 +110,7 @@ impl Clock {
             Change::Stop(long) => -since.min(long as f64) * 0.999,
             Change::Rate(ppb) => since * ppb * 1e-9,
             Change::Boot(_) => -1e10,
-            Change::Shortcut(_) => 0.0,
+            Change::Shortcut(_) | Change::Lie(_) | Change::Card(_) => 0.0,
         }
     }
 

@@ -2,12 +2,14 @@
 
 use timesync::bound::Interval;
 use timesync::exchange::Exchange;
-use timesync::server::{Outcome, Record, State};
+use timesync::server::{Outcome, Record, Responder, State};
 use timesync::source::{Observation, Unobserved};
 use timesync::time::{Server, Time};
 
 /// Takes what came of exchanges, and bounds the host's clock.
 pub trait Estimator: Clone {
+    /// An answer has come, by this responder.
+    fn hear(&mut self, responder: Responder);
     fn complete(&mut self, outcome: &Outcome);
     fn lose(&mut self);
     fn server_changed(&mut self);
@@ -20,6 +22,10 @@ pub trait Estimator: Clone {
 }
 
 impl Estimator for Record {
+    fn hear(&mut self, responder: Responder) {
+        Record::hear(self, responder);
+    }
+
     fn complete(&mut self, outcome: &Outcome) {
         Record::complete(self, outcome);
     }
@@ -50,7 +56,10 @@ impl Estimator for Record {
 /// An exchange as it was measured, and the delays that its packets really met.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
+    /// Where corrections are trusted, without the time for which they say that its packets were held.
     pub exchange: Exchange,
+    /// With that time, in ns; none of half an exchange.
+    pub round_trip: Option<i64>,
     pub forward: i64,
     pub backward: i64,
 }

@@ -6,12 +6,13 @@ use timesync::exchange::StampClass;
 use timesync::identity::{BootId, Incarnation, ProcessId};
 use timesync::module::Repeats;
 use timesync::random::Random;
-use timesync::server::{Outcome, Outstanding};
-use timesync::time::{Server, Time, Wall};
-use timesync::translate::{ClockReading, Stamp};
+use timesync::server::{Outcome, Outstanding, Responder};
+use timesync::time::{Nanos, Raw, Server, Span, Time, Wall};
+use timesync::translate::{ClockReading, PacketStamp, Stamp};
 use timesync::wire::{Body, Extension, Header, Message, PortIdentity, REQUESTER, Reading};
 use uuid::Uuid;
 
+use super::card::{Card, Handling};
 use super::clock::{Change, Clock, SECOND};
 use super::estimator::{Estimator, Measured};
 use super::machine::{Machine, host_raw, server_raw};
@@ -39,7 +40,7 @@ impl Break {
     pub fn over(&self) -> i64 {
         match self.change {
             Change::Stop(long) | Change::Boot(long) => self.at + long,
-            Change::Step(_) | Change::Rate(_) | Change::Shortcut(_) => self.at,
+            _ => self.at,
         }
     }
 }
@@ -52,12 +53,18 @@ pub struct Host<E> {
     pub measured: VecDeque<Measured>,
     /// When it stopped being trusted.
     pub withdrawn: Vec<i64>,
+    /// When the first answer came that the host had made after it could tell of a break.
+    pub told: Option<i64>,
+    /// Exchanges that network cards stamped at both ends.
+    pub by_card: usize,
     scenario: &'static Scenario,
     breaking: Option<Break>,
     /// When a break that is told shows in the readings.
     told_at: i64,
     host: Machine,
     server: Machine,
+    /// The network cards, the host's and the server's.
+    cards: Option<[Card; 2]>,
     ways: (Traffic, Traffic),
     random: Random,
     sequence: u16,
@@ -78,7 +85,21 @@ struct Pending {
     outcome: Option<Outcome>,
     complete: bool,
     delays: (i64, i64),
+    /// Who answered, as soon as one does.
+    heard: VecDeque<(i64, Responder)>,
 }
+
+/// A message on its way to the server.
+struct Answer {
+    arrives: i64,
+    /// When its readings were made.
+    made: i64,
+    message: Message,
+}
+
+/// Positions among the cards.
+const HOST: usize = 0;
+const SERVER: usize = 1;
 
 impl<E: Estimator> Host<E> {
     pub fn new(
@@ -96,16 +117,30 @@ impl<E: Estimator> Host<E> {
         } else {
             0
         };
+        let cards = scenario.card.map(|handling| {
+            let fault = breaking.and_then(|b| match b.change {
+                Change::Card(ppb) => Some((b.at, ppb)),
+                _ => None,
+            });
+            let untouched = Handling { step_s: 0.0, set_s: 0.0 };
+            [
+                Card::new(handling, seconds, fault, clock.clone(), &mut random),
+                Card::new(untouched, seconds, None, Clock::server(), &mut random),
+            ]
+        });
         Host {
             clock,
             estimator,
             measured: VecDeque::new(),
             withdrawn: Vec::new(),
+            told: None,
+            by_card: 0,
             scenario,
             breaking,
             told_at: breaking.map_or(i64::MAX, |b| b.at.saturating_add(lag)),
             host: Machine::new(scenario.discipline, seconds, &mut random),
             server: Machine::new(server, seconds, &mut random),
+            cards,
             ways: (Traffic::new(scenario.forward, &mut random), Traffic::new(scenario.backward, &mut random)),
             sequence: random.bits() as u16,
             due: SECOND + random.nanos(0, scenario.pair_interval()),
@@ -143,6 +178,7 @@ impl<E: Estimator> Host<E> {
                 self.due = if at - self.due < interval { self.due + interval } else { at + interval };
                 self.send(at, self.burst_left == 0);
             }
+            self.hear(now);
             if self.pending.as_ref().is_none_or(|pending| pending.done > now) {
                 break;
             }
@@ -190,10 +226,20 @@ impl<E: Estimator> Host<E> {
         }
     }
 
+    /// Every answer that has come until `now` tells who gave it.
+    fn hear(&mut self, now: i64) {
+        while let Some((at, responder)) =
+            self.pending.as_mut().and_then(|pending| pending.heard.pop_front_if(|(at, _)| *at <= now))
+        {
+            self.notice_own_change(at);
+            self.judge(at, |estimator| estimator.hear(responder));
+        }
+    }
+
     fn finish(&mut self) {
         let Some(Pending { done, .. }) = self.pending else { return };
         self.notice_own_change(done);
-        let Some(Pending { done, outcome, complete, delays }) = self.pending.take() else { return };
+        let Some(Pending { done, outcome, complete, delays, .. }) = self.pending.take() else { return };
         self.free = done;
         self.burst_left = self.burst_left.saturating_sub(1);
         if std::mem::take(&mut self.first_of_pair) && complete {
@@ -205,7 +251,15 @@ impl<E: Estimator> Host<E> {
             return;
         };
         let (forward, backward) = delays;
-        self.measured.push_back(Measured { exchange: outcome.exchange, forward, backward });
+        self.by_card += usize::from(outcome.class == StampClass::Hardware);
+        let round_trip = outcome.exchange.round_trip().map(Nanos::get);
+        let assumptions = &self.scenario.assumptions;
+        let exchange = if assumptions.trust_correction {
+            outcome.corrections.apply(&outcome.exchange, assumptions.rate_ppb).ok()
+        } else {
+            Some(outcome.exchange)
+        };
+        self.measured.extend(exchange.map(|exchange| Measured { exchange, round_trip, forward, backward }));
         if self.measured.len() > self.scenario.window {
             self.measured.pop_front();
         }
@@ -249,13 +303,27 @@ impl<E: Estimator> Host<E> {
         (!self.scenario.agentless).then_some(Extension::Reading(Reading {
             raw_earliest: stamp.raw.earliest.as_nanos(),
             raw_width: u32::try_from(width).unwrap_or(u32::MAX),
-            class: StampClass::Software,
+            class: stamp.class,
             incarnation: incarnation(boot),
             suspends: u32::from(told && tell == Some(Tell::Suspend)),
             steps: 0,
             simulated: false,
             trusted_source: !(told && tell == Some(Tell::Source)),
         }))
+    }
+
+    /// Reads a card's clock, if there is one, at `x`.
+    fn prepare(&mut self, card: usize, x: i64) {
+        if let Some(cards) = &mut self.cards {
+            cards[card].prepare(x, &mut self.random);
+        }
+    }
+
+    /// A card's stamp of the packet that passed it at `x`, later than `since`, when its clock is read at `read`.
+    fn card_stamp(&mut self, card: usize, x: i64, since: Option<i64>, read: i64) -> Option<Span<Raw>> {
+        let card = &mut self.cards.as_mut()?[card];
+        card.read(read, &mut self.random);
+        card.stamp(x, since, &mut self.random)
     }
 
     /// Works out an exchange that leaves the server at `sent`.
@@ -265,24 +333,39 @@ impl<E: Estimator> Host<E> {
         self.first_of_pair = first_of_pair;
         let before = self.server_reading(sent - 700);
         let mut outstanding = Outstanding::new(self.sequence, Some(0), before);
-        outstanding.sent = Some(self.server.wall(sent, server_raw(sent))).into();
+        self.prepare(SERVER, sent - 300);
+        outstanding.sent = PacketStamp {
+            software: Some(self.server.wall(sent, server_raw(sent))),
+            hardware: self.card_stamp(SERVER, sent, Some(sent - 300), sent + 3_000),
+        };
         let forward = self.ways.0.delay(sent, first_of_pair, &mut self.random) - self.shortcut(sent);
-        let t2 = sent + forward;
+        let (held, correction) = self.ways.0.held(scenario.assumptions.rate_ppb, &mut self.random);
+        let correction = correction + self.lie(sent, 1.0);
+        let t2 = sent + forward + held;
         let mut arrivals = Vec::new();
-        let backward = self.answer(t2, first_of_pair, &mut arrivals);
+        let backward = self.answer(t2, correction, first_of_pair, &mut arrivals);
         if self.random.chance(scenario.duplicated) {
             let again = t2 + self.random.nanos(1_000, 300_000);
-            self.answer(again, false, &mut arrivals);
+            self.answer(again, correction, false, &mut arrivals);
         }
-        arrivals.sort_by_key(|(at, _)| *at);
+        arrivals.sort_by_key(|answer| answer.arrives);
         let deadline = sent + TIMEOUT;
-        let mut done = deadline;
-        for (at, message) in arrivals.into_iter().filter(|(at, _)| *at < deadline) {
+        let (mut done, mut heard, mut taken) = (deadline, VecDeque::new(), sent);
+        for Answer { arrives, made, message } in
+            arrivals.into_iter().filter(|answer| answer.arrives < deadline)
+        {
             // The kernel stamps when it arrives; both clocks are read when the prober has woken up.
-            let taken = at + self.wake();
+            taken = taken.max(arrives + self.wake());
+            let hardware = self.card_stamp(SERVER, arrives, None, taken);
             let after = self.server_reading(taken);
-            let stamp: Time<Wall> = self.server.wall(at, server_raw(at));
-            outstanding.accept(&message, REQUESTER, Some(stamp), &after);
+            let software: Time<Wall> = self.server.wall(arrives, server_raw(arrives));
+            let stamp = PacketStamp { software: Some(software), hardware };
+            if outstanding.accept(&message, REQUESTER, stamp, &after) {
+                heard.extend(outstanding.responder().map(|responder| (taken, responder)));
+                if made >= self.told_at {
+                    self.told = Some(self.told.map_or(taken, |told| told.min(taken)));
+                }
+            }
             if outstanding.is_complete() {
                 done = taken;
                 break;
@@ -290,12 +373,12 @@ impl<E: Estimator> Host<E> {
         }
         let complete = outstanding.is_complete();
         let outcome = outstanding.outcome();
-        self.pending = Some(Pending { done, outcome, complete, delays: (forward, backward) });
+        self.pending = Some(Pending { done, outcome, complete, delays: (forward, backward), heard });
     }
 
     /// What the module does when the request arrives at `t2`: its messages, and when they arrive at the server. Returns
     /// the response's delay.
-    fn answer(&mut self, t2: i64, first_of_pair: bool, arrivals: &mut Vec<(i64, Message)>) -> i64 {
+    fn answer(&mut self, t2: i64, corrected: i64, first_of_pair: bool, answers: &mut Vec<Answer>) -> i64 {
         let scenario = self.scenario;
         let deaf = self.awake(t2) != t2 || self.random.chance(scenario.loss);
         let from = ([10, 0, 0, 1], 319).into();
@@ -307,36 +390,59 @@ impl<E: Estimator> Host<E> {
         let earlier = self.host_reading(t2 - age);
         let woken = t2 + self.wake();
         let answered = self.awake(woken);
+        let hardware = self.card_stamp(HOST, t2, None, answered);
         let after = self.host_reading(answered);
-        let wall = self.host.wall(t2, host_raw(&self.clock, t2));
-        let received = Stamp::received(Some(wall), &earlier, &after);
-        let response = self.message(received.wall, true, self.extension(&received, answered));
+        let software = Some(self.host.wall(t2, host_raw(&self.clock, t2)));
+        let received = Stamp::received(PacketStamp { software, hardware }, &earlier, &after);
         let ready = answered + 2_000 + self.wake() / 4;
+        self.prepare(HOST, ready);
         let t3 = self.awake(ready);
         let backward = self.ways.1.delay(t3, first_of_pair, &mut self.random);
+        let (held, correction) = self.ways.1.held(scenario.assumptions.rate_ppb, &mut self.random);
+        let correction = correction + self.lie(t3, -1.0);
+        let response = self.message(received.wall, true, correction, self.extension(&received, answered));
         let back = t3 + 3_000 + self.wake() / 4;
         let stamped = self.awake(back);
+        let hardware = self.card_stamp(HOST, t3, Some(ready), stamped);
         let read_back = self.host_reading(stamped);
-        let wall = self.host.wall(t3, host_raw(&self.clock, t3));
-        let left = Stamp::sent(Some(wall), &after, &read_back);
-        let follow_up = self.message(left.wall, false, self.extension(&left, stamped));
+        let software = Some(self.host.wall(t3, host_raw(&self.clock, t3)));
+        let left = Stamp::sent(PacketStamp { software, hardware }, &after, &read_back);
+        let follow_up = self.message(left.wall, false, corrected, self.extension(&left, stamped));
         let later = self.ways.1.delay(stamped, false, &mut self.random);
-        for (at, message) in [(t3 + backward, response), (stamped + later, follow_up)] {
+        let messages = [(t3 + backward + held, answered, response), (stamped + later, stamped, follow_up)];
+        for (arrives, made, message) in messages {
             if !self.random.chance(scenario.loss) {
-                arrivals.push((at, message));
+                answers.push(Answer { arrives, made, message });
             }
             if self.random.chance(scenario.duplicated) {
-                arrivals.push((at + self.random.nanos(0, 40_000_000), message));
+                let arrives = arrives + self.random.nanos(0, 40_000_000);
+                answers.push(Answer { arrives, made, message });
             }
         }
         backward
     }
 
-    fn message(&mut self, stamp: Time<Wall>, response: bool, extension: Option<Extension>) -> Message {
+    /// What the transparent clocks claim too much of packets this way, in 2⁻¹⁶ ns.
+    fn lie(&self, x: i64, way: f64) -> i64 {
+        match self.breaking {
+            Some(Break { at, change: Change::Lie(by), .. }) if at <= x => {
+                ((by * way).max(0.0) * 65_536.0) as i64
+            }
+            _ => 0,
+        }
+    }
+
+    fn message(
+        &mut self,
+        stamp: Time<Wall>,
+        response: bool,
+        correction: i64,
+        extension: Option<Extension>,
+    ) -> Message {
         let correction = if self.scenario.lying_correction {
             self.random.nanos(-1 << 40, 1 << 40) // up to 17 ms, either way
         } else {
-            0
+            correction
         };
         let header = Header {
             domain: 0,

@@ -22,6 +22,9 @@ pub struct Way {
     pub queue: Queue,
     /// What the first packet after a pause takes longer.
     pub cold: f64,
+    /// For how long transparent clocks hold a packet: at least, and in the mean on top of that. This is not part of the
+    /// delay here.
+    pub held: (f64, f64),
     /// The least delay swings by this much, with this period in seconds.
     pub wave: (f64, f64),
     /// The least delay changes by up to this much, every so many seconds.
@@ -30,7 +33,14 @@ pub struct Way {
 
 impl Way {
     pub const fn steady(least: f64, mean: f64) -> Self {
-        Way { least, queue: Queue::Steady(mean), cold: 0.0, wave: (0.0, 1.0), reroute: (0.0, 1.0) }
+        Way {
+            least,
+            queue: Queue::Steady(mean),
+            cold: 0.0,
+            held: (0.0, 0.0),
+            wave: (0.0, 1.0),
+            reroute: (0.0, 1.0),
+        }
     }
 
     /// The delay's lower quartile where a share `cold` of the packets comes after a pause: least and most over time. A
@@ -121,5 +131,14 @@ impl Traffic {
         let swing = swing * (std::f64::consts::TAU * (x as f64 * 1e-9 / period + self.phase)).sin();
         let cold = if cold { self.way.cold } else { 0.0 };
         ((self.way.least + self.detour + swing + cold + queued).ceil() as i64).max(1)
+    }
+
+    /// For how long transparent clocks hold a packet, and what they say of that in 2⁻¹⁶ ns: their clocks run within
+    /// `rate_ppb` of the server's.
+    pub fn held(&self, rate_ppb: u32, random: &mut Random) -> (i64, i64) {
+        let (least, mean) = self.way.held;
+        let held = (least + random.exponential(mean)) as i64;
+        let off = random.between(-1.0, 1.0) * f64::from(rate_ppb) * 1e-9;
+        (held, ((1.0 + off) * held as f64 * 65_536.0) as i64)
     }
 }

@@ -50,7 +50,8 @@ pub struct Tally {
     pub wrong_by: f64,
     /// From the break (stamps alone: from when the error was beyond the round trip) until the bound was withdrawn.
     pub detect_s: Option<f64>,
-    /// Trusted after the break was told.
+    /// Trusted and wrong after the bound had been withdrawn once; or trusted at all after the host's first answer that
+    /// could tell of the break.
     pub trusted_after_told: u64,
     pub cuts: u64,
     pub certified: u64,
@@ -263,8 +264,7 @@ fn watch<E: Estimator>(hosts: &[Host<E>], now: i64, step: i64, breaking: Option<
 
 /// The smallest of the last exchanges, in ns.
 fn round_trip<E>(host: &Host<E>) -> f64 {
-    let trips = host.measured.iter().filter_map(|m| m.exchange.round_trip());
-    trips.map(|trip| trip.get()).min().unwrap_or(0) as f64
+    host.measured.iter().filter_map(|measured| measured.round_trip).min().unwrap_or(0) as f64
 }
 
 /// What the whole history says about how soon the break was noticed.
@@ -275,6 +275,10 @@ fn judge<E>(hosts: &[Host<E>], b: Break, tally: &mut Tally) {
     let first = |host: &Host<E>| host.withdrawn.iter().copied().find(|at| *at >= b.at);
     let noticed = hosts.iter().filter_map(first).max();
     tally.detect_s = noticed.map(|at| (at - b.over()).max(0) as f64 * 1e-9);
+    if let (Some(host), true) = (hosts.get(1), b.tell != Tell::Server) {
+        let late = first(host).zip(host.told).is_none_or(|(withdrawn, told)| withdrawn > told);
+        tally.trusted_after_told += u64::from(late);
+    }
 }
 
 fn count_cut<E: Estimator>(
@@ -325,12 +329,18 @@ pub fn statistical<E: Estimator>(
     let now = scenario.window_span() * 9 / 8 + SECOND + random.nanos(0, SECOND);
     let mut host = Host::new(scenario, make(config, scenario.window), None, now / SECOND + 5, random);
     host.advance(now);
-    // Half of them in the steady course, half after the burst that precedes a plan.
-    let (now, x) = if random.chance(0.5) {
-        let over = host.burst(now);
-        (over, over + random.nanos(0, SECOND / 20))
-    } else {
-        (now, now - random.nanos(0, SECOND / 2))
+    // In the steady course; ahead, after the burst that precedes a plan; or between that and the burst after the cut.
+    let (now, x) = match random.below(3) {
+        0 => (now, now - random.nanos(0, SECOND / 2)),
+        1 => {
+            let over = host.burst(now);
+            (over, over + random.nanos(0, SECOND / 20))
+        }
+        _ => {
+            let planned = host.burst(now);
+            let over = host.burst(planned + SECOND / 20);
+            (over, random.nanos(planned, over))
+        }
     };
     let budget = honest_budget(&scenario.forward, &scenario.backward);
     let budget = AsymmetryBudget::Configured(timesync::time::Nanos::new(budget));

@@ -4,6 +4,7 @@ use timesync::bound::Assumptions;
 use timesync::random::Random;
 use timesync::time::Nanos;
 
+use super::card::Handling;
 use super::clock::{Change, SECOND, Shape};
 use super::host::Break;
 use super::machine::Discipline;
@@ -37,6 +38,10 @@ pub enum Kind {
     Shortcut(f64, f64),
     /// A new boot, so many ns later.
     Boot(f64, f64),
+    /// Transparent clocks claim so many ns too much, from and to, on either way.
+    Lie(f64, f64),
+    /// The rate of a network card's oscillator jumps by so many ppb, from and to, in either direction.
+    Card(f64, f64),
 }
 
 impl Kind {
@@ -44,7 +49,7 @@ impl Kind {
         match self {
             Kind::Step(.., tell) | Kind::Rate(.., tell) => tell,
             Kind::Suspend(..) => Tell::Suspend,
-            Kind::Shortcut(..) => Tell::Stamps,
+            Kind::Shortcut(..) | Kind::Lie(..) | Kind::Card(..) => Tell::Stamps,
             Kind::Boot(..) => Tell::Boot,
         }
     }
@@ -52,16 +57,16 @@ impl Kind {
     /// The break of one run.
     pub fn draw(self, at: i64, random: &mut Random) -> Break {
         // Small ones as often as large ones.
+        let sign = if random.chance(0.5) { 1.0 } else { -1.0 };
         let mut size = |low: f64, high: f64| low * (high / low).powf(random.unit());
         let change = match self {
             Kind::Step(low, high, _) => Change::Step(size(low, high)),
             Kind::Shortcut(low, high) => Change::Shortcut(size(low, high)),
             Kind::Suspend(low, high) => Change::Stop(size(low, high) as i64),
             Kind::Boot(low, high) => Change::Boot(size(low, high) as i64),
-            Kind::Rate(low, high, _) => {
-                let rate = size(low, high);
-                Change::Rate(if random.chance(0.5) { rate } else { -rate })
-            }
+            Kind::Rate(low, high, _) => Change::Rate(sign * size(low, high)),
+            Kind::Lie(low, high) => Change::Lie(sign * size(low, high)),
+            Kind::Card(low, high) => Change::Card(sign * size(low, high)),
         };
         Break { at, change, tell: self.tell() }
     }
@@ -83,6 +88,8 @@ pub struct Scenario {
     pub window: usize,
     pub agentless: bool,
     pub lying_correction: bool,
+    /// Both ends' network cards stamp the packets, and this is done to the host's clock of its card.
+    pub card: Option<Handling>,
     pub breaks: Option<Kind>,
 }
 
@@ -136,8 +143,16 @@ fn base() -> Scenario {
         window: 512,
         agentless: false,
         lying_correction: false,
+        card: None,
         breaks: None,
     }
+}
+
+/// Packets are held for most of the way by transparent clocks, which are trusted.
+fn transparent() -> Scenario {
+    let way = Way { held: (2_000.0, 20_000.0), ..LIGHT };
+    let assumptions = Assumptions { trust_correction: true, ..assumptions() };
+    Scenario { assumptions, forward: way, backward: way, ..base() }
 }
 
 fn keeping() -> Vec<Scenario> {
@@ -218,6 +233,10 @@ fn keeping() -> Vec<Scenario> {
             loss: 0.01,
             ..base()
         },
+        Scenario { name: "transparent-clocks", ..transparent() },
+        Scenario { name: "hardware", card: Some(Handling { step_s: 0.0, set_s: 0.0 }), ..base() },
+        Scenario { name: "phc-jumps", card: Some(Handling { step_s: 3.0, set_s: 0.0 }), ..base() },
+        Scenario { name: "phc-rate-changes", card: Some(Handling { step_s: 0.0, set_s: 0.2 }), ..base() },
         Scenario {
             name: "agentless",
             agentless: true,
@@ -239,6 +258,12 @@ fn breaking() -> Vec<Scenario> {
         breaks("jump-below-round-trip", Kind::Step(50.0, 400.0, Tell::Stamps)),
         breaks("rate-beyond-limit", Kind::Rate(4.1e5, 3e6, Tell::Stamps)),
         breaks("wander-beyond-limit", Kind::Rate(1e3, 1e5, Tell::Stamps)),
+        // Up to what passes for plausible: no longer than the packets are on their way.
+        Scenario { breaks: Some(Kind::Lie(5e1, 9e2)), name: "correction-lies", ..transparent() },
+        Scenario {
+            card: Some(Handling { step_s: 0.0, set_s: 0.0 }),
+            ..breaks("phc-rate-beyond-limit", Kind::Card(4.1e5, 3e8))
+        },
         Scenario {
             assumptions: Assumptions {
                 min_forward: Nanos::new(4_000),

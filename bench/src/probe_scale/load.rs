@@ -58,17 +58,32 @@ pub fn load(
 }
 
 /// Peer delay with our TLV, as the server asks.
-pub struct PeerDelay;
+pub struct PeerDelay {
+    /// Of each slot, the last request's sequence number: a module does not answer the same number twice. Its rest by the
+    /// number of slots is the slot, even where numbers come round again, as that number is a power of two.
+    sequences: Vec<u16>,
+}
+
+impl PeerDelay {
+    /// A client with so many slots: a power of two.
+    pub fn new(slots: u16) -> Self {
+        PeerDelay { sequences: (0..slots).collect() }
+    }
+}
 
 impl Protocol for PeerDelay {
     fn request(&mut self, slot: u16) -> Vec<u8> {
-        let header = Header::request(0, slot);
+        let slots = self.sequences.len() as u16;
+        let sequence = &mut self.sequences[usize::from(slot)];
+        *sequence = sequence.wrapping_add(slots);
+        let header = Header::request(0, *sequence);
         Message { header, body: Body::Request, extension: Some(Extension::Wanted) }.encode().to_vec()
     }
 
     fn answer(&mut self, datagram: &[u8]) -> Option<u16> {
         let message = Message::parse(datagram).ok()?;
-        matches!(message.body, Body::FollowUp { .. }).then_some(message.header.sequence)
+        let slots = self.sequences.len() as u16;
+        matches!(message.body, Body::FollowUp { .. }).then_some(message.header.sequence % slots)
     }
 }
 

@@ -22,6 +22,7 @@ pub struct Outstanding {
     before: ClockReading,
     response: Option<Response>,
     follow_up: Option<FollowUp>,
+    heard: Option<Responder>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +101,7 @@ impl Outstanding {
             before,
             response: None,
             follow_up: None,
+            heard: None,
         }
     }
 
@@ -128,7 +130,7 @@ impl Outstanding {
                 trusted_source: reading.trusted_source,
             });
         let correction = message.header.correction;
-        match message.body {
+        let taken = match message.body {
             Body::Response { received, requester: named }
                 if named == requester && self.response.is_none() && says_when(received, reading) =>
             {
@@ -140,9 +142,10 @@ impl Outstanding {
                     self.response =
                         Some(Response { arrived, after, received, correction: 0, responder, reading });
                     self.follow_up = Some(FollowUp { sent: received, correction: 0, responder, reading });
-                    return true;
+                } else {
+                    self.response =
+                        Some(Response { arrived, after, received, correction, responder, reading });
                 }
-                self.response = Some(Response { arrived, after, received, correction, responder, reading });
                 true
             }
             Body::FollowUp { sent, requester: named } if named == requester && self.follow_up.is_none() => {
@@ -150,7 +153,16 @@ impl Outstanding {
                 true
             }
             _ => false,
+        };
+        if taken {
+            self.heard = Some(responder);
         }
+        taken
+    }
+
+    /// Who gave the newest of the answers that were taken; none before the first.
+    pub fn responder(&self) -> Option<Responder> {
+        self.heard
     }
 
     /// Whether both answers are here.
@@ -158,16 +170,19 @@ impl Outstanding {
         self.response.is_some() && self.follow_up.is_some()
     }
 
-    /// What came of it. Without a response, nothing. Without the follow-up, or with one by somebody else (a module that
-    /// was started anew in between), the forward half.
+    /// What came of it. Without a response, nothing; without the follow-up, the forward half. If the two differ in who
+    /// gave them, the timeline became another one in between: nothing again.
     pub fn outcome(&self) -> Option<Outcome> {
         let response = self.response?;
+        if self.follow_up.is_some_and(|follow_up| follow_up.responder != response.responder) {
+            return None;
+        }
         // A network card's stamp may come back later than the response.
         let t1 = Stamp::sent(self.sent, &self.before, &response.after);
         let t4 = response.arrived;
         let received = on_host_timeline(response.received, response.reading);
         let sent_on_server = ServerClock.span(t1.raw);
-        let follow_up = self.follow_up.filter(|follow_up| follow_up.responder == response.responder);
+        let follow_up = self.follow_up;
         let since_reading = t1.raw.latest - self.before.raw.earliest;
         let turnaround = follow_up.map_or(Nanos::ZERO, |follow_up| {
             on_host_timeline(follow_up.sent, follow_up.reading).latest - received.earliest
@@ -365,15 +380,16 @@ mod tests {
     }
 
     #[test]
-    fn a_follow_up_that_is_lost_or_anothers_leaves_the_forward_half() {
-        let mut lost = request();
-        lost.accept(&response(Some(reading(5, 7_000))), SERVER, None, &clocks(200));
-        let mut restarted = lost.clone();
-        restarted.accept(&follow_up(Some(reading(6, 7_050))), SERVER, None, &clocks(200));
-        for request in [lost, restarted] {
-            let exchange = request.outcome().unwrap().exchange;
-            assert!(exchange.forward.is_some() && exchange.backward.is_none());
-        }
+    fn a_follow_up_that_is_lost_leaves_the_forward_half_and_one_by_another_nothing() {
+        let mut request = request();
+        assert_eq!(request.responder(), None);
+        request.accept(&response(Some(reading(5, 7_000))), SERVER, None, &clocks(200));
+        let exchange = request.outcome().unwrap().exchange;
+        assert!(exchange.forward.is_some() && exchange.backward.is_none());
+        let before = request.responder();
+        request.accept(&follow_up(Some(reading(6, 7_050))), SERVER, None, &clocks(200));
+        assert!(request.outcome().is_none());
+        assert!(before.is_some() && request.responder() != before, "whoever answers tells who it is");
     }
 
     #[test]

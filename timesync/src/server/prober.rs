@@ -299,6 +299,10 @@ impl Prober {
                 .iter()
                 .fold(false, |any, (answer, stamp)| accept(answer, *stamp) | any),
         };
+        if let (true, Some(responder)) = (fits, request.responder()) {
+            // The first answer after a break tells of it: nobody waits for the rest of the exchange.
+            self.shared.record(index).hear(responder);
+        }
         (fits && request.is_complete()).then_some(index)
     }
 

@@ -137,6 +137,7 @@ impl Record {
     /// Takes what happened to it.
     pub fn apply(&mut self, event: &Event) {
         match event {
+            Event::Heard(responder) => self.hear(*responder),
             Event::Exchange(outcome) => self.complete(outcome),
             Event::Lost => self.lose(),
             Event::Refused { at, why } => self.refuse(*at, *why),
@@ -151,16 +152,24 @@ impl Record {
         }
     }
 
+    /// Takes who gave an answer, as soon as it is there: if that is another timeline than before, nothing from before is
+    /// trusted any longer, whatever comes of the exchange.
+    pub fn hear(&mut self, responder: Responder) {
+        if self.responder == Some(responder) {
+            return;
+        }
+        self.tell(Event::Heard(responder));
+        if let Some(before) = self.responder {
+            tracing::info!(host = self.config.name, ?before, now = ?responder, "another timeline");
+        }
+        self.responder = Some(responder);
+        self.reset(Reset::Announced);
+    }
+
     /// Takes what came of an exchange.
     pub fn complete(&mut self, outcome: &Outcome) {
+        self.hear(outcome.responder);
         self.tell(Event::Exchange(*outcome));
-        if self.responder != Some(outcome.responder) {
-            if let Some(before) = self.responder {
-                tracing::info!(host = self.config.name, ?before, now = ?outcome.responder, "another timeline");
-            }
-            self.responder = Some(outcome.responder);
-            self.reset(Reset::Announced);
-        }
         if let Some(latest) = &self.latest
             && latest.steps != outcome.steps
         {
@@ -434,6 +443,19 @@ mod tests {
             let bound = record.observe(now, false).unwrap().window.hard(now).unwrap();
             assert!(bound.contains(crate::time::Offset::new(900_000_000)));
         }
+    }
+
+    #[test]
+    fn the_first_answer_that_tells_of_a_break_withdraws_the_bound() {
+        let mut record = record();
+        let now = feed(&mut record, SECOND, 9, 5_000, module(1, 0));
+        record.hear(module(1, 0));
+        assert!(record.observe(now, false).is_ok());
+        record.hear(module(1, 1));
+        assert!(record.observe(now, false).is_err() && record.published().is_none());
+        // What was measured on the new timeline counts at once.
+        let now = feed(&mut record, 3 * SECOND, 8, 700, module(1, 1));
+        assert!(record.observe(now, false).is_ok());
     }
 
     #[test]

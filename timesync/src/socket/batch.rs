@@ -41,8 +41,13 @@ impl StampedSocket {
 
     /// All transmit stamps that have come back, with their packets' numbers, both of a packet as one where both are here.
     pub fn transmit_stamps(&mut self) -> Vec<(u32, PacketStamp)> {
+        self.first_transmit_stamps(usize::MAX)
+    }
+
+    /// Likewise, but where `few` are awaited, no more is looked for after so many.
+    pub fn first_transmit_stamps(&mut self, few: usize) -> Vec<(u32, PacketStamp)> {
         for _ in 0..FEW {
-            if !self.keep_stamp() {
+            if self.back.len() >= few || !self.keep_stamp() {
                 return std::mem::take(&mut self.back).into();
             }
         }
