@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
+pub mod durable;
+pub mod filesystem;
 pub mod fleet;
 pub mod fuzz;
 pub mod namespaces;
