@@ -7,6 +7,7 @@ pub mod filesystem;
 pub mod fleet;
 pub mod fuzz;
 pub mod namespaces;
+pub mod postgres;
 pub mod ptp4l;
 pub mod tls;
 pub mod tools;
