@@ -1,5 +1,6 @@
 //! Benchmarks. Each prints medians and ratios against a peer in the same run; `--json` gives the rows.
 
+mod chaos;
 mod coverage;
 mod probe_scale;
 mod stall;
@@ -20,6 +21,8 @@ enum Benchmark {
     ProbeScale(probe_scale::Arguments),
     /// Whether the bound is ever wrong, and how much narrower it could be, against known truth.
     Coverage(coverage::Arguments),
+    /// Timed snapshots on a fleet whose processes are killed, stopped and cut off at random.
+    Chaos(chaos::Arguments),
     /// What a snapshot costs its writers: timed against barrier against none.
     Stall(stall::Arguments),
     /// Our bound against chronyd and ptp4l, on one virtual Ethernet in one kernel.
@@ -29,6 +32,7 @@ enum Benchmark {
 fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     match Arguments::parse().benchmark {
         Benchmark::ProbeScale(arguments) => probe_scale::run(&arguments),
+        Benchmark::Chaos(arguments) => chaos::run(&arguments),
         Benchmark::Coverage(arguments) => coverage::run(&arguments),
         Benchmark::Stall(arguments) => stall::run(&arguments),
         Benchmark::TimePeers(arguments) => time_peers::run(&arguments),

@@ -16,6 +16,19 @@ use crate::causal::{self, Record, Slot, Violation};
 /// A write that takes longer will never be answered.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How often a token looks for a host that is gone.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// What a token does when its connection breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Broken {
+    /// It stops with an error.
+    Fail,
+    /// It waits until the host is there again, and sends its write again: the same bytes twice are the same as once.
+    /// Every write is durable when it is acknowledged, since tokens tell of it on other hosts.
+    Reconnect,
+}
+
 /// A volume or a snapshot of one, as NBD clients see it.
 #[derive(Clone, Debug)]
 pub struct Export {
@@ -97,11 +110,33 @@ impl Workload {
     /// # Errors
     /// [`WorkloadError`].
     pub fn start(exports: &[Export], tokens: usize, pause: Duration) -> Result<Workload, WorkloadError> {
+        Workload::start_with(exports, tokens, pause, Broken::Fail)
+    }
+
+    /// As [`Workload::start`], for hosts that are killed and started again: tokens wait for them. Every write is
+    /// durable when it is acknowledged.
+    ///
+    /// # Errors
+    /// [`WorkloadError`].
+    pub fn start_enduring(
+        exports: &[Export],
+        tokens: usize,
+        pause: Duration,
+    ) -> Result<Workload, WorkloadError> {
+        Workload::start_with(exports, tokens, pause, Broken::Reconnect)
+    }
+
+    fn start_with(
+        exports: &[Export],
+        tokens: usize,
+        pause: Duration,
+        broken: Broken,
+    ) -> Result<Workload, WorkloadError> {
         let writes = exports.iter().map(|_| AtomicU64::new(0)).collect();
         let shared = Shared { writes, ..Shared::default() };
         let mut workload = Workload { shared: Arc::new(shared), threads: Vec::new() };
         for token in 0..tokens {
-            let mut walk = Token::new(token, exports)?;
+            let mut walk = Token::new(token, exports, broken)?;
             let shared = Arc::clone(&workload.shared);
             let thread = std::thread::Builder::new()
                 .name(format!("token {token}"))
@@ -174,10 +209,11 @@ struct Token {
     connections: Vec<(Export, Client)>,
     latencies: Latencies,
     random: Random,
+    broken: Broken,
 }
 
 impl Token {
-    fn new(token: usize, exports: &[Export]) -> Result<Token, WorkloadError> {
+    fn new(token: usize, exports: &[Export], broken: Broken) -> Result<Token, WorkloadError> {
         let mut written = vec![0; exports.len()];
         let mut connections = Vec::new();
         let slot = Slot::of(token);
@@ -195,7 +231,13 @@ impl Token {
             connections.push((export.clone(), client));
         }
         let record = Record { token, host: 0, written };
-        Ok(Token { record, connections, latencies: Latencies::default(), random: Random(token as u64) })
+        Ok(Token {
+            record,
+            connections,
+            latencies: Latencies::default(),
+            random: Random(token as u64),
+            broken,
+        })
     }
 
     fn run(&mut self, shared: &Shared, pause: Duration) -> Result<(), WorkloadError> {
@@ -205,9 +247,10 @@ impl Token {
             self.record.host = host;
             self.record.written[host] += 1;
             let bytes = self.record.encode();
-            let (export, client) = &mut self.connections[host];
             let (began, period) = (now(), shared.period.load(Ordering::Relaxed));
-            client.write(slot.offset as u64, &bytes, false).map_err(|error| failed(export, error))?;
+            if !self.write(slot.offset as u64, &bytes, shared)? {
+                break;
+            }
             let took = u64::try_from((now() - began).get()).unwrap_or(0);
             let periods = [period, shared.period.load(Ordering::Relaxed)];
             if periods.contains(&(Period::Snapshot as u8)) {
@@ -223,6 +266,27 @@ impl Token {
         Ok(())
     }
 
+    /// Writes the record on its host. False: it had to stop before that was acknowledged.
+    fn write(&mut self, offset: u64, bytes: &[u8], shared: &Shared) -> Result<bool, WorkloadError> {
+        let (export, client) = &mut self.connections[self.record.host];
+        let enduring = self.broken == Broken::Reconnect;
+        loop {
+            match client.write(offset, bytes, enduring) {
+                Ok(()) => return Ok(true),
+                Err(ClientError::Io(error)) if enduring && is_broken(&error) => {}
+                Err(error) => return Err(failed(export, error)),
+            }
+            // Its volume may still be on its way.
+            *client = loop {
+                match connect(export) {
+                    Ok(client) => break client,
+                    Err(_) if shared.stop.load(Ordering::Relaxed) => return Ok(false),
+                    Err(_) => std::thread::sleep(RETRY),
+                }
+            };
+        }
+    }
+
     /// Another host than the last one, at random.
     fn next_host(&mut self) -> usize {
         let hosts = self.connections.len();
@@ -236,6 +300,13 @@ fn connect(export: &Export) -> Result<Client, WorkloadError> {
         Client::connect(&export.endpoint, &export.name).map_err(|error| failed(export, error))?;
     client.set_timeout(Some(TIMEOUT)).map_err(|error| failed(export, error))?;
     Ok(client)
+}
+
+/// Whether the other end is gone. A timeout is no such thing: that end may still execute the write, when the token has
+/// long written other records over it.
+fn is_broken(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 fn failed(export: &Export, error: ClientError) -> WorkloadError {

@@ -49,7 +49,8 @@ pub struct Fleet {
     // Dropped in this order: first the processes, then their network.
     /// The daemons.
     pub cluster: Cluster,
-    network: Network,
+    /// Their network: the server is its first host.
+    pub network: Network,
     client: TlsFiles,
     _authority: Authority,
     _turn: MutexGuard<'static, ()>,

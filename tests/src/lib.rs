@@ -2,9 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
+pub mod chaos;
+pub mod durable;
+pub mod filesystem;
 pub mod fleet;
 pub mod fuzz;
 pub mod namespaces;
+pub mod postgres;
 pub mod ptp4l;
 pub mod tls;
 pub mod tools;

@@ -82,6 +82,17 @@ impl Network {
     }
 }
 
+impl Network {
+    /// Pulls a host's cable at the switch, or puts it in again. The host keeps its address.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn plug(&self, host: usize, up: bool) -> io::Result<()> {
+        let port = format!("port{}", host + 1);
+        ip(&["-n", &self.switch, "link", "set", &port, if up { "up" } else { "down" }])
+    }
+}
+
 impl Drop for Network {
     fn drop(&mut self) {
         for name in self.hosts.iter().map(|host| &host.name).chain([&self.switch]) {

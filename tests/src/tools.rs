@@ -1,10 +1,12 @@
 //! Running the programs that tests are about: what they print, how they refuse, and how daemons end.
 
 use std::ffi::OsStr;
+use std::fmt::Debug;
 use std::io::ErrorKind;
 use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -123,10 +125,35 @@ pub fn start(mut program: Command, role: &str, directory: &Path, config: &str) -
 /// # Panics
 /// When they do not start.
 pub fn one_host(flags: &[&str]) -> Cluster {
-    let [control, time] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
-    let flags = [&["--listen", &control, "--time", &time], flags].concat();
-    let hosts = [("a", Place::loopback(&flags))];
+    hosts(&["a"], flags)
+}
+
+/// As [`one_host`], with hosts of these names.
+///
+/// # Panics
+/// When they do not start.
+pub fn hosts(names: &[&str], flags: &[&str]) -> Cluster {
+    let place = |name| {
+        let [control, time] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+        (name, Place::loopback(&[&["--listen", &control, "--time", &time], flags].concat()))
+    };
+    let hosts: Vec<_> = names.iter().copied().map(place).collect();
     Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap()
+}
+
+/// What a variable of the environment says, if it is set.
+///
+/// # Panics
+/// When it says something else than `T`.
+pub fn from_environment<T: FromStr<Err: Debug>>(name: &str) -> Option<T> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap())
+}
+
+/// What chance follows in this run: `COEVAL_SEED`, or another number in each process. It is printed.
+pub fn seed() -> u64 {
+    let seed = from_environment("COEVAL_SEED").unwrap_or_else(|| std::process::id().into());
+    println!("COEVAL_SEED={seed}");
+    seed
 }
 
 /// A port that is free for TCP and UDP, below those that the system itself gives away.

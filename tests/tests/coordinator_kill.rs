@@ -5,12 +5,12 @@
 use std::thread;
 
 use coeval_cli::workload::Workload;
+use harness::durable::Acknowledged;
 use harness::eventually;
 use harness::fleet::{Fleet, VOLUME, assert_writes_go_on, kill};
 use nix::sys::signal::Signal;
 use snapshot::http::ControlError;
 use snapshot::messages::{CreateRequest, Manifest, Progress, RequestedMode, SnapshotState, Step, Verdict};
-use snapshot::nbd::{Client, ClientError};
 
 /// Every snapshot has this name, so that what is left of one is in the way of the next.
 const NAME: &str = "again";
@@ -88,7 +88,11 @@ fn a_host_dies_at_any_step_of_a_snapshot() {
     for (mode, number) in timed.chain(barrier) {
         let dying = &fleet.cluster.hosts[2];
         let client = fleet.open(&fleet.exports(&fleet.cluster.hosts, None)[2]);
-        let writer = thread::spawn(move || write_durably(client));
+        let writer = thread::spawn(move || {
+            let mut acknowledged = Acknowledged::default();
+            acknowledged.write_on(client);
+            acknowledged
+        });
         let _ = create(&fleet, mode, |at, _| {
             if at == number {
                 kill(&dying.daemon);
@@ -100,7 +104,7 @@ fn a_host_dies_at_any_step_of_a_snapshot() {
         fleet.cluster.restart_host(2).expect("the host starts on the same volumes");
 
         let mut client = fleet.open(&fleet.exports(&fleet.cluster.hosts, None)[2]);
-        assert_holds(&mut client, &acknowledged);
+        acknowledged.assert_held_by(&mut client);
         settle_last(&fleet, 2);
         fleet.wait_for_bounds();
         take(&fleet, mode, 2);
@@ -189,43 +193,4 @@ fn settle_last(fleet: &Fleet, hosts: usize) {
         _ => panic!("{last:?} is neither failed nor complete"),
     }
     fleet.wait_until_nothing_is_left();
-}
-
-const BLOCK: usize = 4096;
-const BLOCKS: u64 = 64;
-
-/// Writes counting numbers block by block, each durable before the next, until the connection breaks. Gives the last
-/// number that each block was acknowledged to hold.
-fn write_durably(mut client: Client) -> Vec<u64> {
-    let mut acknowledged = vec![0; BLOCKS as usize];
-    for number in 1.. {
-        let block = number % BLOCKS;
-        if write_one(&mut client, block, number).is_err() {
-            break;
-        }
-        acknowledged[block as usize] = number;
-    }
-    acknowledged
-}
-
-fn write_one(client: &mut Client, block: u64, number: u64) -> Result<(), ClientError> {
-    let bytes = number.to_le_bytes().repeat(BLOCK / 8);
-    let fua = number.is_multiple_of(2);
-    client.write(block * BLOCK as u64, &bytes, fua)?;
-    if fua { Ok(()) } else { client.flush() }
-}
-
-/// A block may hold a number that was not acknowledged any more, but no earlier one.
-fn assert_holds(client: &mut Client, acknowledged: &[u64]) {
-    for (block, acknowledged) in acknowledged.iter().enumerate() {
-        let mut bytes = vec![0; BLOCK];
-        client.read((block * BLOCK) as u64, &mut bytes).expect("it reads");
-        let numbers: Vec<u64> =
-            bytes.as_chunks().0.iter().map(|number| u64::from_le_bytes(*number)).collect();
-        assert!(
-            numbers.iter().all(|number| *number == numbers[0] && number >= acknowledged),
-            "block {block} holds {} where {acknowledged} was acknowledged as durable",
-            numbers[0]
-        );
-    }
 }
