@@ -1,6 +1,7 @@
 //! Benchmarks. Each prints medians and ratios against a peer in the same run; `--json` gives the rows.
 
 mod coverage;
+mod nbd_peers;
 mod probe_scale;
 mod stall;
 mod time_peers;
@@ -20,6 +21,8 @@ enum Benchmark {
     ProbeScale(probe_scale::Arguments),
     /// Whether the bound is ever wrong, and how much narrower it could be, against known truth.
     Coverage(coverage::Arguments),
+    /// Our NBD server against nbdkit, nbd-server and QEMU's, with and without snapshots.
+    NbdPeers(nbd_peers::Arguments),
     /// What a snapshot costs its writers: timed against barrier against none.
     Stall(stall::Arguments),
     /// Our bound against chronyd and ptp4l, on one virtual Ethernet in one kernel.
@@ -30,6 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     match Arguments::parse().benchmark {
         Benchmark::ProbeScale(arguments) => probe_scale::run(&arguments),
         Benchmark::Coverage(arguments) => coverage::run(&arguments),
+        Benchmark::NbdPeers(arguments) => nbd_peers::run(&arguments),
         Benchmark::Stall(arguments) => stall::run(&arguments),
         Benchmark::TimePeers(arguments) => time_peers::run(&arguments),
     }
