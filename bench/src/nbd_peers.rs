@@ -28,6 +28,10 @@ pub struct Arguments {
     /// MiB of each volume or file.
     #[arg(long, default_value_t = 256)]
     size: u64,
+    /// Length of the requests that write the files at first. Long ones leave the page cache in long pieces, in which
+    /// short writes are slow; the default does not, with any server.
+    #[arg(long, default_value = "8k")]
+    fill: String,
     /// One short turn: shows that all works, not how fast.
     #[arg(long)]
     quick: bool,
@@ -75,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         if arguments.quick { (1, 0.3) } else { (arguments.turns.max(1), arguments.seconds) };
     let wanted = |list: &[String], name: &str| list.is_empty() || list.iter().any(|one| one == name);
     servers::check_programs()?;
-    let site = Site::new(arguments.size << 20)?;
+    let site = Site::new(arguments.size << 20, &arguments.fill)?;
     let mut rows = Vec::new();
     for &chain in &arguments.chains {
         let kinds = Kind::ALL

@@ -28,11 +28,14 @@ pub struct Site {
     directory: TempDir,
     /// Of each volume or file, in bytes.
     pub size: u64,
+    /// Of the requests that they are written with at first, in fio's terms.
+    fill: String,
 }
 
 impl Site {
-    pub fn new(size: u64) -> Result<Self, Failure> {
-        Ok(Site { directory: tempfile::Builder::new().prefix("nbd-peers-").tempdir()?, size })
+    pub fn new(size: u64, fill: &str) -> Result<Self, Failure> {
+        let directory = tempfile::Builder::new().prefix("nbd-peers-").tempdir()?;
+        Ok(Site { directory, size, fill: fill.to_owned() })
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -189,7 +192,7 @@ impl Server {
             Serving::Ours(cluster) => cpu(cluster.hosts[0].daemon.id(), true),
             // Its children are the clients.
             Serving::Null(_) => cpu(std::process::id(), false),
-            Serving::Peer(process) => cpu(process.0.id(), true),
+            Serving::Peer(process) => cpu(process.id(), true),
         }
     }
 
@@ -209,7 +212,8 @@ impl Server {
     }
 
     fn write_all(&mut self, site: &Site) -> Result<(), Failure> {
-        self.fill(&["--rw=write", "--bs=1m", "--iodepth=4"], site, site.size)?;
+        let block = format!("--bs={}", site.fill);
+        self.fill(&["--rw=write", &block, "--iodepth=16"], site, site.size)?;
         self.written = true;
         Ok(())
     }
@@ -294,6 +298,7 @@ fn peer(site: &Site, kind: Kind, layer: usize, socket: &Path) -> Result<Process,
         create.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(image(layer - 1)).arg(&file);
         tools::run(&mut create);
     }
+    let pid_file = site.file("pid");
     let clients = CLIENTS.to_string();
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);
@@ -316,7 +321,8 @@ fn peer(site: &Site, kind: Kind, layer: usize, socket: &Path) -> Result<Process,
                 file.display()
             );
             std::fs::write(&config, text)?;
-            command.args(["nbd-server", "-n", "-C"]).arg(config);
+            // It only stays in the foreground for a single client.
+            command.args(["nbd-server", "-C"]).arg(config).arg("-p").arg(&pid_file);
         }
         Kind::QemuStorageDaemon => {
             let blockdev = format!("driver=file,node-name=file,filename={}", file.display());
@@ -332,11 +338,20 @@ fn peer(site: &Site, kind: Kind, layer: usize, socket: &Path) -> Result<Process,
             command.args(["-e", &clients, "-x", NAME, "-k"]).arg(socket).arg(&file);
         }
     }
-    Process::start(&mut command, socket, &site.file("log"))
+    let mut process = Process::start(&mut command, socket, &site.file("log"))?;
+    if kind == Kind::NbdServer {
+        let daemon = || std::fs::read_to_string(&pid_file)?.trim().parse().map_err(std::io::Error::other);
+        process.daemon = Some(harness::eventually(daemon));
+    }
+    Ok(process)
 }
 
-/// A child process, killed when dropped, and by the kernel if this process dies first.
-struct Process(Child);
+/// A process, killed when dropped. One in the foreground is killed by the kernel if this process dies first.
+struct Process {
+    child: Child,
+    /// Where it went to the background.
+    daemon: Option<u32>,
+}
 
 impl Process {
     /// Starts it and waits until it listens.
@@ -345,9 +360,9 @@ impl Process {
         let _ = std::fs::remove_file(socket);
         let output = File::create(log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let mut process = Process(command.spawn()?);
-        let listens = || match process.0.try_wait() {
-            Ok(Some(status)) => Ok(Err(status)),
+        let mut process = Process { child: command.spawn()?, daemon: None };
+        let listens = || match process.child.try_wait() {
+            Ok(Some(status)) if !status.success() => Ok(Err(status)),
             _ => UnixStream::connect(socket).map(|_| Ok(())),
         };
         match harness::eventually(listens) {
@@ -359,10 +374,17 @@ impl Process {
         }
     }
 
+    fn id(&self) -> u32 {
+        self.daemon.unwrap_or(self.child.id())
+    }
+
     fn end(&mut self) {
         // Errors mean that it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(daemon) = self.daemon {
+            let _ = Command::new("kill").arg(daemon.to_string()).status();
+        }
     }
 }
 

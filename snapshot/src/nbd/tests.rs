@@ -21,6 +21,7 @@ use crate::device::{Device, DeviceError, Exports, Outcome};
 
 mod holding;
 mod hostile;
+mod overlap;
 mod protocol;
 
 const SIZE: usize = 40 << 20;
