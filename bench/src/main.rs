@@ -2,6 +2,7 @@
 
 mod chaos;
 mod coverage;
+mod nbd_peers;
 mod probe_scale;
 mod stall;
 mod time_peers;
@@ -23,6 +24,8 @@ enum Benchmark {
     Coverage(coverage::Arguments),
     /// Timed snapshots on a fleet whose processes are killed, stopped and cut off at random.
     Chaos(chaos::Arguments),
+    /// Our NBD server against nbdkit, nbd-server and QEMU's, with and without snapshots.
+    NbdPeers(nbd_peers::Arguments),
     /// What a snapshot costs its writers: timed against barrier against none.
     Stall(stall::Arguments),
     /// Our bound against chronyd and ptp4l, on one virtual Ethernet in one kernel.
@@ -34,6 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Benchmark::ProbeScale(arguments) => probe_scale::run(&arguments),
         Benchmark::Chaos(arguments) => chaos::run(&arguments),
         Benchmark::Coverage(arguments) => coverage::run(&arguments),
+        Benchmark::NbdPeers(arguments) => nbd_peers::run(&arguments),
         Benchmark::Stall(arguments) => stall::run(&arguments),
         Benchmark::TimePeers(arguments) => time_peers::run(&arguments),
     }

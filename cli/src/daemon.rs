@@ -118,6 +118,11 @@ impl Daemon {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal)
     }
 
+    /// The process, as the system numbers it.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How it ended, if it has.
     ///
     /// # Errors

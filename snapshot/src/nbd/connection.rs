@@ -2,10 +2,16 @@
 //!
 //! Requests are executed where they were received, one after the other, and their replies leave together once no
 //! complete request is left: with the data in the page cache, a system call or a hand-over per request would cost more
-//! than the request.
+//! than the request. Only a request that waits for the disk is not waited for by those behind it: if any come
+//! meanwhile, a stand-in serves them (`stand_in.rs`).
+//!
+//! What the cut rests on does not depend on who serves: each request is executed after it was received whole, by
+//! itself, and reads the clock in the device then; and whoever adds a reply to the others holds the connection's lock,
+//! so the reading that lets it go is taken before the send of all of them.
 
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Scope};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -20,7 +26,11 @@ use super::outbox::{Broken, Outbox};
 use super::status;
 use super::wire::{self, Command, ErrorCode, Request, Violation};
 use crate::cut::Cut;
-use crate::device::{Exports, Outcome};
+use crate::device::{Device, Exports, Outcome};
+
+mod stand_in;
+
+use stand_in::{End, Watch};
 
 /// A client that has not chosen an export by then is in somebody's way.
 const HANDSHAKE_TIMEOUT: Nanos = Nanos::from_millis(10_000);
@@ -49,10 +59,24 @@ enum Awaited {
     Room,
 }
 
+/// What has to happen before another request can be executed.
+enum Next {
+    /// So many more bytes come, or any.
+    Input(usize),
+    /// The client takes replies.
+    Room,
+    /// The disk answers this one, which is still in the input.
+    Disk(Request, Command),
+    /// Nothing: the client leaves.
+    Left,
+}
+
 pub(super) struct Connection {
     outbox: Arc<Outbox>,
     clock: HostClock,
     input: Buffer,
+    /// Bytes of the input to be passed over: the rest of a payload too long to be looked at.
+    skip: usize,
     replies: Buffer,
     /// Cuts that hold replies of this connection.
     cuts: Vec<Arc<Cut>>,
@@ -71,7 +95,7 @@ impl Connection {
     pub fn new(outbox: Arc<Outbox>, clock: HostClock) -> Self {
         let deadline = Some(clock.now() + HANDSHAKE_TIMEOUT);
         let (input, replies) = (Buffer::new(), Buffer::new());
-        Connection { outbox, clock, input, replies, cuts: Vec::new(), deadline }
+        Connection { outbox, clock, input, skip: 0, replies, cuts: Vec::new(), deadline }
     }
 
     /// Serves the client until it leaves.
@@ -79,7 +103,7 @@ impl Connection {
         // Sleeps that end before a release must not end late by the default slack of 50 µs. Without it they still end.
         let _ = nix::sys::prctl::set_timerslack(1);
         let ended = self.negotiate(exports).and_then(|chosen| match chosen {
-            Some(chosen) => self.transmit(&chosen),
+            Some(chosen) => transmit(self, &chosen),
             None => Err(Ended::Left),
         });
         match ended {
@@ -112,52 +136,37 @@ impl Connection {
         }
     }
 
-    /// Executes requests until the client says that it leaves.
-    fn transmit(&mut self, export: &Chosen) -> Result<(), Ended> {
-        let outbox = Arc::downgrade(&self.outbox);
-        export.device.on_disconnect(Box::new(move || {
-            if let Some(outbox) = outbox.upgrade() {
-                outbox.shutdown();
-            }
-        }));
-        // Rest of a payload too long to be looked at.
-        let mut skip = 0;
+    /// Executes requests until something has to happen first.
+    fn advance(&mut self, export: &Chosen) -> Result<Next, Ended> {
         loop {
             if !self.cuts.is_empty() {
                 // A client that never pauses never makes this thread wait.
                 self.release_due();
             }
             if self.outbox.backlog()?.is_full() {
-                self.send()?;
-                self.wait(Awaited::Room)?;
+                return Ok(Next::Room);
             }
-            let skipped = skip.min(self.input.len());
+            let skipped = self.skip.min(self.input.len());
             self.input.consume(skipped);
-            skip -= skipped;
+            self.skip -= skipped;
 
-            let Some(request) = Request::decode(self.input.filled()) else {
-                self.send()?;
-                self.receive(1)?;
-                continue;
-            };
+            let Some(request) = Request::decode(self.input.filled()) else { return Ok(Next::Input(1)) };
             let request = request?;
             if request.command == wire::command::DISC {
-                // Replies that may leave, leave. Held ones stay behind: nobody waits for them.
-                return self.send();
+                return Ok(Next::Left);
             }
             let length = Request::LEN + request.payload();
             if request.payload() > wire::MAX_PAYLOAD as usize {
                 self.replies.push(&wire::simple_reply(request.cookie, Err(ErrorCode::Invalid)));
-                skip = length;
+                self.skip = length;
                 continue;
             }
             if self.input.len() < length {
-                self.send()?;
-                self.receive(length - self.input.len())?;
-                continue;
+                return Ok(Next::Input(length - self.input.len()));
             }
             match request.check(export.device.size(), export.structured) {
-                Ok(command) => self.execute(export, request, command)?,
+                Ok(command) if command.waits_for_disk() => return Ok(Next::Disk(request, command)),
+                Ok(command) => self.execute(export, request, command),
                 Err(code) => self.answer(export, request, Err(code)),
             }
             self.input.consume(length);
@@ -168,31 +177,21 @@ impl Connection {
     }
 
     /// Executes one request, whose payload follows its head in the input, and adds its reply to the others.
-    fn execute(&mut self, export: &Chosen, request: Request, command: Command) -> Result<(), Ended> {
-        let Request { offset, length, .. } = request;
-        if command.waits_for_disk() {
-            // Replies that are ready do not wait for a disk.
-            self.send()?;
-        }
+    fn execute(&mut self, export: &Chosen, request: Request, command: Command) {
         let start = self.replies.len();
-        let device = &*export.device;
         let outcome = match command {
             Command::Read => self.read(export, request),
-            Command::Write { fua } => {
-                let data = &self.input.filled()[Request::LEN..][..request.payload()];
-                device.write(offset, data, fua)
-            }
-            Command::Flush => device.flush(),
-            Command::Trim { fua } => device.trim(offset, length.into(), fua),
-            Command::WriteZeroes { may_punch, fua, fast: false } => {
-                device.write_zeroes(offset, length.into(), may_punch, fua)
-            }
-            Command::WriteZeroes { may_punch, fua, fast: true } => {
-                device.write_zeroes_fast(offset, length.into(), may_punch, fua)
-            }
-            Command::Cache => device.cache(offset, length.into()),
             Command::BlockStatus { one } => status::answer(export, request, one, &mut self.replies),
+            _ => {
+                let data = &self.input.filled()[Request::LEN..][..request.payload()];
+                change(&*export.device, request, command, data)
+            }
         };
+        self.conclude(export, request, outcome, start);
+    }
+
+    /// Adds the reply to a request that has been executed. One with content begins at `start` already.
+    fn conclude(&mut self, export: &Chosen, request: Request, outcome: Outcome, start: usize) {
         if !request.has_content() || outcome.result.is_err() {
             self.replies.truncate(start);
             self.answer(export, request, outcome.result.map_err(ErrorCode::from));
@@ -200,7 +199,6 @@ impl Connection {
         if let Some(cut) = outcome.hold {
             self.hold(cut, start);
         }
-        Ok(())
     }
 
     /// Reads straight into the reply, which is complete if this succeeds.
@@ -258,6 +256,16 @@ impl Connection {
             // While nothing but input can happen, the receive itself is the wait: one system call less.
             let alone = self.deadline.is_none() && self.outbox.backlog()?.is_empty();
             let flags = if alone { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
+            if self.receive_some(missing, flags)? {
+                return Ok(());
+            }
+            self.wait(Awaited::Input)?;
+        }
+    }
+
+    /// Receives once. False if nothing has come.
+    fn receive_some(&mut self, missing: usize, flags: MsgFlags) -> Result<bool, Ended> {
+        loop {
             let mut room = self.input.room(missing);
             if missing > INITIAL / 4 {
                 // A long payload is received to its end and no further: what came after it would have to be moved.
@@ -267,10 +275,10 @@ impl Connection {
                 Ok(0) => return Err(Ended::Left),
                 Ok(count) => {
                     self.input.commit(count);
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.wait(Awaited::Input)?,
+                Err(Errno::EAGAIN) => return Ok(false),
                 Err(errno) => return Err(Broken(errno).into()),
             }
         }
@@ -330,4 +338,83 @@ impl Connection {
             }
         }
     }
+}
+
+/// Executes requests until the client says that it leaves.
+fn transmit(connection: Connection, export: &Chosen) -> Result<(), Ended> {
+    let outbox = Arc::downgrade(&connection.outbox);
+    export.device.on_disconnect(Box::new(move || {
+        if let Some(outbox) = outbox.upgrade() {
+            outbox.shutdown();
+        }
+    }));
+    let outbox = Arc::clone(&connection.outbox);
+    let watch = Watch::new(outbox)?;
+    let connection = Mutex::new(connection);
+    thread::scope(|scope| {
+        let _end = End(&watch);
+        serve_requests(&connection, export, &watch, scope)
+    })
+}
+
+fn serve_requests<'scope>(
+    shared: &'scope Mutex<Connection>,
+    export: &'scope Chosen,
+    watch: &'scope Watch,
+    scope: &'scope Scope<'scope, '_>,
+) -> Result<(), Ended> {
+    let mut has_stand_in = false;
+    let mut connection = lock(shared);
+    loop {
+        match connection.advance(export)? {
+            Next::Input(missing) => {
+                connection.send()?;
+                connection.receive(missing)?;
+            }
+            Next::Room => {
+                connection.send()?;
+                connection.wait(Awaited::Room)?;
+            }
+            // Replies that may leave, leave. Held ones stay behind: nobody waits for them.
+            Next::Left => return connection.send(),
+            Next::Disk(request, command) => {
+                // Replies that are ready do not wait for a disk.
+                connection.send()?;
+                if !has_stand_in {
+                    // Without a thread for it, what comes meanwhile waits.
+                    has_stand_in = stand_in::start(scope, shared, export, watch).is_ok();
+                }
+                let data = connection.input.filled()[Request::LEN..][..request.payload()].to_vec();
+                connection.input.consume(Request::LEN + data.len());
+                watch.leave(connection)?;
+                let outcome = change(&*export.device, request, command, &data);
+                connection = watch.come_back(shared)?;
+                let start = connection.replies.len();
+                connection.conclude(export, request, outcome, start);
+            }
+        }
+    }
+}
+
+/// Executes a request whose reply has no content.
+fn change(device: &dyn Device, request: Request, command: Command, data: &[u8]) -> Outcome {
+    let Request { offset, length, .. } = request;
+    match command {
+        Command::Read | Command::BlockStatus { .. } => unreachable!("it fills its reply"),
+        Command::Write { fua } => device.write(offset, data, fua),
+        Command::Flush => device.flush(),
+        Command::Trim { fua } => device.trim(offset, length.into(), fua),
+        Command::WriteZeroes { may_punch, fua, fast: false } => {
+            device.write_zeroes(offset, length.into(), may_punch, fua)
+        }
+        Command::WriteZeroes { may_punch, fua, fast: true } => {
+            device.write_zeroes_fast(offset, length.into(), may_punch, fua)
+        }
+        Command::Cache => device.cache(offset, length.into()),
+    }
+}
+
+fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+    // Whoever panics ends the connection: what he left half done leaves no more.
+    connection.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -22,6 +22,7 @@ use crate::device::{Changes, Device, DeviceError, Exports, Outcome, Visit};
 
 mod holding;
 mod hostile;
+mod overlap;
 mod protocol;
 mod status;
 mod tls;

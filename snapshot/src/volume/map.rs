@@ -1,13 +1,18 @@
 //! A layer's map in memory: which of its blocks hold data, which are zero, and which show what lies below.
 //!
-//! Lookups and changes are atomic per word and take no lock. Pages are allocated when they are first touched, so memory
-//! follows the regions in use (a page of 4 KiB stands for 63.5 MiB of volume).
+//! Lookups take no lock. Memory follows what is touched: a page, which stands for 63.5 MiB of volume, is made when it is
+//! first changed, and holds a few words by themselves before it holds all of them. A huge volume that is written here
+//! and there would otherwise need 4 KiB for each block.
 
 use std::ops::Range;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
+use super::lock;
 use super::page::{self, BLOCKS_PER_PAGE, BLOCKS_PER_WORD, LOW_BITS, WORDS, Words};
+
+/// Words that a page holds by themselves, of 32 blocks each.
+const FEW: usize = 6;
 
 /// What a layer says about a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,13 +25,88 @@ pub(super) enum State {
     Zero,
 }
 
-#[derive(Debug)]
+/// A page's words. Those that it does not hold are 0.
+///
+/// A reader that finds no `all` looks at the few, which do not change any more once there are all: what it misses
+/// then was changed while its own call was under way.
+#[derive(Debug, Default)]
 struct Page {
-    words: [AtomicU64; WORDS],
-    /// Set after each change of `words`, cleared before they are copied: no change is ever missed.
-    dirty: AtomicBool,
+    /// Held by whoever changes the few or turns them into all.
+    changing: Mutex<()>,
+    /// The number of each of the few words plus 1, or 0: none yet. Set after the word itself.
+    places: [AtomicU16; FEW],
+    few: [AtomicU64; FEW],
+    all: OnceLock<Box<[AtomicU64; WORDS]>>,
     /// The generation that is on disk. Only the one who syncs the layer changes it.
     generation: AtomicU64,
+}
+
+impl Page {
+    fn get(&self, word: usize) -> u64 {
+        let found = self.all.get().map(|all| &all[word]).or_else(|| self.find(word));
+        found.map_or(0, |word| word.load(Ordering::SeqCst))
+    }
+
+    /// Replaces the bits `mask` of a word by those of `bits`, in one step: a reader must never see a block absent on its
+    /// way from one state to another.
+    fn put(&self, word: usize, mask: u64, bits: u64) {
+        let changed = |old: u64| (old & !mask) | (bits & mask);
+        let put_in_all = |all: &[AtomicU64; WORDS]| {
+            let _ = all[word].fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(changed(old)));
+        };
+        if let Some(all) = self.all.get() {
+            return put_in_all(all);
+        }
+        let _alone = lock(&self.changing);
+        if let Some(all) = self.all.get() {
+            return put_in_all(all);
+        }
+        if let Some(held) = self.find(word) {
+            return held.store(changed(held.load(Ordering::SeqCst)), Ordering::SeqCst);
+        }
+        match self.places.iter().position(|place| place.load(Ordering::SeqCst) == 0) {
+            Some(free) => {
+                self.few[free].store(changed(0), Ordering::SeqCst);
+                self.places[free].store(word as u16 + 1, Ordering::SeqCst);
+            }
+            None => {
+                let all = Box::new([const { AtomicU64::new(0) }; WORDS]);
+                for (number, held) in self.held() {
+                    all[number].store(held, Ordering::SeqCst);
+                }
+                put_in_all(&all);
+                // Nobody else can have set it: that takes the lock.
+                let _ = self.all.set(all);
+            }
+        }
+    }
+
+    fn find(&self, word: usize) -> Option<&AtomicU64> {
+        let place =
+            self.places.iter().position(|place| usize::from(place.load(Ordering::SeqCst)) == word + 1)?;
+        Some(&self.few[place])
+    }
+
+    /// The few words that it holds by themselves, with their numbers.
+    fn held(&self) -> impl Iterator<Item = (usize, u64)> {
+        let places = self.places.iter().map(|place| usize::from(place.load(Ordering::SeqCst)));
+        let few = self.few.iter().map(|word| word.load(Ordering::SeqCst));
+        places.take_while(|&place| place > 0).zip(few).map(|(place, word)| (place - 1, word))
+    }
+
+    fn copy(&self) -> Copied {
+        match self.all.get() {
+            Some(all) => Copied::All(Box::new(std::array::from_fn(|word| all[word].load(Ordering::SeqCst)))),
+            None => Copied::Few(self.held().collect()),
+        }
+    }
+}
+
+/// A page's words at one time.
+#[derive(Debug)]
+enum Copied {
+    Few(Vec<(usize, u64)>),
+    All(Box<Words>),
 }
 
 /// A copy of a page, to be written.
@@ -34,12 +114,19 @@ struct Page {
 pub(super) struct Image {
     pub page: usize,
     pub generation: u64,
-    words: Box<Words>,
+    copied: Copied,
 }
 
 impl Image {
     pub(super) fn encode(&self, layer: u32) -> Vec<u8> {
-        page::encode(layer, self.page, self.generation, &self.words)
+        match &self.copied {
+            Copied::All(words) => page::encode(layer, self.page, self.generation, words),
+            Copied::Few(few) => {
+                let mut words = [0; WORDS];
+                few.iter().for_each(|&(number, word)| words[number] = word);
+                page::encode(layer, self.page, self.generation, &words)
+            }
+        }
     }
 }
 
@@ -47,14 +134,21 @@ impl Image {
 #[derive(Debug)]
 pub(super) struct Map {
     pages: Box<[OnceLock<Box<Page>>]>,
+    /// A bit for each page: set after each change of its words, cleared before they are copied, so no change is ever
+    /// missed. Beside the pages, so that a sync of a huge volume need not look at each of them.
+    dirty: Box<[AtomicU64]>,
     blocks: u64,
 }
 
 impl Map {
     /// A map of `blocks` absent blocks.
     pub(super) fn new(blocks: u64) -> Self {
-        let pages = blocks.div_ceil(BLOCKS_PER_PAGE);
-        Map { pages: (0..pages).map(|_| OnceLock::new()).collect(), blocks }
+        let pages = blocks.div_ceil(BLOCKS_PER_PAGE) as usize;
+        Map {
+            pages: (0..pages).map(|_| OnceLock::new()).collect(),
+            dirty: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            blocks,
+        }
     }
 
     /// Number of pages.
@@ -65,17 +159,17 @@ impl Map {
     /// Puts a page that was read from disk in its place; only while the map is loaded.
     pub(super) fn load(&self, page: usize, generation: u64, words: &Words) {
         let loaded = self.page(page);
-        for (word, &stored) in loaded.words.iter().zip(words) {
-            word.store(stored, Ordering::Relaxed);
+        for (number, &stored) in words.iter().enumerate().filter(|(_, stored)| **stored != 0) {
+            loaded.put(number, u64::MAX, stored);
         }
-        loaded.generation.store(generation, Ordering::Relaxed);
+        loaded.generation.store(generation, Ordering::SeqCst);
     }
 
     /// A block's state.
     pub(super) fn get(&self, block: u64) -> State {
         let (page, word, first) = place(block);
         let Some(page) = self.pages[page].get() else { return State::Absent };
-        match (page.words[word].load(Ordering::Acquire) >> (first * 2)) & 0b11 {
+        match (page.get(word) >> (first * 2)) & 0b11 {
             0b00 => State::Absent,
             0b01 => State::Data,
             _ => State::Zero,
@@ -94,11 +188,8 @@ impl Map {
             let (page, word, first) = place(block);
             let count = (BLOCKS_PER_WORD - first).min(blocks.end - block);
             let mask = (u64::MAX >> (64 - count * 2)) << (first * 2);
-            let page = self.page(page);
-            // In one step: a reader must never see a block absent on its way from one state to another.
-            let update = |word: u64| Some((word & !mask) | (pattern & mask));
-            let _ = page.words[word].fetch_update(Ordering::SeqCst, Ordering::SeqCst, update);
-            page.dirty.store(true, Ordering::SeqCst);
+            self.page(page).put(word, mask, pattern);
+            self.mark(page);
             block += count;
         }
     }
@@ -116,12 +207,12 @@ impl Map {
             if block >= limit {
                 return None;
             }
-            if self.pages[place(block).0].get().is_none() {
-                block = (block / BLOCKS_PER_PAGE + 1) * BLOCKS_PER_PAGE;
-            } else if self.get(block) == State::Absent {
-                block += 1;
-            } else {
-                break;
+            let (page, word, first) = place(block);
+            match self.pages[page].get() {
+                None => block = (block / BLOCKS_PER_PAGE + 1) * BLOCKS_PER_PAGE,
+                Some(page) if page.get(word) == 0 => block += BLOCKS_PER_WORD - first,
+                Some(_) if self.get(block) == State::Absent => block += 1,
+                Some(_) => break,
             }
         }
         let state = self.get(block);
@@ -131,12 +222,19 @@ impl Map {
 
     /// Copies of the pages that changed since they were last taken, as their next generation.
     pub(super) fn take_dirty(&self) -> Vec<Image> {
-        self.images(|page| page.dirty.swap(false, Ordering::SeqCst))
+        let mut images = Vec::new();
+        for (number, word) in self.dirty.iter().enumerate() {
+            // A look first: almost all are clean.
+            let dirty = if word.load(Ordering::SeqCst) == 0 { 0 } else { word.swap(0, Ordering::SeqCst) };
+            let pages = (0..64).filter(|bit| dirty >> bit & 1 == 1).map(|bit| number * 64 + bit);
+            images.extend(pages.filter_map(|page| self.image(page)));
+        }
+        images
     }
 
     /// Copies of all pages, as their next generation.
     pub(super) fn all(&self) -> Vec<Image> {
-        self.images(|_| true)
+        (0..self.pages.len()).filter_map(|page| self.image(page)).collect()
     }
 
     /// Images reached the disk.
@@ -148,33 +246,27 @@ impl Map {
 
     /// Images did not reach the disk.
     pub(super) fn not_written(&self, images: &[Image]) {
-        for image in images {
-            self.page(image.page).dirty.store(true, Ordering::SeqCst);
+        images.iter().for_each(|image| self.mark(image.page));
+    }
+
+    /// None where nothing was ever changed.
+    fn image(&self, number: usize) -> Option<Image> {
+        let page = self.pages[number].get()?;
+        let generation = page.generation.load(Ordering::SeqCst) + 1;
+        Some(Image { page: number, generation, copied: page.copy() })
+    }
+
+    fn mark(&self, page: usize) {
+        let (word, bit) = (&self.dirty[page / 64], 1 << (page % 64));
+        // One that is set is cleared, if ever, later than this look, and the copy is taken later still. So connections
+        // that write to one page do not contend for its bit.
+        if word.load(Ordering::SeqCst) & bit == 0 {
+            word.fetch_or(bit, Ordering::SeqCst);
         }
     }
 
-    fn images(&self, wanted: impl Fn(&Page) -> bool) -> Vec<Image> {
-        let touched = self.pages.iter().enumerate().filter_map(|(i, page)| Some((i, page.get()?)));
-        touched
-            .filter(|(_, page)| wanted(page))
-            .map(|(i, page)| {
-                let mut words = Box::new([0; WORDS]);
-                for (copy, word) in words.iter_mut().zip(&page.words) {
-                    *copy = word.load(Ordering::SeqCst);
-                }
-                Image { page: i, generation: page.generation.load(Ordering::SeqCst) + 1, words }
-            })
-            .collect()
-    }
-
     fn page(&self, page: usize) -> &Page {
-        self.pages[page].get_or_init(|| {
-            Box::new(Page {
-                words: [const { AtomicU64::new(0) }; WORDS],
-                dirty: AtomicBool::new(false),
-                generation: AtomicU64::new(0),
-            })
-        })
+        self.pages[page].get_or_init(Box::default)
     }
 }
 
@@ -222,7 +314,9 @@ mod tests {
 
             let loaded = Map::new(BLOCKS);
             for image in map.take_dirty() {
-                loaded.load(image.page, image.generation, &image.words);
+                let stored = image.encode(7);
+                let stored = page::decode(&[stored.as_slice(), &stored].concat(), 7, image.page).unwrap();
+                loaded.load(image.page, image.generation, &stored.words);
             }
             prop_assert!((0..BLOCKS).all(|block| loaded.get(block) == map.get(block)));
             prop_assert!(map.take_dirty().is_empty(), "nothing changed since");
@@ -244,5 +338,24 @@ mod tests {
         map.written(&again);
         map.set(6..7, State::Data);
         assert_eq!(map.take_dirty()[0].generation, 2);
+    }
+
+    #[test]
+    fn a_page_that_fills_up_while_others_read_and_write_loses_nothing() {
+        let map = Map::new(BLOCKS_PER_PAGE);
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let map = &map;
+                scope.spawn(move || {
+                    // Neighbours in a word belong to different writers.
+                    for block in (writer..BLOCKS_PER_PAGE).step_by(4) {
+                        map.set(block..block + 1, State::Data);
+                        assert_eq!(map.get(block), State::Data, "what was set is seen");
+                    }
+                });
+            }
+        });
+        assert_eq!(map.next_run(0), Some((0..BLOCKS_PER_PAGE, State::Data)));
+        assert_eq!(map.take_dirty().len(), 1);
     }
 }
