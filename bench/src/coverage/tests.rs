@@ -40,7 +40,8 @@ fn cuts_are_certified_where_nothing_breaks() {
 
 #[test]
 fn network_cards_stamp_unless_their_clocks_were_just_stepped() {
-    for (name, share) in [("hardware", 0.95..=1.0), ("phc-jumps", 0.1..=0.97), ("phc-rate-changes", 0.1..=1.0)]
+    for (name, share) in
+        [("hardware", 0.95..=1.0), ("phc-jumps", 0.1..=0.97), ("phc-rate-changes", 0.1..=1.0)]
     {
         let mut host = Host::new(
             named(name),
