@@ -169,21 +169,24 @@ impl Server {
                 self.written = false;
                 if let Serving::Ours(cluster) = &self.serving {
                     tools::ask(cluster, &["snapshot", "delete", &format!("s{}", self.chain)]);
-                    let merged = || {
-                        let layers =
-                            tools::ask(cluster, &["volume", "list"])[0]["volumes"][0]["layers"].as_u64();
-                        if layers == Some(self.chain as u64) {
-                            Ok(())
-                        } else {
-                            Err(format!("{layers:?} layers"))
-                        }
-                    };
-                    harness::eventually(merged);
                 }
-                self.add_layer(site, self.chain)
+                self.await_merges();
+                self.add_layer(site, self.chain)?;
+                self.await_merges();
+                Ok(())
             }
             Top::AsMade | Top::Written => Ok(()),
         }
+    }
+
+    /// Waits until no two of our layers are left to be merged: one for each snapshot, and one on top.
+    fn await_merges(&self) {
+        let Serving::Ours(cluster) = &self.serving else { return };
+        let merged = || {
+            let layers = tools::ask(cluster, &["volume", "list"])[0]["volumes"][0]["layers"].as_u64();
+            if layers == Some(self.chain as u64 + 1) { Ok(()) } else { Err(format!("{layers:?} layers")) }
+        };
+        harness::eventually(merged);
     }
 
     /// The processor time that it has used, of children that have ended too.
