@@ -201,3 +201,14 @@ fn a_cut_waits_for_requests_below_the_layer_that_it_seals() {
     drop(request);
     assert!(attempt.wait_drained(&mut || true));
 }
+
+#[test]
+fn what_an_unfinished_merge_left_beyond_a_layers_end_does_not_show() {
+    let (root, volume) = create(4);
+    volume.resize(8 * BLOCK, false).unwrap();
+    let base = root.path().join("v").join(data_name(0));
+    File::options().write(true).open(base).unwrap().write_all_at(&[7; 4096], 6 * BLOCK).unwrap();
+    take(&volume, "s");
+    settle(&volume);
+    assert_eq!((blocks(&live(&volume)), volume.describe().layers), (vec![0; 8], 2));
+}
