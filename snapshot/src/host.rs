@@ -320,11 +320,7 @@ impl HostService {
         // Without the lock: cuts and new clients of other volumes do not wait for its syncs. Of two at once with one
         // name, the directory's own lock lets one through.
         let volume = Volume::create(&self.options.volumes, &order.name, order.size, self.clock.clone())?;
-        volume.set_merge_rate(self.options.merge_rate);
-        let description = volume.describe();
-        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
-        volumes.insert(order.name.clone(), Ok(volume));
-        Ok(description)
+        Ok(self.serve(volume))
     }
 
     /// Deletes a snapshot of one volume; one that is not there counts as deleted.

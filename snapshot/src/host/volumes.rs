@@ -112,6 +112,7 @@ impl HostService {
 
     /// Takes a new volume among the others.
     pub(super) fn serve(&self, volume: Arc<Volume>) -> VolumeDescription {
+        volume.set_merge_rate(self.options.merge_rate);
         let description = volume.describe();
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
         volumes.insert(description.name.clone(), Ok(volume));
