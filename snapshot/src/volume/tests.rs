@@ -411,7 +411,7 @@ fn a_volume_is_open_once_and_left_overs_are_removed() {
     let (root, volume) = create(4);
     assert_eq!(open(&root).unwrap_err().to_string(), "volume v is open in another process");
     let again = Volume::create(root.path(), "v", 4096, HostClock::real());
-    assert_eq!(again.unwrap_err().to_string(), "volume v is open in another process");
+    assert_eq!(again.unwrap_err().to_string(), "there is a volume v already");
     drop(volume);
     let again = Volume::create(root.path(), "v", 4096, HostClock::real());
     assert_eq!(again.unwrap_err().to_string(), "there is a volume v already");
