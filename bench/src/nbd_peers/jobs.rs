@@ -83,12 +83,12 @@ pub fn measure(
         // Each block once: a second write to it would be no first one.
         arguments.push(format!("--size={}", site.size / u64::from(connections)));
         arguments.push(format!("--offset_increment={}", site.size / u64::from(connections)));
-        arguments.push(format!("--runtime={seconds}"));
+        arguments.push(format!("--runtime={}ms", (seconds * 1e3) as u64));
     } else {
         arguments.push(format!("--size={}", site.size));
         arguments.extend([
             "--time_based".to_owned(),
-            format!("--runtime={seconds}"),
+            format!("--runtime={}ms", (seconds * 1e3) as u64),
             "--norandommap".to_owned(),
         ]);
     }
