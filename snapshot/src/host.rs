@@ -10,7 +10,7 @@ mod restore;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use timesync::clock::HostClock;
 use timesync::identity::Incarnation;
@@ -19,11 +19,13 @@ use timesync::time::Nanos;
 use crate::certificate::Mode;
 use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, Exports};
+use crate::mutation::mutated;
 use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription,
     PrepareOrder, ReleaseOrder, Sealed, Struck, VolumeDescription,
 };
-use crate::volume::{Volume, VolumeError};
+use crate::sync::{Mutex, MutexGuard, RwLock, thread};
+use crate::volume::{Directory, Volume, VolumeError};
 use attempt::Attempt;
 
 /// A T further ahead than this is refused: nothing that long-lived should wait armed.
@@ -55,8 +57,10 @@ pub struct HostService {
     attempts: Mutex<Attempts>,
     restores: Mutex<restore::Restores>,
     nbd: OnceLock<Vec<String>>,
-    /// The lock on the volume directory.
-    _lock: File,
+    /// The volume directory,
+    root: Directory,
+    /// and the lock on it; none on a simulated disk.
+    _lock: Option<File>,
 }
 
 #[derive(Default)]
@@ -127,14 +131,24 @@ impl HostService {
         incarnation: Incarnation,
         clock: HostClock,
     ) -> Result<Arc<Self>, HostError> {
-        let root = &options.volumes;
-        std::fs::create_dir_all(root).map_err(|error| {
+        let root = options.volumes.clone();
+        std::fs::create_dir_all(&root).map_err(|error| {
             HostError::Failed(format!("cannot create the volume directory {}: {error}", root.display()))
         })?;
-        let lock = lock_root(root)?;
+        let lock = lock_root(&root)?;
+        HostService::open_in(Directory::on_disk(&root), Some(lock), options, incarnation, clock)
+    }
+
+    pub(crate) fn open_in(
+        root: Directory,
+        lock: Option<File>,
+        options: HostOptions,
+        incarnation: Incarnation,
+        clock: HostClock,
+    ) -> Result<Arc<Self>, HostError> {
         let mut volumes = BTreeMap::new();
-        for name in Volume::names(root)? {
-            let volume = Volume::open(root, &name, clock.clone()).map_err(|error| {
+        for name in Volume::names_in(&root)? {
+            let volume = Volume::open_in(&root, &name, clock.clone()).map_err(|error| {
                 tracing::error!(volume = name, "{error}");
                 error.to_string()
             });
@@ -148,6 +162,7 @@ impl HostService {
             attempts: Mutex::default(),
             restores: Mutex::default(),
             nbd: OnceLock::new(),
+            root,
             _lock: lock,
         }))
     }
@@ -305,7 +320,7 @@ impl HostService {
         }
         // Without the lock: cuts and new clients of other volumes do not wait for its syncs. Of two at once with one
         // name, the directory's own lock lets one through.
-        let volume = Volume::create(&self.options.volumes, &order.name, order.size, self.clock.clone())?;
+        let volume = Volume::create_in(&self.root, &order.name, order.size, self.clock.clone())?;
         let description = volume.describe();
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
         volumes.insert(order.name.clone(), Ok(volume));
@@ -326,7 +341,7 @@ impl HostService {
         loop {
             match volume.delete_snapshot(snapshot) {
                 Err(VolumeError::SnapshotInUse { .. }) if self.clock.now() < patience_ends => {
-                    std::thread::sleep(std::time::Duration::from_millis(5));
+                    thread::sleep(std::time::Duration::from_millis(5));
                 }
                 result => return Ok(result?),
             }
@@ -345,7 +360,7 @@ impl HostService {
     fn check_timing(&self, timing: ArmTiming) -> Result<Timing, HostError> {
         let ArmTiming::Timed { at, stretch } = timing else { return Ok(Timing::Barrier) };
         let lead = at - self.clock.now();
-        if lead <= Nanos::ZERO {
+        if lead <= Nanos::ZERO && !mutated!(LateOrder) {
             return Err(HostError::Refused(format!("the order came {} after its own T", -lead)));
         }
         if lead > MAX_LEAD {
@@ -362,7 +377,7 @@ impl HostService {
 
     fn spawn_keeper(self: &Arc<Self>, id: AttemptId, attempt: &Arc<Attempt>) -> Result<(), HostError> {
         let (service, kept) = (Arc::downgrade(self), Arc::clone(attempt));
-        let keeper = std::thread::Builder::new().name("keeper".to_owned()).spawn(move || {
+        let keeper = thread::spawn("keeper".to_owned(), move || {
             kept.keep();
             if let Some(service) = service.upgrade() {
                 service.end(id);

@@ -2,10 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
+pub mod clocks;
 pub mod fleet;
 pub mod fuzz;
 pub mod namespaces;
 pub mod ptp4l;
+#[cfg(feature = "simulator")]
+pub mod simulator;
 pub mod tls;
 pub mod tools;
 

@@ -2,7 +2,6 @@
 
 mod concurrency;
 mod crash;
-mod memory;
 mod model;
 
 use std::fs::{self, File};

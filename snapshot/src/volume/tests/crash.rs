@@ -10,7 +10,7 @@
 
 use timesync::random::Random;
 
-use super::memory::{Fate, Fault, Memory, State};
+use super::super::memory::{Fate, Fault, Memory, State};
 use super::model::{Request, op};
 use super::*;
 use crate::volume::storage::Directory;
