@@ -178,6 +178,12 @@ impl HostService {
         let _ = self.nbd.set(endpoints);
     }
 
+    /// How many attempts are under way here.
+    #[cfg(feature = "simulation")]
+    pub fn attempts_under_way(&self) -> usize {
+        self.attempts().current.len()
+    }
+
     /// Who this host is and what it has.
     pub fn describe(&self) -> HostDescription {
         HostDescription {

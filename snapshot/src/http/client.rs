@@ -26,13 +26,13 @@ pub struct Connector {
 /// Carries a request where no network does.
 #[cfg(feature = "simulation")]
 pub trait Carry: Send + Sync {
-    /// Carries it, and brings the answer within the limit: or says whether the limit passed (None) or there was no
-    /// way there.
+    /// Carries it, and brings the answer's status and body within the limit. Otherwise says why there is no way there;
+    /// None: the limit passed.
     fn carry(
         &self,
-        request: reqwest::Request,
+        request: axum::http::Request<Bytes>,
         limit: Duration,
-    ) -> futures_util::future::BoxFuture<'static, Result<Response, Option<String>>>;
+    ) -> futures_util::future::BoxFuture<'static, Result<(u16, Bytes), Option<String>>>;
 }
 
 #[cfg(feature = "simulation")]
@@ -262,10 +262,21 @@ impl ControlClient {
         if let Some(Wire(wire)) = &self.wire {
             let (peer, url) = (self.peer.clone(), self.base.to_string());
             let request = request.build().map_err(|why| self.failure(&why, limit))?;
-            return wire.carry(request, limit).await.map_err(|failure| match failure {
-                None => ControlError::TimedOut { peer, after: limit },
-                Some(why) => ControlError::Unreachable { peer, url, why },
-            });
+            let body = request.body().and_then(reqwest::Body::as_bytes).map(Bytes::copy_from_slice);
+            let mut carried = axum::http::Request::new(body.unwrap_or_default());
+            *carried.method_mut() = request.method().clone();
+            *carried.uri_mut() =
+                request.url().as_str().parse().map_err(|_| self.malformed("its URL is none"))?;
+            *carried.headers_mut() = request.headers().clone();
+            let (status, body) =
+                wire.carry(carried, limit).await.map_err(|failure| match failure {
+                    None => ControlError::TimedOut { peer, after: limit },
+                    Some(why) => ControlError::Unreachable { peer, url, why },
+                })?;
+            let mut response = axum::http::Response::new(body);
+            *response.status_mut() = axum::http::StatusCode::from_u16(status)
+                .map_err(|_| self.malformed("its status is none"))?;
+            return Ok(Response::from(response));
         }
         request.timeout(limit).send().await.map_err(|why| self.failure(&why, limit))
     }

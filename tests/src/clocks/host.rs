@@ -259,6 +259,11 @@ impl<E: Estimator> Host<E> {
         self.host.reading(x, host_raw(&self.clock, x), &mut self.random)
     }
 
+    /// What will happen to it.
+    pub fn breaking(&self) -> Option<Break> {
+        self.breaking
+    }
+
     /// Who answers at `x`.
     pub fn incarnation(&self, x: i64) -> Incarnation {
         let rebooted = x >= self.told_at && self.breaking.map(|b| b.tell) == Some(Tell::Boot);
