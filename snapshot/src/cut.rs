@@ -5,8 +5,8 @@
 //! a post request's completion waits for a reading ≥ T + V. A thread that sleeps at the worst place reads a later
 //! clock afterwards; later classification is post, later release is later still, and both are safe.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};

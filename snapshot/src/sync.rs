@@ -8,15 +8,13 @@
 mod simulated;
 
 #[cfg(feature = "simulation")]
-pub use simulated::{Driver, block_on, drive};
-#[cfg(feature = "simulation")]
 pub(crate) use simulated::{
     Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, disk, mpsc, pause, task, thread,
 };
+#[cfg(feature = "simulation")]
+pub use simulated::{Driver, block_on, drive};
 #[cfg(not(feature = "simulation"))]
-pub(crate) use std::sync::{
-    Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
-};
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 
 /// Threads.
 #[cfg(not(feature = "simulation"))]
@@ -27,7 +25,10 @@ pub(crate) mod thread {
     ///
     /// # Errors
     /// When the system has none to give.
-    pub(crate) fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    pub(crate) fn spawn(
+        name: String,
+        work: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name(name).spawn(work)
     }
 }

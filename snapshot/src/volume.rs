@@ -32,10 +32,10 @@ mod page;
 mod ranges;
 mod request;
 mod restore;
-mod storage;
-mod structure;
 #[cfg(feature = "simulation")]
 pub mod simulated;
+mod storage;
+mod structure;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -19,10 +19,10 @@ use super::{Coordinator, CoordinatorError, Job};
 use crate::agent::UncoordinatedOrder;
 use crate::certificate::{Certificate, Evidence, HostEvidence, Mode, Observed, certify};
 use crate::http::ControlError;
-use crate::mutation::mutated;
 use crate::messages::{
     Control, Manifest, Progress, RequestedPolicy, SnapshotState, Step, StoryEntry, Verdict,
 };
+use crate::mutation::mutated;
 use crate::orders::{
     ArmOrder, ArmTiming, AttemptId, CommitOrder, HostDescription, PrepareOrder, ReleaseOrder, Sealed,
 };

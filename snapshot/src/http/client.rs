@@ -268,14 +268,13 @@ impl ControlClient {
             *carried.uri_mut() =
                 request.url().as_str().parse().map_err(|_| self.malformed("its URL is none"))?;
             *carried.headers_mut() = request.headers().clone();
-            let (status, body) =
-                wire.carry(carried, limit).await.map_err(|failure| match failure {
-                    None => ControlError::TimedOut { peer, after: limit },
-                    Some(why) => ControlError::Unreachable { peer, url, why },
-                })?;
+            let (status, body) = wire.carry(carried, limit).await.map_err(|failure| match failure {
+                None => ControlError::TimedOut { peer, after: limit },
+                Some(why) => ControlError::Unreachable { peer, url, why },
+            })?;
             let mut response = axum::http::Response::new(body);
-            *response.status_mut() = axum::http::StatusCode::from_u16(status)
-                .map_err(|_| self.malformed("its status is none"))?;
+            *response.status_mut() =
+                axum::http::StatusCode::from_u16(status).map_err(|_| self.malformed("its status is none"))?;
             return Ok(Response::from(response));
         }
         request.timeout(limit).send().await.map_err(|why| self.failure(&why, limit))

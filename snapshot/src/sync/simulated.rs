@@ -101,7 +101,10 @@ pub(crate) struct Guard<'a, L, G> {
 
 impl<L, G> Guard<'_, L, G> {
     fn get(&self) -> &G {
-        #[expect(clippy::expect_used, reason = "only `drop` and the wait that consumes the guard take it out")]
+        #[expect(
+            clippy::expect_used,
+            reason = "only `drop` and the wait that consumes the guard take it out"
+        )]
         self.inner.as_ref().expect("the guard is whole")
     }
 }
@@ -116,7 +119,10 @@ impl<L, G: Deref> Deref for Guard<'_, L, G> {
 
 impl<L, G: DerefMut> DerefMut for Guard<'_, L, G> {
     fn deref_mut(&mut self) -> &mut G::Target {
-        #[expect(clippy::expect_used, reason = "only `drop` and the wait that consumes the guard take it out")]
+        #[expect(
+            clippy::expect_used,
+            reason = "only `drop` and the wait that consumes the guard take it out"
+        )]
         self.inner.as_mut().expect("the guard is whole")
     }
 }
@@ -356,8 +362,8 @@ pub(crate) mod thread {
 
 pub(crate) mod mpsc {
     use std::sync::Arc;
-    pub(crate) use std::sync::mpsc::{RecvError, RecvTimeoutError, SendError};
     use std::sync::mpsc::TryRecvError;
+    pub(crate) use std::sync::mpsc::{RecvError, RecvTimeoutError, SendError};
     use std::time::Duration;
 
     use super::{driver, key, wake};

@@ -1,8 +1,8 @@
 //! Changes of a volume's structure: cuts, and deleting snapshots. One at a time.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use tracing::warn;
@@ -322,7 +322,10 @@ impl VolumeCut {
     fn delete_discarded(&self, structure: &mut Structure) {
         let core = &self.volume.core;
         let (next, sealing) = (self.next.id, self.sealing.id);
-        if !self.reached(Stage::Armed) || structure.manifest.is_named(sealing) || structure.manifest.head != next {
+        if !self.reached(Stage::Armed)
+            || structure.manifest.is_named(sealing)
+            || structure.manifest.head != next
+        {
             return;
         }
         let mut dispatch = core.close_gate();
@@ -336,7 +339,8 @@ impl VolumeCut {
         if replaced.is_ok() {
             structure.layers.remove(&next);
             structure.layers.insert(id, Arc::clone(&fresh));
-            dispatch.chain = dispatch.chain.iter().filter(|layer| layer.id != next).cloned().chain([fresh]).collect();
+            dispatch.chain =
+                dispatch.chain.iter().filter(|layer| layer.id != next).cloned().chain([fresh]).collect();
         }
     }
 

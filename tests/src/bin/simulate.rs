@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
 use harness::simulator::{Report, run};
+use snapshot::simulation::Mutation;
 
 #[derive(Parser)]
 #[command(about = "Runs the product in simulated worlds, one for each seed, and checks what must be true")]
@@ -18,6 +19,9 @@ struct Arguments {
     /// Hosts in every world; by default the seed decides (2 to 5).
     #[arg(long)]
     hosts: Option<usize>,
+    /// With each mistake built in, counts the seeds until one notices.
+    #[arg(long)]
+    mutations: bool,
     /// Tells the story of one seed instead.
     #[arg(long)]
     trace: Option<u64>,
@@ -29,19 +33,34 @@ fn seeds(text: &str) -> Result<Range<u64>, String> {
 }
 
 fn main() {
-    let Arguments { seeds, hosts, trace } = Arguments::parse();
+    let Arguments { seeds, hosts, mutations, trace } = Arguments::parse();
     if let Some(seed) = trace {
         let report = run(seed, hosts, None, true);
         report.trace.iter().for_each(|line| println!("{line}"));
         report.violations.iter().for_each(|line| println!("VIOLATION: {line}"));
         std::process::exit(i32::from(!report.violations.is_empty()));
     }
+    if mutations {
+        for mutation in Mutation::ALL {
+            let noticed = seeds.clone().find_map(|seed| {
+                let report = run(seed, hosts, Some(mutation), false);
+                Some((seed, report.violations.first()?.clone()))
+            });
+            match noticed {
+                Some((seed, how)) => println!("{mutation:?}: seed {seed}: {how}"),
+                None => println!("{mutation:?}: NOT NOTICED"),
+            }
+        }
+        return;
+    }
     let begin = timesync::clock::pace_now();
     let (next, sum) = (AtomicU64::new(seeds.start), Mutex::new((Report::default(), 0_u64, Vec::new())));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
-                while let Some(seed) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| seeds.contains(seed)) {
+                while let Some(seed) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| seeds.contains(seed))
+                {
                     let report = run(seed, hosts, None, false);
                     let (total, failed, failures) = &mut *sum.lock().unwrap();
                     total.certified += report.certified;
@@ -74,7 +93,10 @@ fn main() {
     for report in &failures {
         println!("seed {}: {}", report.seed, report.violations.join("\n    "));
         let hosts = hosts.map_or(String::new(), |hosts| format!(" --hosts {hosts}"));
-        println!("    its story: cargo run --release -p coeval-tests --features simulator --bin simulate -- --trace {}{hosts}", report.seed);
+        println!(
+            "    its story: cargo run --release -p coeval-tests --features simulator --bin simulate -- --trace {}{hosts}",
+            report.seed
+        );
     }
     println!("{failed} seeds with violations");
     std::process::exit(i32::from(failed > 0));

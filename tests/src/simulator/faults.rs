@@ -79,7 +79,11 @@ pub fn strike(fault: Fault) {
             let Some(killed) = server::kill(0) else { return };
             let (run, catalogue) = (killed.run, std::sync::Arc::clone(&killed.catalogue));
             world.dead_servers.borrow_mut().push(killed);
-            world.fibers.after(back, move || server::start(0, run + 1, Some(catalogue)));
+            world.fibers.after(back, move || {
+                if super::world::world().servers[0].borrow().is_none() {
+                    server::start(0, run + 1, Some(catalogue));
+                }
+            });
         }
         Fault::CutOff(host, direction, time) => {
             let until = world.fibers.now() + time;
@@ -113,9 +117,7 @@ pub fn lose_power(host: usize, back: i64) {
 }
 
 fn restart(host: usize) {
-    if !hosts::is_up(host) {
-        hosts::start(host);
-    }
+    hosts::start(host);
 }
 
 /// Stops a process, and lets it go on after a time.
@@ -164,7 +166,9 @@ pub fn end() {
     if world.servers[0].borrow().is_none() {
         let dead = world.dead_servers.borrow();
         let last = dead.iter().rfind(|server| server.run < 100_000);
-        if let Some((run, catalogue)) = last.map(|last| (last.run + 1, std::sync::Arc::clone(&last.catalogue))) {
+        if let Some((run, catalogue)) =
+            last.map(|last| (last.run + 1, std::sync::Arc::clone(&last.catalogue)))
+        {
             drop(dead);
             server::start(0, run, Some(catalogue));
         }

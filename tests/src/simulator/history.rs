@@ -73,7 +73,14 @@ impl History {
     }
 
     /// Adds a write, and gives its place.
-    pub fn issue(&mut self, client: usize, host: usize, sectors: Range<u64>, knows: Vec<u32>, fua: bool) -> usize {
+    pub fn issue(
+        &mut self,
+        client: usize,
+        host: usize,
+        sectors: Range<u64>,
+        knows: Vec<u32>,
+        fua: bool,
+    ) -> usize {
         let place = self.writes.len();
         self.by_client[client].push(place);
         let number = u32::try_from(self.by_client[client].len()).unwrap_or(u32::MAX);

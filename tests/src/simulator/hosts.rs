@@ -29,6 +29,8 @@ pub struct HostState {
     pub slow_ppb: i64,
     /// Whether its disk forgot what was not synced, and nobody has looked yet.
     pub lost_power: bool,
+    /// Whether its daemon is about to run.
+    pub starting: bool,
     /// Whether its disk has failed.
     pub ailing: bool,
     /// Images of its snapshots as they were first seen.
@@ -67,6 +69,9 @@ pub const VOLUME: &str = "v";
 /// Starts a host's daemon on its disk. To be called on a simulated thread.
 pub fn start(host: usize) {
     let world = world();
+    if is_up(host) || std::mem::replace(&mut world.hosts[host].borrow_mut().starting, true) {
+        return;
+    }
     let process = world.new_process();
     let (disk, incarnation) = {
         let mut state = world.hosts[host].borrow_mut();
@@ -83,6 +88,7 @@ pub fn start(host: usize) {
     // On a thread of its own process, so that the volumes' threads are its own too.
     let starting = move || {
         let world = super::world::world();
+        world.hosts[host].borrow_mut().starting = false;
         match disk.host(options, incarnation, clock(host)) {
             Ok(service) => {
                 world.note(|| format!("{} runs", World::name(host)));

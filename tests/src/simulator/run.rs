@@ -101,6 +101,7 @@ fn host(index: usize, setting: &Setting, breaking: Option<Break>, random: &mut R
         // What a time daemon may slew the clock of the timers by.
         slow_ppb: random.nanos(-500_000, 500_000),
         lost_power: false,
+        starting: false,
         ailing: false,
         images: Vec::new(),
     }
@@ -155,7 +156,7 @@ pub fn run(seed: u64, hosts: Option<usize>, mutation: Option<Mutation>, tracing:
     let mut report = within(&world, mutation, || {
         let process = world.new_process();
         world.fibers.start(process, "operator", Box::new(operate));
-        let left = world.fibers.run();
+        let left = world.fibers.run(BEGINNING + 600_000_000_000);
         if !left.is_empty() {
             world.violation(format!("threads wait for ever: {}", left.join(", ")));
         }
@@ -313,7 +314,9 @@ fn delete(name: &str) {
         host.borrow_mut().images.retain(|(of, _)| of != name);
     }
     let done = block_on(coordinator.delete(name));
-    world.note(|| format!("{name} deleted: {}", done.map_or_else(|why| why.to_string(), |()| "done".to_owned())));
+    world.note(|| {
+        format!("{name} deleted: {}", done.map_or_else(|why| why.to_string(), |()| "done".to_owned()))
+    });
 }
 
 /// Snapshots succeed again, and nobody is owed an abort any more.
@@ -336,9 +339,10 @@ fn recover() {
     // An undisturbed server has nothing to wait for but its own retries.
     let patience = begin + 140_000_000_000;
     loop {
-        let owed = world.servers[0].borrow().as_ref().map_or(0, |server| {
-            server.catalogue.owed().map_or(usize::MAX, |owed| owed.len())
-        });
+        let owed = world.servers[0]
+            .borrow()
+            .as_ref()
+            .map_or(0, |server| server.catalogue.owed().map_or(usize::MAX, |owed| owed.len()));
         let second = world.servers[1].borrow().is_some();
         let under_way: usize = world
             .hosts
@@ -350,7 +354,9 @@ fn recover() {
             break;
         }
         if world.fibers.now() > patience {
-            world.violation(format!("{owed} aborts are owed, {under_way} attempts under way, second: {second}"));
+            world.violation(format!(
+                "{owed} aborts are owed, {under_way} attempts under way, second: {second}"
+            ));
             break;
         }
         world.fibers.sleep_for(500_000_000);

@@ -23,8 +23,19 @@ const BLOCK: u64 = 8;
 #[derive(Debug)]
 enum Request {
     /// A write of the history; `apart`: its data comes so long after its head.
-    Write { client: usize, host: usize, first: u64, count: u64, fua: bool, apart: i64, knows: Vec<u32> },
-    Read { first: u64, count: u64 },
+    Write {
+        client: usize,
+        host: usize,
+        first: u64,
+        count: u64,
+        fua: bool,
+        apart: i64,
+        knows: Vec<u32>,
+    },
+    Read {
+        first: u64,
+        count: u64,
+    },
     Flush,
 }
 
