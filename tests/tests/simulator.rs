@@ -1,1 +1,22 @@
+//! A slice of the simulator: what must be true is true, in as many worlds as fit.
 
+use harness::simulator::run;
+
+#[test]
+fn nothing_wrong_is_certified_and_nothing_is_lost() {
+    for seed in 0..100 {
+        let report = run(seed, None, None, false);
+        assert!(
+            report.violations.is_empty(),
+            "seed {seed}: {:#?}\nits story: cargo run --release -p coeval-tests --features simulator --bin simulate -- --trace {seed}",
+            report.violations
+        );
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_story() {
+    for seed in 0..5 {
+        assert_eq!(run(seed, None, None, true).trace, run(seed, None, None, true).trace);
+    }
+}

@@ -172,15 +172,15 @@ fn evidence_is_true(name: &str, evidence: &Evidence, certificate: &Certificate, 
     }
 }
 
-/// What a disk lost with the power was not durable; the writes that are gone are forgotten.
-pub fn after_power_loss(host: usize, service: &Arc<HostService>) {
+/// What a crash lost was not durable; the writes that are gone are forgotten.
+pub fn after_crash(host: usize, service: &Arc<HostService>) {
     let world = world();
     let device = service.open(VOLUME);
     let image = device.and_then(|device| world.fibers.quietly(|| read(&device)));
     let Some(image) = image else {
-        return world.violation(format!("{} cannot be read after its power came back", World::name(host)));
+        return world.violation(format!("{} cannot be read after a crash", World::name(host)));
     };
-    let shown = shown(host, "the live volume after a power loss", &image);
+    let shown = shown(host, "the live volume after a crash", &image);
     let mut lost = Vec::new();
     {
         let history = world.history.borrow();
@@ -190,7 +190,7 @@ pub fn after_power_loss(host: usize, service: &Arc<HostService>) {
                     if write.durable && write.fate == Fate::Done {
                         let name = World::name(host);
                         world.violation(format!(
-                            "{name} lost write {}:{} with its power, which was flushed",
+                            "{name} lost write {}:{} in a crash, which was flushed",
                             write.client, write.number
                         ));
                     }

@@ -111,7 +111,6 @@ pub fn strike(fault: Fault) {
 pub fn lose_power(host: usize, back: i64) {
     let world = world();
     let (mut random, kept) = world.random(|random| (random.split(), random.below(9) as u64));
-    world.hosts[host].borrow_mut().lost_power = true;
     hosts::kill(host, move |disk| disk.after_power_loss(random.split(), kept));
     world.fibers.after(back, move || restart(host));
 }

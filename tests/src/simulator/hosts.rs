@@ -27,8 +27,8 @@ pub struct HostState {
     pub cut_off: (i64, i64),
     /// By how much its timers run slow, in 10⁻⁹.
     pub slow_ppb: i64,
-    /// Whether its disk forgot what was not synced, and nobody has looked yet.
-    pub lost_power: bool,
+    /// Whether it may have forgotten what was not flushed, and nobody has looked yet.
+    pub forgetful: bool,
     /// Whether its daemon is about to run.
     pub starting: bool,
     /// Whether its disk has failed.
@@ -92,8 +92,8 @@ pub fn start(host: usize) {
         match disk.host(options, incarnation, clock(host)) {
             Ok(service) => {
                 world.note(|| format!("{} runs", World::name(host)));
-                if std::mem::take(&mut world.hosts[host].borrow_mut().lost_power) {
-                    super::check::after_power_loss(host, &service);
+                if std::mem::take(&mut world.hosts[host].borrow_mut().forgetful) {
+                    super::check::after_crash(host, &service);
                 }
                 let router = agent::router(Arc::clone(&service), false);
                 let daemon = Daemon { process, service, router, connections: Vec::new() };
@@ -121,6 +121,8 @@ pub fn kill(host: usize, find: impl FnOnce(&SimulatedDisk) -> SimulatedDisk) {
     let mut state = world.hosts[host].borrow_mut();
     state.timing.down = true;
     state.timing.restarts += 1;
+    // The map of a layer is in memory until it is synced, so a killed daemon forgets as a machine without power does.
+    state.forgetful = true;
     state.disk = find(&state.disk);
     drop(state);
     // Its threads never run again, but what they hold is let go of at the end.

@@ -100,7 +100,7 @@ fn host(index: usize, setting: &Setting, breaking: Option<Break>, random: &mut R
         cut_off: (0, 0),
         // What a time daemon may slew the clock of the timers by.
         slow_ppb: random.nanos(-500_000, 500_000),
-        lost_power: false,
+        forgetful: false,
         starting: false,
         ailing: false,
         images: Vec::new(),
@@ -394,6 +394,7 @@ fn shut_down() {
     if smooth && hold > allowed {
         world.violation(format!("an answer was held for {hold} ns, max_stretch is {allowed}"));
     }
+    world.over.set(true);
     world.fibers.thaw_all();
     for host in &world.hosts {
         if let Some(daemon) = host.borrow_mut().daemon.take() {

@@ -58,6 +58,10 @@ impl Carry for Wire {
         limit: Duration,
     ) -> std::pin::Pin<Box<dyn Future<Output = Answer> + Send>> {
         let world = world();
+        if world.over.get() {
+            let gone = r#"{"status":410,"title":"gone","detail":"the world ends"}"#;
+            return Box::pin(async move { Ok((410, Bytes::from_static(gone.as_bytes()))) });
+        }
         let host = usize::from(request.uri().port_u16().unwrap_or(FIRST_PORT) - FIRST_PORT);
         let (sender, receiver) = oneshot::channel();
         let reply: Reply = Arc::new(Mutex::new(Some(sender)));

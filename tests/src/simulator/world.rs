@@ -71,6 +71,8 @@ pub struct World {
     pub certified: Cell<u64>,
     /// And that were not.
     pub refused: Cell<u64>,
+    /// All hosts are going away: they have nothing of any attempt.
+    pub over: Cell<bool>,
     /// Clients that have stopped.
     pub clients_gone: Cell<usize>,
     /// What was wrong.
@@ -126,6 +128,7 @@ impl World {
             stopped: RefCell::default(),
             certified: Cell::new(0),
             refused: Cell::new(0),
+            over: Cell::new(false),
             clients_gone: Cell::new(0),
             violations: RefCell::default(),
             next_process: Cell::new(1),
