@@ -141,8 +141,11 @@ fn serve(host: usize, connection: &Arc<Connection>, device: &dyn Device) {
                 }
                 let result = outcome.result;
                 let sent = move || {
-                    let world = super::world::world();
-                    world.history.borrow_mut().writes[place].sent = Some(world.fibers.now());
+                    // An error says nothing of what is there.
+                    if result.is_ok() {
+                        let world = super::world::world();
+                        world.history.borrow_mut().writes[place].sent = Some(world.fibers.now());
+                    }
                 };
                 reply(host, connection, outcome.hold, sent, Answer::Done { place, result });
             }
