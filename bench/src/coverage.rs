@@ -5,16 +5,9 @@
 //! bounds, the plan and the certificate. Each scenario runs with many seeds, and every run is its seed's alone, so
 //! `--scenario NAME --seed N` shows any miss again.
 
-mod card;
-mod clock;
 mod cuts;
-mod estimator;
-mod host;
-mod machine;
-mod network;
 mod oracle;
 mod run;
-mod scenario;
 mod statistics;
 #[cfg(test)]
 mod tests;
@@ -22,6 +15,7 @@ mod tests;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use harness::clocks::{clock, estimator, host, network, scenario};
 use serde::Serialize;
 use timesync::server::{HostConfig, Record};
 

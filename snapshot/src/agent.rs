@@ -19,6 +19,7 @@ use crate::orders::{
     ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
     ReleaseOrder, RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
 };
+use crate::sync::task;
 
 /// A release order for a thousand hosts takes 40 kB.
 const BODY_LIMIT: usize = 256 * 1024;
@@ -74,7 +75,7 @@ async fn blocking<T: Send + 'static>(
     host: Arc<HostService>,
     work: impl FnOnce(&Arc<HostService>) -> Result<T, HostError> + Send + 'static,
 ) -> Answer<T> {
-    match tokio::task::spawn_blocking(move || work(&host)).await {
+    match task::spawn_blocking(move || work(&host)).await {
         Ok(result) => Ok(Json(result?)),
         Err(panic) => Err(Refusal::new(500, format!("the host failed at this order: {panic}"))),
     }

@@ -126,7 +126,31 @@ pub enum CatalogueError {
 #[derive(Debug)]
 pub struct Catalogue {
     connection: Mutex<Connection>,
-    _lock: Flock<std::fs::File>,
+    _lock: Option<Flock<std::fs::File>>,
+}
+
+/// Brings the schema up to date, and takes up what a server left that died.
+fn prepare(connection: &mut Connection) -> Result<(), CatalogueError> {
+    let transaction = connection.transaction()?;
+    let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if found > SCHEMA_VERSION {
+        return Err(CatalogueError::Newer { found });
+    }
+    // Each version's schema is what it added to the one before.
+    for (version, added) in (1..).zip([SCHEMA, schedules::SCHEMA, RESTORES]) {
+        if found < version {
+            transaction.execute_batch(added)?;
+        }
+    }
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    // Hosts give up by themselves what nobody goes on with.
+    transaction.execute("DELETE FROM restores WHERE state = 'preparing'", [])?;
+    transaction.execute(
+        "UPDATE snapshots SET state = 'failed', why = 'the server stopped while the snapshot was being taken'
+         WHERE state IN ('planning', 'committing')",
+        [],
+    )?;
+    Ok(transaction.commit()?)
 }
 
 impl Catalogue {
@@ -146,27 +170,28 @@ impl Catalogue {
         let mut connection = Connection::open(directory.join("catalogue.sqlite"))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        let transaction = connection.transaction()?;
-        let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if found > SCHEMA_VERSION {
-            return Err(CatalogueError::Newer { found });
-        }
-        // Each version's schema is what it added to the one before.
-        for (version, added) in (1..).zip([SCHEMA, schedules::SCHEMA, RESTORES]) {
-            if found < version {
-                transaction.execute_batch(added)?;
-            }
-        }
-        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-        // Hosts give up by themselves what nobody goes on with.
-        transaction.execute("DELETE FROM restores WHERE state = 'preparing'", [])?;
-        transaction.execute(
-            "UPDATE snapshots SET state = 'failed', why = 'the server stopped while the snapshot was being taken'
-             WHERE state IN ('planning', 'committing')",
-            [],
-        )?;
-        transaction.commit()?;
-        Ok(Catalogue { connection: Mutex::new(connection), _lock: lock })
+        prepare(&mut connection)?;
+        Ok(Catalogue { connection: Mutex::new(connection), _lock: Some(lock) })
+    }
+
+    /// A catalogue that lives no longer than this value: a simulator's disk.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    #[cfg(feature = "simulation")]
+    pub fn in_memory() -> Result<Self, CatalogueError> {
+        let mut connection = Connection::open_in_memory()?;
+        prepare(&mut connection)?;
+        Ok(Catalogue { connection: Mutex::new(connection), _lock: None })
+    }
+
+    /// What [`Catalogue::open`] does with what it finds, as if a server had died and another one begun.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    #[cfg(feature = "simulation")]
+    pub fn reopen(&self) -> Result<(), CatalogueError> {
+        prepare(&mut self.lock())
     }
 
     /// Starts a snapshot, of a schedule or of nobody.

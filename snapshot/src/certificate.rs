@@ -22,6 +22,7 @@ use timesync::time::{Host, Nanos, Server, Time};
 use uuid::Uuid;
 
 use crate::cut::{Cause, Readings};
+use crate::mutation::mutated;
 
 /// How the hosts agreed on the instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,11 +209,12 @@ pub fn certify(evidence: &Evidence) -> Result<Certificate, Refusal> {
         Mode::Barrier => Cause::Barrier,
     };
     for host in &evidence.hosts {
-        if host.ordered != host.reported {
+        if host.ordered != host.reported && !mutated!(RestartedEvidence) {
             return Err(Refusal::Restarted { who: format!("host {}", host.host) });
         }
         let Readings { at, p, q, released_by, .. } = host.readings;
-        if released_by != expected {
+        let timed_out = mutated!(TimeoutCertified) && released_by == Cause::Timeout;
+        if released_by != expected && !timed_out {
             return Err(Refusal::ReleasedBy { host: host.host.clone(), cause: released_by, expected });
         }
         if p >= at || q < at {
@@ -248,6 +250,9 @@ fn certify_timed(evidence: &Evidence) -> Result<Certificate, Refusal> {
     }
     match least {
         None => Err(Refusal::NoHosts),
+        Some((margin, ..)) if mutated!(LargerError) || mutated!(ZeroStretch) => {
+            Ok(Certificate { margin: Some(margin), placed })
+        }
         Some((margin, i, j)) if margin <= Nanos::ZERO => Err(Refusal::Margin {
             i: evidence.hosts[i].host.clone(),
             j: evidence.hosts[j].host.clone(),
@@ -273,6 +278,10 @@ fn certify_barrier(evidence: &Evidence) -> Result<Certificate, Refusal> {
 fn place(evidence: &HostEvidence, policy: &Policy) -> Result<Placed, Refusal> {
     let host = || evidence.host.clone();
     let observed = evidence.observed.as_ref().ok_or_else(|| Refusal::NotRemeasured { host: host() })?;
+    #[cfg(feature = "simulation")]
+    if mutated!(PlannedMargin) || mutated!(NotRemeasured) {
+        return place_by_plan(evidence, observed, policy);
+    }
     if observed.planned_with.boot != evidence.ordered.boot
         || observed.remeasured_with.boot != evidence.ordered.boot
     {
@@ -286,6 +295,22 @@ fn place(evidence: &HostEvidence, policy: &Policy) -> Result<Placed, Refusal> {
     let p = place_reading(evidence.readings.p, observed, policy, &evidence.host)?;
     let q = place_reading(evidence.readings.q, observed, policy, &evidence.host)?;
     Ok(Placed { p_latest: p.latest, q_earliest: q.earliest, error: p.error })
+}
+
+/// The mistakes that ask nobody what happened after the plan.
+#[cfg(feature = "simulation")]
+fn place_by_plan(evidence: &HostEvidence, observed: &Observed, policy: &Policy) -> Result<Placed, Refusal> {
+    let unbounded = |why| Refusal::Unbounded { host: evidence.host.clone(), why };
+    let locate_by_plan = |reading: Time<Host>| {
+        let near = observed.planned.nearest(reading).map_err(unbounded)?;
+        let at = reading - observed.planned.bound(near, policy).map_err(unbounded)?.middle();
+        let interval = observed.planned.bound(at, policy).map_err(unbounded)?;
+        let span = locate(reading, at, interval, observed.planned.assumptions().rate_ppb);
+        Ok::<_, Refusal>((span, interval.half_width()))
+    };
+    let (p, error) = locate_by_plan(evidence.readings.p)?;
+    let (q, _) = locate_by_plan(evidence.readings.q)?;
+    Ok(Placed { p_latest: p.latest, q_earliest: q.earliest, error })
 }
 
 struct PlacedReading {

@@ -28,6 +28,7 @@ use crate::certificate::Mode;
 use crate::http::{Connector, ControlError, HttpError};
 use crate::messages::{CreateRequest, Manifest, Member, Progress, RequestedMode, RequestedPolicy};
 use crate::remote::{HostEndpoint, Limits, RemoteHost};
+use crate::sync::task;
 use crate::volume::is_name;
 use attempt::{Attempt, Stop};
 pub use restore::RestorePlan;
@@ -316,7 +317,7 @@ impl Coordinator {
         work: impl FnOnce(&Catalogue) -> Result<T, CatalogueError> + Send + 'static,
     ) -> Result<T, CoordinatorError> {
         let catalogue = Arc::clone(&self.catalogue);
-        match tokio::task::spawn_blocking(move || work(&catalogue)).await {
+        match task::spawn_blocking(move || work(&catalogue)).await {
             Ok(result) => Ok(result?),
             Err(panic) => Err(CoordinatorError::Internal(panic.to_string())),
         }

@@ -5,12 +5,15 @@
 //! a post request's completion waits for a reading ≥ T + V. A thread that sleeps at the worst place reads a later
 //! clock afterwards; later classification is post, later release is later still, and both are safe.
 
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use timesync::time::{Host, Nanos, Time};
+
+use crate::mutation::mutated;
+use crate::sync::{Mutex, MutexGuard};
 
 /// On which side of the cut a request lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +115,9 @@ pub struct Cut {
     /// Set after `released_by`, so that requests after the stretch pay one load instead of a lock.
     released: AtomicBool,
     replies: Mutex<Replies>,
+    /// Only for a mistake: a timer for T has gone off.
+    #[cfg(feature = "simulation")]
+    pub(crate) timer: AtomicBool,
 }
 
 impl Cut {
@@ -129,6 +135,8 @@ impl Cut {
             released_at: AtomicI64::new(i64::MAX),
             released: AtomicBool::new(false),
             replies: Mutex::new(Replies { waiting: Vec::new(), released_by: None, stretch: new_histogram() }),
+            #[cfg(feature = "simulation")]
+            timer: AtomicBool::new(false),
         }
     }
 
@@ -155,7 +163,7 @@ impl Cut {
     pub fn armed(&self, reading: Time<Host>) -> Result<(), TooLate> {
         self.pre_latest.fetch_max(reading.as_nanos(), Ordering::SeqCst);
         match self.at() {
-            Some(at) if reading >= at => Err(TooLate { by: reading - at }),
+            Some(at) if reading >= at && !mutated!(LateOrder) => Err(TooLate { by: reading - at }),
             _ => Ok(()),
         }
     }
@@ -171,6 +179,10 @@ impl Cut {
 
     /// R1. `reading` must be taken after the whole request was received and after it was registered as in flight.
     pub fn classify(&self, reading: Time<Host>) -> Epoch {
+        #[cfg(feature = "simulation")]
+        if mutated!(ClassifyByTimer) && self.stretch.is_some() {
+            return if self.timer.load(Ordering::SeqCst) { Epoch::Post } else { Epoch::Pre };
+        }
         if reading.as_nanos() < self.at.load(Ordering::SeqCst) {
             self.pre_latest.fetch_max(reading.as_nanos(), Ordering::SeqCst);
             Epoch::Pre

@@ -11,7 +11,7 @@ mod volumes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use timesync::clock::HostClock;
 use timesync::identity::Incarnation;
@@ -20,11 +20,13 @@ use timesync::time::Nanos;
 use crate::certificate::Mode;
 use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, Exports};
+use crate::mutation::mutated;
 use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription,
     PrepareOrder, Quota, ReleaseOrder, Sealed, Struck, VolumeDescription, VolumeUsage,
 };
-use crate::volume::{SnapshotExtents, Volume, VolumeError};
+use crate::sync::{Mutex, MutexGuard, RwLock, thread};
+use crate::volume::{Directory, SnapshotExtents, Volume, VolumeError};
 use attempt::Attempt;
 
 /// A T further ahead than this is refused: nothing that long-lived should wait armed.
@@ -61,8 +63,10 @@ pub struct HostService {
     restores: Mutex<restore::Restores>,
     imports: volumes::Imports,
     nbd: OnceLock<Vec<String>>,
-    /// The lock on the volume directory.
-    _lock: File,
+    /// The volume directory,
+    root: Directory,
+    /// and the lock on it; none on a simulated disk.
+    _lock: Option<File>,
 }
 
 #[derive(Default)]
@@ -135,15 +139,25 @@ impl HostService {
         incarnation: Incarnation,
         clock: HostClock,
     ) -> Result<Arc<Self>, HostError> {
-        let root = &options.volumes;
-        std::fs::create_dir_all(root).map_err(|error| {
+        let root = options.volumes.clone();
+        std::fs::create_dir_all(&root).map_err(|error| {
             HostError::Failed(format!("cannot create the volume directory {}: {error}", root.display()))
         })?;
-        let lock = lock_root(root)?;
-        Volume::remove_left_overs(root)?;
+        let lock = lock_root(&root)?;
+        HostService::open_in(Directory::on_disk(&root), Some(lock), options, incarnation, clock)
+    }
+
+    pub(crate) fn open_in(
+        root: Directory,
+        lock: Option<File>,
+        options: HostOptions,
+        incarnation: Incarnation,
+        clock: HostClock,
+    ) -> Result<Arc<Self>, HostError> {
+        Volume::remove_left_overs(&root)?;
         let mut volumes = BTreeMap::new();
-        for name in Volume::names(root)? {
-            let volume = Volume::open(root, &name, clock.clone()).map_err(|error| {
+        for name in Volume::names_in(&root)? {
+            let volume = Volume::open_in(&root, &name, clock.clone()).map_err(|error| {
                 tracing::error!(volume = name, "{error}");
                 error.to_string()
             });
@@ -161,6 +175,7 @@ impl HostService {
             restores: Mutex::default(),
             imports: volumes::Imports::default(),
             nbd: OnceLock::new(),
+            root,
             _lock: lock,
         }))
     }
@@ -174,6 +189,12 @@ impl HostService {
     pub fn set_nbd_endpoints(&self, endpoints: Vec<String>) {
         // A second call would mean a second NBD server for the same volumes; the first one's addresses stay.
         let _ = self.nbd.set(endpoints);
+    }
+
+    /// How many attempts are under way here.
+    #[cfg(feature = "simulation")]
+    pub fn attempts_under_way(&self) -> usize {
+        self.attempts().current.len()
     }
 
     /// Who this host is and what it has.
@@ -319,7 +340,7 @@ impl HostService {
         }
         // Without the lock: cuts and new clients of other volumes do not wait for its syncs. Of two at once with one
         // name, the directory's own lock lets one through.
-        let volume = Volume::create(&self.options.volumes, &order.name, order.size, self.clock.clone())?;
+        let volume = Volume::create_in(&self.root, &order.name, order.size, self.clock.clone())?;
         Ok(self.serve(volume))
     }
 
@@ -337,7 +358,7 @@ impl HostService {
         loop {
             match volume.delete_snapshot(snapshot) {
                 Err(VolumeError::SnapshotInUse { .. }) if self.clock.now() < patience_ends => {
-                    std::thread::sleep(std::time::Duration::from_millis(5));
+                    thread::sleep(std::time::Duration::from_millis(5));
                 }
                 result => return Ok(result?),
             }
@@ -384,7 +405,7 @@ impl HostService {
     fn check_timing(&self, timing: ArmTiming) -> Result<Timing, HostError> {
         let ArmTiming::Timed { at, stretch } = timing else { return Ok(Timing::Barrier) };
         let lead = at - self.clock.now();
-        if lead <= Nanos::ZERO {
+        if lead <= Nanos::ZERO && !mutated!(LateOrder) {
             return Err(HostError::Refused(format!("the order came {} after its own T", -lead)));
         }
         if lead > MAX_LEAD {
@@ -401,7 +422,7 @@ impl HostService {
 
     fn spawn_keeper(self: &Arc<Self>, id: AttemptId, attempt: &Arc<Attempt>) -> Result<(), HostError> {
         let (service, kept) = (Arc::downgrade(self), Arc::clone(attempt));
-        let keeper = std::thread::Builder::new().name("keeper".to_owned()).spawn(move || {
+        let keeper = thread::spawn("keeper".to_owned(), move || {
             kept.keep();
             if let Some(service) = service.upgrade() {
                 service.end(id);

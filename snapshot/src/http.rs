@@ -4,6 +4,8 @@ mod client;
 mod peer;
 mod tls;
 
+#[cfg(feature = "simulation")]
+pub use client::Carry;
 pub use client::{Connector, ControlClient, ControlError, Lines};
 pub use peer::{Admits, Identity, NoIdentity, Role};
 pub use tls::TlsFiles;

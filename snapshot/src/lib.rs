@@ -14,11 +14,15 @@ pub mod history;
 pub mod host;
 pub mod http;
 pub mod messages;
+mod mutation;
 pub mod nbd;
 pub mod orders;
 pub mod remote;
 pub mod schedule;
 pub mod server_time;
+#[cfg(feature = "simulation")]
+pub mod simulation;
+mod sync;
 pub mod time_keys;
 pub mod volume;
 

@@ -28,6 +28,9 @@ mod import;
 mod layer;
 mod manifest;
 mod map;
+#[cfg(any(test, feature = "simulation"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "the simulator asks for less than the tests do"))]
+mod memory;
 mod merge;
 mod pace;
 mod page;
@@ -35,6 +38,8 @@ mod ranges;
 mod request;
 mod resize;
 mod restore;
+#[cfg(feature = "simulation")]
+pub mod simulated;
 mod status;
 mod storage;
 mod structure;
@@ -45,8 +50,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 
 use timesync::clock::HostClock;
 use tracing::warn;
@@ -66,11 +70,14 @@ use self::manifest::Manifest;
 use self::pace::Pace;
 use self::ranges::RangeLock;
 use self::request::{Client, Dispatch, SnapshotDevice};
-use self::storage::{Directory, Disk, StoredFile};
+pub(crate) use self::storage::Directory;
+use self::storage::StoredFile;
 use self::structure::Structure;
 use self::unfinished::Unfinished;
 use crate::device::Device;
 use crate::orders::VolumeDescription;
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Mutex, MutexGuard, RwLock, mpsc};
 
 /// The file that the process locks that has a volume open.
 const LOCK: &str = "lock";
@@ -119,10 +126,10 @@ impl Volume {
     /// # Errors
     /// If there is a volume of that name, name or size are not allowed, or the file system fails.
     pub fn create(root: &Path, name: &str, size: u64, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
-        Volume::create_in(&Directory::new(Arc::new(Disk), root), name, size, clock)
+        Volume::create_in(&Directory::on_disk(root), name, size, clock)
     }
 
-    fn create_in(
+    pub(crate) fn create_in(
         root: &Directory,
         name: &str,
         size: u64,
@@ -142,10 +149,10 @@ impl Volume {
     /// # Errors
     /// If there is no such volume, another process has it open, its files are corrupt, or the file system fails.
     pub fn open(root: &Path, name: &str, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
-        Volume::open_in(&Directory::new(Arc::new(Disk), root), name, clock)
+        Volume::open_in(&Directory::on_disk(root), name, clock)
     }
 
-    fn open_in(root: &Directory, name: &str, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
+    pub(crate) fn open_in(root: &Directory, name: &str, clock: HostClock) -> Result<Arc<Self>, VolumeError> {
         check_name(name)?;
         let directory = root.child(name);
         if !Manifest::exists(&directory) {
@@ -194,9 +201,7 @@ impl Volume {
         });
         let (merges, wake) = mpsc::channel();
         let merging = Arc::clone(&core);
-        let merger = std::thread::Builder::new()
-            .name(format!("merge {name}"))
-            .spawn(move || merging.merge_when_woken(&wake))
+        let merger = thread::spawn(format!("merge {name}"), move || merging.merge_when_woken(&wake))
             .map_err(at_path(core.directory.path()))?;
         Ok(Arc::new(Volume { core, merges: Some(merges), merger: Some(merger) }))
     }
@@ -206,7 +211,10 @@ impl Volume {
     /// # Errors
     /// If `root` cannot be listed.
     pub fn names(root: &Path) -> Result<Vec<String>, VolumeError> {
-        let root = Directory::new(Arc::new(Disk), root);
+        Volume::names_in(&Directory::on_disk(root))
+    }
+
+    pub(crate) fn names_in(root: &Directory) -> Result<Vec<String>, VolumeError> {
         let mut names = root.names()?;
         names.retain(|name| is_name(name) && Manifest::exists(&root.child(name)));
         names.sort();

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
 pub mod chaos;
+pub mod clocks;
 pub mod durable;
 pub mod filesystem;
 pub mod fleet;
@@ -10,6 +11,8 @@ pub mod fuzz;
 pub mod namespaces;
 pub mod postgres;
 pub mod ptp4l;
+#[cfg(feature = "simulator")]
+pub mod simulator;
 pub mod tls;
 pub mod tools;
 

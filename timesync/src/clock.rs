@@ -21,17 +21,41 @@ pub use crate::simulation::Simulation;
 #[derive(Clone, Debug)]
 pub struct HostClock {
     simulation: Option<Simulation>,
+    #[cfg(feature = "simulation")]
+    driven: Option<Driven>,
+}
+
+/// Reads a clock that a simulator drives.
+#[cfg(feature = "simulation")]
+#[derive(Clone)]
+struct Driven(Arc<dyn Fn() -> Time<Host> + Send + Sync>);
+
+#[cfg(feature = "simulation")]
+impl std::fmt::Debug for Driven {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Driven")
+    }
 }
 
 impl HostClock {
     /// The machine's own clock.
     pub fn real() -> Self {
-        HostClock { simulation: None }
+        HostClock {
+            simulation: None,
+            #[cfg(feature = "simulation")]
+            driven: None,
+        }
+    }
+
+    /// A clock that reads whatever `read` says: a simulator's, in virtual time.
+    #[cfg(feature = "simulation")]
+    pub fn driven(read: impl Fn() -> Time<Host> + Send + Sync + 'static) -> Self {
+        HostClock { driven: Some(Driven(Arc::new(read))), ..HostClock::real() }
     }
 
     /// A clock that lies in a known way. It never runs backwards. For demonstrations and tests only.
     pub fn simulated(simulation: Simulation) -> Self {
-        HostClock { simulation: Some(simulation) }
+        HostClock { simulation: Some(simulation), ..HostClock::real() }
     }
 
     /// Whether the clock lies. Whoever answers by it must say so.
@@ -41,6 +65,10 @@ impl HostClock {
 
     /// Reads the clock. About 25 ns, and some more where it is simulated.
     pub fn now(&self) -> Time<Host> {
+        #[cfg(feature = "simulation")]
+        if let Some(driven) = &self.driven {
+            return driven.0();
+        }
         self.at(raw_now())
     }
 

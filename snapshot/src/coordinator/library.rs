@@ -13,6 +13,7 @@ use crate::messages::{
     Verdict, VerifyReport,
 };
 use crate::orders::{CreateVolume, HostDescription, VolumeDescription};
+use crate::sync::task;
 
 /// How long digests wait after a snapshot is complete.
 const AFTER_CUT: Duration = Duration::from_millis(250);
@@ -178,9 +179,9 @@ impl Coordinator {
             return;
         }
         let coordinator = Arc::clone(self);
-        tokio::spawn(async move {
+        task::spawn(async move {
             // Reading whole volumes right after a cut would be felt by the writers that the cut spared.
-            tokio::time::sleep(AFTER_CUT).await;
+            task::sleep(AFTER_CUT).await;
             let _one_at_a_time = coordinator.digesting.lock().await;
             for (member, _) in volumes(&manifest).filter(|(_, stored)| stored.is_none()) {
                 let result = async {

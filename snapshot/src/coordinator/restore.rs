@@ -27,6 +27,7 @@ use crate::messages::{
 };
 use crate::orders::RestoreOrder;
 use crate::remote::RemoteHost;
+use crate::sync::task;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -141,7 +142,7 @@ impl Coordinator {
             let mut last = Ok(());
             for attempt in 0..tries {
                 if attempt > 0 {
-                    tokio::time::sleep(FIRST_PAUSE).await;
+                    task::sleep(FIRST_PAUSE).await;
                 }
                 last = match self.host(name) {
                     Ok(host) => host.switch_restore(plan.id, order).await.map_err(|why| why.to_string()),
@@ -160,7 +161,7 @@ impl Coordinator {
     /// Goes on until every host has switched.
     fn finish_later(self: &Arc<Self>, plan: RestorePlan) {
         let coordinator = Arc::clone(self);
-        tokio::spawn(async move {
+        task::spawn(async move {
             let mut pause = FIRST_PAUSE;
             loop {
                 let unfinished = coordinator.switch_everywhere(&plan, 1).await;
@@ -170,7 +171,7 @@ impl Coordinator {
                 for (host, why) in unfinished {
                     tracing::warn!(restore = %plan.id, host, why, "not restored yet");
                 }
-                tokio::time::sleep(pause).await;
+                task::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             let id = plan.id;

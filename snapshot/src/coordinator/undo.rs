@@ -7,8 +7,10 @@ use futures_util::future::join_all;
 
 use crate::catalogue::Catalogue;
 use crate::http::ControlError;
+use crate::mutation::mutated;
 use crate::orders::AttemptId;
 use crate::remote::RemoteHost;
+use crate::sync::task;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -27,6 +29,7 @@ impl Undo {
     /// Aborts on all `hosts` at once. Returns when each has answered or failed to; those that failed are asked again
     /// in the background. No I/O waits for this: a host releases by its own clock.
     pub(super) async fn everywhere(&self, attempt: AttemptId, hosts: &[Arc<RemoteHost>]) {
+        let hosts = if mutated!(AbortForgetsOne) { &hosts[..hosts.len() - 1] } else { hosts };
         let answers = join_all(hosts.iter().map(|host| self.once(attempt, host))).await;
         for (host, answer) in hosts.iter().zip(answers) {
             if let Err(why) = answer {
@@ -39,10 +42,10 @@ impl Undo {
     /// Aborts on one host, again and again until it answers, in a task of its own.
     pub(super) fn until_answered(&self, attempt: AttemptId, host: Arc<RemoteHost>) {
         let undo = self.clone();
-        tokio::spawn(async move {
+        task::spawn(async move {
             let mut pause = FIRST_PAUSE;
             while undo.once(attempt, &host).await.is_err() {
-                tokio::time::sleep(pause).await;
+                task::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             tracing::info!(%attempt, host = host.name(), "attempt undone");
@@ -56,7 +59,7 @@ impl Undo {
             _ => {}
         }
         let (catalogue, name) = (Arc::clone(&self.catalogue), host.name().to_owned());
-        let settled = tokio::task::spawn_blocking(move || catalogue.settle(attempt, &name)).await;
+        let settled = task::spawn_blocking(move || catalogue.settle(attempt, &name)).await;
         if let Ok(Err(why)) = settled {
             // The debt stays on the books, so the next start repeats the abort; it may be repeated.
             tracing::warn!(%attempt, host = host.name(), %why, "abort answered but not noted");

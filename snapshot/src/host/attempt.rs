@@ -1,7 +1,6 @@
 //! One attempt on one host, from its preparation to its end.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::Thread;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use timesync::clock::HostClock;
 use timesync::identity::Incarnation;
@@ -11,7 +10,10 @@ use uuid::Uuid;
 use super::HostError;
 use crate::certificate::Mode;
 use crate::cut::{Cause, Cut};
+use crate::mutation::mutated;
 use crate::orders::{AttemptId, Sealed};
+use crate::sync::thread::{self, Thread};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::volume::VolumeCut;
 
 /// A prepared attempt that nobody arms, or an armed barrier that nobody strikes, is dropped after this long.
@@ -106,12 +108,16 @@ impl Attempt {
         // The keeper knows of the cut before a request does.
         self.wake_keeper();
         let patience_ends = self.clock.now() + ORDER_PATIENCE;
+        #[cfg(feature = "simulation")]
+        let early = self.clock.now();
         let mut late = || cut.is_released() || self.clock.now() >= cut.at().unwrap_or(patience_ends);
         for volume in volumes {
             volume.arm(cut, &mut late)?;
         }
         // Every gate has been passed: whoever was dispatched by the unarmed state was so before this reading.
         let reading = self.clock.now();
+        #[cfg(feature = "simulation")]
+        let reading = if mutated!(ArmedTooEarly) { early } else { reading };
         cut.armed(reading).map_err(|late| HostError::Refused(late.to_string()))?;
         if cut.is_released() {
             return Err(HostError::Gone);
@@ -210,19 +216,35 @@ impl Attempt {
         let _ = nix::sys::prctl::set_timerslack(1);
         let ordered_by = self.clock.now() + ORDER_PATIENCE;
         let Some((mode, cut)) = self.wait_armed(ordered_by) else { return };
+        #[cfg(feature = "simulation")]
+        self.use_timers(*mode, cut);
         while !cut.is_released() {
             let now = self.clock.now();
             match cut.release_due() {
                 None if now >= ordered_by => cut.release(Cause::Abort, now),
-                None => std::thread::park_timeout((ordered_by - now).to_std()),
+                None => thread::park_timeout((ordered_by - now).to_std()),
                 // The reading was taken before anything is sent: R2.
                 Some(due) if now >= due => {
                     cut.may_release(now);
                 }
-                Some(due) if due - now > SPIN => std::thread::park_timeout((due - now - SPIN).to_std()),
-                Some(_) if *mode == Mode::Timed && cut.is_holding() => std::thread::yield_now(),
-                Some(due) => std::thread::park_timeout((due - now).to_std()),
+                Some(due) if due - now > SPIN => thread::park_timeout((due - now - SPIN).to_std()),
+                Some(_) if *mode == Mode::Timed && cut.is_holding() => thread::yield_now(),
+                Some(due) => thread::park_timeout((due - now).to_std()),
             }
+        }
+    }
+
+    /// The mistakes that trust a timer.
+    #[cfg(feature = "simulation")]
+    fn use_timers(&self, mode: Mode, cut: &Cut) {
+        let (Mode::Timed, Some(at), Some(due)) = (mode, cut.at(), cut.release_due()) else { return };
+        if mutated!(ClassifyByTimer) {
+            thread::sleep((at - self.clock.now()).to_std());
+            cut.timer.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+        if mutated!(ReleaseByTimer) {
+            thread::sleep((due - self.clock.now()).to_std());
+            cut.may_release(due);
         }
     }
 
@@ -240,7 +262,7 @@ impl Attempt {
             if matches!(*self.phase(), Phase::Over) {
                 return None;
             }
-            std::thread::park_timeout((ordered_by - now).to_std());
+            thread::park_timeout((ordered_by - now).to_std());
         }
     }
 
@@ -271,7 +293,7 @@ impl Attempt {
         matches!(
             (mode, cut.released_by()),
             (Mode::Timed, Some(Cause::Time)) | (Mode::Barrier, Some(Cause::Barrier))
-        )
+        ) || (mutated!(TimeoutCertified) && cut.released_by() == Some(Cause::Timeout))
     }
 
     /// Waits for the keeper to have sealed, and reports.

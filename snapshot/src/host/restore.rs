@@ -4,13 +4,14 @@
 //! because nobody came back to it, and is then prepared again. So a coordinator that has decided can always go on.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::{HostError, HostService};
 use crate::orders::{RestoreOrder, RestorePrepared};
+use crate::sync::{MutexGuard, thread};
 use crate::volume::VolumeRestore;
 
 /// A prepared restore that nobody switches is given up after this long, and clients are let in again.
@@ -36,8 +37,8 @@ impl HostService {
         }
         self.restores().insert(id, prepared);
         let service = Arc::downgrade(self);
-        let keeper = std::thread::Builder::new().name("restore".to_owned()).spawn(move || {
-            std::thread::sleep(PATIENCE);
+        let keeper = thread::spawn("restore".to_owned(), move || {
+            thread::sleep(PATIENCE);
             if let Some(service) = service.upgrade()
                 && service.give_up_restore(id)
             {

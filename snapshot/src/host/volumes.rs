@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::{HostError, HostService};
 use crate::orders::VolumeDescription;
 use crate::orders::volumes::{CloneOrder, ImportOrder, ResizeOrder};
+use crate::sync::Mutex;
 use crate::volume::{Image, Volume, VolumeError};
 
 /// How far each import under way is, in hundredths.

@@ -19,6 +19,31 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Connector {
     http: reqwest::Client,
     insecure: bool,
+    #[cfg(feature = "simulation")]
+    wire: Option<Wire>,
+}
+
+/// Carries a request where no network does.
+#[cfg(feature = "simulation")]
+pub trait Carry: Send + Sync {
+    /// Carries it, and brings the answer's status and body within the limit. Otherwise says why there is no way there;
+    /// None: the limit passed.
+    fn carry(
+        &self,
+        request: axum::http::Request<Bytes>,
+        limit: Duration,
+    ) -> futures_util::future::BoxFuture<'static, Result<(u16, Bytes), Option<String>>>;
+}
+
+#[cfg(feature = "simulation")]
+#[derive(Clone)]
+struct Wire(std::sync::Arc<dyn Carry>);
+
+#[cfg(feature = "simulation")]
+impl std::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wire")
+    }
 }
 
 impl Connector {
@@ -35,7 +60,19 @@ impl Connector {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|why| HttpError::Client(root_cause(&why)))?;
-        Ok(Connector { http, insecure })
+        Ok(Connector {
+            http,
+            insecure,
+            #[cfg(feature = "simulation")]
+            wire: None,
+        })
+    }
+
+    /// The same, over another wire.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn over(&self, wire: std::sync::Arc<dyn Carry>) -> Self {
+        Connector { wire: Some(Wire(wire)), ..self.clone() }
     }
 
     /// A client for one peer. `peer` is how errors call it, such as `host a` or `the server`.
@@ -52,7 +89,13 @@ impl Connector {
             "http" => return Err(HttpError::Plain(host.to_owned())),
             _ => return Err(bad("its scheme is neither https nor http")),
         }
-        Ok(ControlClient { http: self.http.clone(), base, peer: peer.to_owned() })
+        Ok(ControlClient {
+            http: self.http.clone(),
+            base,
+            peer: peer.to_owned(),
+            #[cfg(feature = "simulation")]
+            wire: self.wire.clone(),
+        })
     }
 }
 
@@ -67,6 +110,8 @@ pub struct ControlClient {
     http: reqwest::Client,
     base: Url,
     peer: String,
+    #[cfg(feature = "simulation")]
+    wire: Option<Wire>,
 }
 
 /// Why a call failed. Each is a sentence.
@@ -207,7 +252,7 @@ impl ControlClient {
     }
 
     async fn send(&self, request: RequestBuilder, limit: Duration) -> Result<Response, ControlError> {
-        let response = request.timeout(limit).send().await.map_err(|why| self.failure(&why, limit))?;
+        let response = self.deliver(request, limit).await?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -219,6 +264,29 @@ impl ControlClient {
                 Err(ControlError::Malformed { peer: self.peer.clone(), why: format!("HTTP status {status}") })
             }
         }
+    }
+
+    async fn deliver(&self, request: RequestBuilder, limit: Duration) -> Result<Response, ControlError> {
+        #[cfg(feature = "simulation")]
+        if let Some(Wire(wire)) = &self.wire {
+            let (peer, url) = (self.peer.clone(), self.base.to_string());
+            let request = request.build().map_err(|why| self.failure(&why, limit))?;
+            let body = request.body().and_then(reqwest::Body::as_bytes).map(Bytes::copy_from_slice);
+            let mut carried = axum::http::Request::new(body.unwrap_or_default());
+            *carried.method_mut() = request.method().clone();
+            *carried.uri_mut() =
+                request.url().as_str().parse().map_err(|_| self.malformed("its URL is none"))?;
+            *carried.headers_mut() = request.headers().clone();
+            let (status, body) = wire.carry(carried, limit).await.map_err(|failure| match failure {
+                None => ControlError::TimedOut { peer, after: limit },
+                Some(why) => ControlError::Unreachable { peer, url, why },
+            })?;
+            let mut response = axum::http::Response::new(body);
+            *response.status_mut() =
+                axum::http::StatusCode::from_u16(status).map_err(|_| self.malformed("its status is none"))?;
+            return Ok(Response::from(response));
+        }
+        request.timeout(limit).send().await.map_err(|why| self.failure(&why, limit))
     }
 
     fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ControlError> {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::lock;
 use crate::device::Disconnect;
+use crate::sync::{Condvar, Mutex};
 
 /// A client that has just left is noticed by its connection's thread a moment later.
 const LEAVING_PATIENCE: Duration = Duration::from_millis(500);

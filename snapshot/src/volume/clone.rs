@@ -23,13 +23,14 @@
 //! lists them, and the snapshot cannot be deleted until then.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::layer::{BASE, Layer, data_name, map_name};
 use super::manifest::Manifest;
 use super::unfinished::Unfinished;
 use super::{Volume, VolumeError, at_path, lock};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Keeps the merging thread and whoever links or removes a volume's files apart.
 #[derive(Debug, Default)]

@@ -1,9 +1,10 @@
 //! Flushes that arrive together become one.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use super::lock;
 use crate::device::DeviceError;
+use crate::sync::{Condvar, Mutex};
 
 /// Syncs in rounds: a caller is served by a round that *began* after it came.
 #[derive(Debug, Default)]

@@ -15,8 +15,8 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use tracing::warn;
 
@@ -24,6 +24,7 @@ use super::map::{Image, Map, State};
 use super::page::{self, SLOT};
 use super::storage::{Directory, StoredFile};
 use super::{BLOCK, VolumeError, at_path, lock};
+use crate::sync::Mutex;
 
 /// The id of the base, which has no map.
 pub(super) const BASE: u32 = 0;

@@ -15,7 +15,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use tracing::warn;
@@ -23,6 +22,8 @@ use tracing::warn;
 use super::layer::{Layer, data_name, map_name};
 use super::map::State;
 use super::{BLOCK, Core, VolumeError, at_path, lock};
+use crate::sync::mpsc::{Receiver, RecvTimeoutError};
+use crate::sync::thread;
 
 /// Bytes copied at a time; closing the volume waits no longer than for one of them.
 const CHUNK: u64 = 1 << 20;
@@ -131,7 +132,7 @@ impl Core {
             if self.is_cut_short() {
                 return Ok(false);
             }
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
         let lower = self.lower_of_merge(lower, upper)?;
         let copied = upper.sync().and_then(|()| self.copy(&lower, upper)).and_then(|complete| {

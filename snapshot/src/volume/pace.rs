@@ -1,6 +1,5 @@
 //! How fast background work may go, and how far it is.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use timesync::clock::HostClock;
 use timesync::time::{Host, Nanos, Time};
 
 use super::lock;
+use crate::sync::{Mutex, thread};
 
 /// Whoever wants the work to stop waits no longer for it.
 const NAP: Duration = Duration::from_millis(20);
@@ -59,7 +59,7 @@ impl Pace {
             if left <= Nanos::ZERO {
                 return true;
             }
-            std::thread::sleep(left.to_std().min(NAP));
+            thread::sleep(left.to_std().min(NAP));
         }
     }
 

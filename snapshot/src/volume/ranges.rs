@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use super::lock;
+use crate::sync::{Condvar, Mutex};
 
 /// A set of bytes, kept as ranges that neither overlap nor touch.
 #[derive(Debug, Default)]

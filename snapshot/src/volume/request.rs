@@ -1,7 +1,7 @@
 //! The path of a request: where it goes, and what its answer waits for.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::sync::{Arc, PoisonError, TryLockError};
 use std::time::Duration;
 
 use super::chain::{self, Chain, Content, blocks_of, put};
@@ -11,6 +11,8 @@ use super::status::{self, ChangedSince};
 use super::{BLOCK, Core, Volume, lock};
 use crate::cut::{Cut, Epoch};
 use crate::device::{Changes, Device, DeviceError, Disconnect, Outcome, Visit};
+use crate::mutation::mutated;
+use crate::sync::{Mutex, RwLockReadGuard, RwLockWriteGuard, thread};
 
 /// How often a closing of the gate is tried again before it sleeps.
 const SPINS: u32 = 200;
@@ -93,7 +95,7 @@ impl Core {
                 Err(TryLockError::WouldBlock) if give_up() => return None,
                 // A dispatch takes some hundred nanoseconds, unless its thread has lost the processor.
                 Err(TryLockError::WouldBlock) if tries < SPINS => std::hint::spin_loop(),
-                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(20)),
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_micros(20)),
             }
             tries = tries.saturating_add(1);
         }
@@ -120,6 +122,10 @@ impl Core {
             let ticket = chain[head].register();
             return Target { top: head, hold: None, _ticket: ticket, chain };
         };
+        #[cfg(feature = "simulation")]
+        if mutated!(RegisterAfterReading) || mutated!(ReadBeforeComplete) {
+            return self.dispatch_wrongly(&chain, armed, range);
+        }
         let ticket = chain[head - 1].register();
         match armed.cut.classify(self.clock.now()) {
             Epoch::Pre => Target { top: head - 1, hold: None, _ticket: ticket, chain },
@@ -135,10 +141,29 @@ impl Core {
         }
     }
 
+    /// The mistakes about when the clock is read.
+    #[cfg(feature = "simulation")]
+    fn dispatch_wrongly(&self, chain: &Chain, armed: &Armed, range: &Range<u64>) -> Target {
+        let head = chain.len() - 1;
+        let early = mutated!(ReadBeforeComplete).then(crate::simulation::reading_at_head).flatten();
+        let (top, hold) = match armed.cut.classify(early.unwrap_or_else(|| self.clock.now())) {
+            Epoch::Pre => (head - 1, None),
+            Epoch::Post => {
+                lock(&armed.held).insert(range.clone());
+                (head, (!armed.cut.is_released()).then(|| Arc::clone(&armed.cut)))
+            }
+        };
+        crate::sync::pause();
+        Target { top, hold, _ticket: chain[top].register(), chain: Arc::clone(chain) }
+    }
+
     /// R3: the cut that a read of `range` waits for. The data must have been read before the call: what it shows of a
     /// held write was in the set before it could be read. If the cut is gone here, it was released before this, and
     /// the answer leaves later still.
     pub(super) fn held_over(&self, range: &Range<u64>) -> Option<Arc<Cut>> {
+        if mutated!(NoReadHold) {
+            return None;
+        }
         let dispatch = self.dispatcher();
         let armed = dispatch.armed.as_ref()?;
         let held = !armed.cut.is_released() && lock(&armed.held).overlaps(range);
@@ -150,9 +175,10 @@ impl Core {
             Ok(range) => range,
             Err(error) => return Outcome::now(Err(error)),
         };
+        let early = if mutated!(ReadHoldTooEarly) { Some(self.held_over(&range)) } else { None };
         let chain = self.chain();
         let result = chain::read(&chain, offset, buffer).map_err(DeviceError::from);
-        Outcome { result, hold: self.held_over(&range) }
+        Outcome { result, hold: early.unwrap_or_else(|| self.held_over(&range)) }
     }
 
     fn change(&self, offset: u64, length: u64, content: Content<'_>, fua: bool) -> Outcome {
@@ -161,8 +187,9 @@ impl Core {
             Err(error) => return Outcome::now(Err(error)),
         };
         let whole = range.start.is_multiple_of(BLOCK) && range.end.is_multiple_of(BLOCK);
+        let early = if mutated!(LockAfterReading) { Some(self.dispatch(&range)) } else { None };
         let blocks = self.ranges.lock(blocks_of(&range), !whole);
-        let target = self.dispatch(&range);
+        let target = early.unwrap_or_else(|| self.dispatch(&range));
         let done = put(target.layers(), &range, content).map_err(DeviceError::from);
         let hold = target.hold.clone();
         drop((target, blocks));
@@ -173,7 +200,14 @@ impl Core {
     /// Makes every write durable that was answered before the call. They may lie in any layer, the one being sealed
     /// too; layers without new writes cost nothing.
     pub(super) fn sync(&self) -> Result<(), DeviceError> {
-        self.flushes.run(|| self.chain().iter().try_for_each(|layer| layer.sync().map_err(DeviceError::from)))
+        self.flushes.run(|| {
+            self.chain().iter().rev().enumerate().try_for_each(|(depth, layer)| {
+                if mutated!(FlushSkipsSealing) && depth == 1 {
+                    return Ok(());
+                }
+                layer.sync().map_err(DeviceError::from)
+            })
+        })
     }
 
     fn range(&self, offset: u64, length: u64) -> Result<Range<u64>, DeviceError> {

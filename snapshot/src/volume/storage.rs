@@ -1,5 +1,5 @@
 //! Every file operation of a volume, behind one small trait: a crash can only lose what went through here unsynced.
-//! The real one is [`Disk`]; the tests have one in memory that can crash at any point (`tests/memory.rs`).
+//! The real one is [`Disk`]; tests have one in memory that can crash at any point (`memory.rs`).
 
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -226,7 +226,7 @@ impl StoredFile for File {
 
 /// A directory in a storage. Its errors name the file.
 #[derive(Clone, Debug)]
-pub(super) struct Directory {
+pub(crate) struct Directory {
     storage: Arc<dyn Storage>,
     path: PathBuf,
 }
@@ -234,6 +234,10 @@ pub(super) struct Directory {
 impl Directory {
     pub(super) fn new(storage: Arc<dyn Storage>, path: &Path) -> Self {
         Directory { storage, path: path.to_owned() }
+    }
+
+    pub(crate) fn on_disk(path: &Path) -> Self {
+        Directory::new(Arc::new(Disk), path)
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -1,8 +1,8 @@
 //! Changes of a volume's structure: cuts, and deleting snapshots. One at a time.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, RwLockWriteGuard};
 use std::time::Duration;
 
 use tracing::warn;
@@ -14,6 +14,7 @@ use super::storage::Directory;
 use super::{Core, Volume, VolumeError, check_name, lock};
 use crate::cut::{Cause, Cut};
 use crate::orders::AttemptId;
+use crate::sync::{RwLockWriteGuard, thread};
 
 /// What belongs to the volume, and who changes it.
 #[derive(Debug)]
@@ -282,7 +283,7 @@ impl VolumeCut {
             if give_up() {
                 return false;
             }
-            std::thread::sleep(Duration::from_micros(50));
+            thread::sleep(Duration::from_micros(50));
         }
         self.reach(Stage::Drained);
         true
@@ -332,6 +333,33 @@ impl VolumeCut {
     /// Drops the attempt, not what it holds: see [`VolumeCut`].
     pub fn discard(self) {}
 
+    /// The mistake that a discarded attempt's layer holds nothing that counts.
+    #[cfg(feature = "simulation")]
+    fn delete_discarded(&self, structure: &mut Structure) {
+        let core = &self.volume.core;
+        let (next, sealing) = (self.next.id, self.sealing.id);
+        if !self.reached(Stage::Armed)
+            || structure.manifest.is_named(sealing)
+            || structure.manifest.head != next
+        {
+            return;
+        }
+        let mut dispatch = core.close_gate();
+        let Ok(fresh) = core.create_layer(structure) else { return };
+        let id = fresh.id;
+        let replaced = structure.update(&core.directory, |manifest| {
+            manifest.layers.remove(&next);
+            manifest.layers.insert(id, Some(sealing));
+            manifest.head = id;
+        });
+        if replaced.is_ok() {
+            structure.layers.remove(&next);
+            structure.layers.insert(id, Arc::clone(&fresh));
+            dispatch.chain =
+                dispatch.chain.iter().filter(|layer| layer.id != next).cloned().chain([fresh]).collect();
+        }
+    }
+
     fn reached(&self, stage: Stage) -> bool {
         self.stage.load(Ordering::SeqCst) >= stage as u8
     }
@@ -367,6 +395,10 @@ impl Drop for VolumeCut {
                 // It is empty: listed or not, it changes nothing. Once it is not the head any more, it is dropped.
                 warn!(volume = %core.name, %error, "an unused layer could not be removed");
             }
+        }
+        #[cfg(feature = "simulation")]
+        if crate::mutation::is(crate::mutation::Mutation::DiscardDeletes) {
+            self.delete_discarded(&mut structure);
         }
         structure.end_change();
         drop(structure);

@@ -3,7 +3,6 @@
 mod concurrency;
 mod crash;
 mod life;
-mod memory;
 mod model;
 mod status;
 

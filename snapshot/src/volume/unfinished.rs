@@ -18,15 +18,13 @@
 //!
 //! Files are removed, never emptied: they may have other names in other volumes (`clone.rs`).
 
-use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tracing::{error, info, warn};
 
 use super::manifest::{self, Manifest, is_ours};
 use super::restore::Barred;
-use super::storage::{Directory, Disk, StoredFile};
+use super::storage::{Directory, StoredFile};
 use super::{LOCK, Volume, VolumeError, check_name, is_name, lock, lock_directory};
 
 /// It lies in the directory of a volume that is being made or deleted.
@@ -95,11 +93,7 @@ impl Volume {
     ///
     /// # Errors
     /// If `root` cannot be listed. What cannot be removed is left to the next call.
-    pub fn remove_left_overs(root: &Path) -> Result<(), VolumeError> {
-        Volume::remove_left_overs_in(&Directory::new(Arc::new(Disk), root))
-    }
-
-    pub(super) fn remove_left_overs_in(root: &Directory) -> Result<(), VolumeError> {
+    pub(crate) fn remove_left_overs(root: &Directory) -> Result<(), VolumeError> {
         for name in root.names()?.into_iter().filter(|name| is_name(name)) {
             let directory = root.child(&name);
             if directory.has(MARKER) && !Manifest::exists(&directory) {

@@ -10,7 +10,7 @@
 
 use timesync::random::Random;
 
-use super::memory::{Fate, Fault, Memory, State};
+use super::super::memory::{Fate, Fault, Memory, State};
 use super::model::{Request, op};
 use super::*;
 use crate::volume::storage::Directory;
@@ -441,7 +441,7 @@ impl Recorder {
     /// Opens what a crash at `position` left. With `thorough`, it is also used, and crashes again while it recovers.
     fn check(&self, crashed: State, position: usize, thorough: bool) -> Result<(), String> {
         let memory = Memory::after(crashed);
-        Volume::remove_left_overs_in(&root(&memory)).map_err(|error| error.to_string())?;
+        Volume::remove_left_overs(&root(&memory)).map_err(|error| error.to_string())?;
         let volume = match Volume::open_in(&root(&memory), "v", self.clock.clone()) {
             Ok(volume) => volume,
             Err(VolumeError::Missing { .. }) if position < self.created => {

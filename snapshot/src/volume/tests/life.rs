@@ -124,7 +124,7 @@ fn what_was_left_half_made_goes_and_what_lost_its_manifest_stays() {
     fs::rename(manifest("half"), root.path().join("half/unfinished")).unwrap();
     fs::remove_file(manifest("lost")).unwrap();
     fs::create_dir(root.path().join("notes")).unwrap();
-    Volume::remove_left_overs(root.path()).unwrap();
+    Volume::remove_left_overs(&Directory::on_disk(root.path())).unwrap();
     assert!(!root.path().join("half").exists());
     assert!(root.path().join("notes").exists());
     // Somebody may yet rescue it, and nobody writes over it: its files are also those of the first volume.

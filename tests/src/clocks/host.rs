@@ -1,6 +1,7 @@
 //! One host: exchanges with it, one after the other, through the server's own code for them.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use timesync::exchange::StampClass;
 use timesync::identity::{BootId, Incarnation, ProcessId};
@@ -22,7 +23,7 @@ use super::scenario::{Scenario, Tell};
 /// An answer that takes longer is lost.
 const TIMEOUT: i64 = SECOND / 4;
 /// A burst, as the server does it by default.
-const BURST: u32 = 32;
+pub const BURST: u32 = 32;
 const BURST_INTERVAL: i64 = 1_000_000;
 /// A host looks its clock source up so often at most.
 const SOURCE_CHECK: i64 = 1_000_000;
@@ -57,7 +58,7 @@ pub struct Host<E> {
     pub told: Option<i64>,
     /// Exchanges that network cards stamped at both ends.
     pub by_card: usize,
-    scenario: &'static Scenario,
+    scenario: Arc<Scenario>,
     breaking: Option<Break>,
     /// When a break that is told shows in the readings.
     told_at: i64,
@@ -75,6 +76,10 @@ pub struct Host<E> {
     burst_left: u32,
     pending: Option<Pending>,
     server_changed: bool,
+    /// Nobody answers.
+    pub down: bool,
+    /// How often the daemon was started anew.
+    pub restarts: u128,
     repeats: Repeats,
 }
 
@@ -103,7 +108,7 @@ const SERVER: usize = 1;
 
 impl<E: Estimator> Host<E> {
     pub fn new(
-        scenario: &'static Scenario,
+        scenario: &Scenario,
         estimator: E,
         breaking: Option<Break>,
         seconds: i64,
@@ -135,7 +140,7 @@ impl<E: Estimator> Host<E> {
             withdrawn: Vec::new(),
             told: None,
             by_card: 0,
-            scenario,
+            scenario: Arc::new(scenario.clone()),
             breaking,
             told_at: breaking.map_or(i64::MAX, |b| b.at.saturating_add(lag)),
             host: Machine::new(scenario.discipline, seconds, &mut random),
@@ -149,6 +154,8 @@ impl<E: Estimator> Host<E> {
             burst_left: 0,
             pending: None,
             server_changed: false,
+            down: false,
+            restarts: 0,
             repeats: Repeats::default(),
             random,
         }
@@ -189,20 +196,29 @@ impl<E: Estimator> Host<E> {
 
     /// A burst from `now` on. Returns when it is over.
     pub fn burst(&mut self, now: i64) -> i64 {
+        self.begin_burst(now, BURST);
+        let mut last = now;
+        while let Some(next) = self.next_of_burst() {
+            last = last.max(next);
+            self.advance(last);
+        }
+        last
+    }
+
+    /// Begins a burst of so many exchanges.
+    pub fn begin_burst(&mut self, now: i64, exchanges: u32) {
         self.advance(now);
         if let Some(pending) = &self.pending {
             self.advance(pending.done);
         }
-        self.burst_left = BURST;
+        self.burst_left = exchanges;
         self.due = now;
-        let mut last = now;
-        while self.burst_left > 0 {
-            let next = self.pending.as_ref().map_or(self.due.max(self.free), |pending| pending.done);
-            last = last.max(next);
-            self.advance(last);
-        }
-        self.due = last + self.scenario.pair_interval();
-        last
+    }
+
+    /// When the burst goes on; none once it is over.
+    pub fn next_of_burst(&self) -> Option<i64> {
+        let next = self.pending.as_ref().map_or(self.due.max(self.free), |pending| pending.done);
+        (self.burst_left > 0).then_some(next)
     }
 
     /// The server finds out about its own suspend before it believes anything that was measured across it.
@@ -241,6 +257,9 @@ impl<E: Estimator> Host<E> {
         self.notice_own_change(done);
         let Some(Pending { done, outcome, complete, delays, .. }) = self.pending.take() else { return };
         self.free = done;
+        if self.burst_left == 1 {
+            self.due = done + self.scenario.pair_interval();
+        }
         self.burst_left = self.burst_left.saturating_sub(1);
         if std::mem::take(&mut self.first_of_pair) && complete {
             self.send(done + 2_000, false);
@@ -294,6 +313,22 @@ impl<E: Estimator> Host<E> {
         self.host.reading(x, host_raw(&self.clock, x), &mut self.random)
     }
 
+    /// What will happen to it.
+    pub fn breaking(&self) -> Option<Break> {
+        self.breaking
+    }
+
+    /// Who answers at `x`.
+    pub fn incarnation(&self, x: i64) -> Incarnation {
+        let rebooted = x >= self.told_at && self.breaking.map(|b| b.tell) == Some(Tell::Boot);
+        self.incarnation_of(u128::from(rebooted))
+    }
+
+    fn incarnation_of(&self, boot: u128) -> Incarnation {
+        let process = ProcessId(Uuid::from_u128(boot + 100 + self.restarts * 1_000));
+        Incarnation { process, ..incarnation(boot) }
+    }
+
     /// What a module's TLV says of a stamp, at `x`.
     fn extension(&self, stamp: &Stamp, x: i64) -> Option<Extension> {
         let told = x >= self.told_at;
@@ -304,7 +339,7 @@ impl<E: Estimator> Host<E> {
             raw_earliest: stamp.raw.earliest.as_nanos(),
             raw_width: u32::try_from(width).unwrap_or(u32::MAX),
             class: stamp.class,
-            incarnation: incarnation(boot),
+            incarnation: self.incarnation_of(boot),
             suspends: u32::from(told && tell == Some(Tell::Suspend)),
             steps: 0,
             simulated: false,
@@ -328,7 +363,7 @@ impl<E: Estimator> Host<E> {
 
     /// Works out an exchange that leaves the server at `sent`.
     fn send(&mut self, sent: i64, first_of_pair: bool) {
-        let scenario = self.scenario;
+        let scenario = Arc::clone(&self.scenario);
         self.sequence = self.sequence.wrapping_add(1);
         self.first_of_pair = first_of_pair;
         let before = self.server_reading(sent - 700);
@@ -379,8 +414,8 @@ impl<E: Estimator> Host<E> {
     /// What the module does when the request arrives at `t2`: its messages, and when they arrive at the server. Returns
     /// the response's delay.
     fn answer(&mut self, t2: i64, corrected: i64, first_of_pair: bool, answers: &mut Vec<Answer>) -> i64 {
-        let scenario = self.scenario;
-        let deaf = self.awake(t2) != t2 || self.random.chance(scenario.loss);
+        let scenario = Arc::clone(&self.scenario);
+        let deaf = self.down || self.awake(t2) != t2 || self.random.chance(scenario.loss);
         let from = ([10, 0, 0, 1], 319).into();
         if deaf || self.repeats.repeated(from, self.sequence) {
             return 0;

@@ -10,12 +10,11 @@ use std::fs::TryLockError;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use timesync::random::Random;
 
-use super::super::lock;
-use super::super::storage::{Storage, StoredFile};
+use super::storage::{Storage, StoredFile};
 
 const SECTOR: u64 = 512;
 const NEVER: usize = usize::MAX;
@@ -334,6 +333,12 @@ impl Memory {
         Memory { inner: Arc::new(Mutex::new(inner)) }
     }
 
+    /// The state at present.
+    #[cfg(feature = "simulation")]
+    pub fn state(&self) -> State {
+        self.inner().state.clone()
+    }
+
     /// Number of operations so far.
     pub fn position(&self) -> usize {
         self.inner().log.len()
@@ -346,11 +351,14 @@ impl Memory {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        lock(&self.inner)
+        // Each operation is applied as a whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For an operation that may fail.
     fn try_inner(&self) -> io::Result<MutexGuard<'_, Inner>> {
+        #[cfg(feature = "simulation")]
+        crate::sync::pause();
         let mut inner = self.inner();
         match inner.until_failure {
             Some(0) => {
@@ -531,6 +539,8 @@ impl Drop for MemoryFile {
 
 impl StoredFile for MemoryFile {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        #[cfg(feature = "simulation")]
+        crate::sync::pause();
         let seen = self.seen();
         let range = offset as usize..offset as usize + buffer.len();
         buffer.copy_from_slice(seen.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -546,6 +556,8 @@ impl StoredFile for MemoryFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        #[cfg(feature = "simulation")]
+        crate::sync::disk();
         self.memory.try_inner()?.sync(self.file);
         Ok(())
     }

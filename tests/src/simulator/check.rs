@@ -1,0 +1,262 @@
+//! What must be true, whatever went wrong.
+
+use std::sync::Arc;
+
+use snapshot::certificate::{Certificate, Evidence, HostEvidence, certify};
+use snapshot::device::{Device, Exports};
+use snapshot::host::HostService;
+use snapshot::simulation::block_on;
+
+use super::history::{Fate, SECTOR, SECTORS, Write, writer};
+use super::hosts::VOLUME;
+use super::world::{World, world};
+
+/// The numbers of the writes that an image shows, by sector.
+type Shown = Vec<u32>;
+
+fn read(device: &Arc<dyn Device>) -> Option<Vec<u8>> {
+    let mut image = vec![0; (SECTORS * SECTOR) as usize];
+    device.read(0, &mut image).result.ok()?;
+    Some(image)
+}
+
+/// A snapshot's image, or the live volume's (no name).
+pub fn image(host: usize, snapshot: Option<&str>) -> Option<Vec<u8>> {
+    let world = world();
+    let service = world.hosts[host].borrow().daemon.as_ref().map(|daemon| Arc::clone(&daemon.service))?;
+    let name = snapshot.map_or(VOLUME.to_owned(), |snapshot| format!("{VOLUME}@{snapshot}"));
+    world.fibers.quietly(|| read(&service.open(&name)?))
+}
+
+fn shown(host: usize, what: &str, image: &[u8]) -> Shown {
+    let world = world();
+    let history = world.history.borrow();
+    let number = |(sector, content): (usize, &[u8])| match writer(content) {
+        None => {
+            world.violation(format!("{what} of {}: sector {sector} is torn", World::name(host)));
+            0
+        }
+        Some((_, 0)) => 0,
+        Some((client, number)) => {
+            let right = history
+                .of(client, number)
+                .is_some_and(|write| write.host == host && write.sectors.contains(&(sector as u64)));
+            if !right {
+                let name = World::name(host);
+                world.violation(format!("{what} of {name}: sector {sector} shows {client}:{number}"));
+            }
+            number
+        }
+    };
+    image.chunks_exact(SECTOR as usize).enumerate().map(number).collect()
+}
+
+/// Whether an image shows a write, or a later one in its place. None if only in parts.
+fn includes(shown: &Shown, write: &Write) -> Option<bool> {
+    let mut sectors = write.sectors.clone().map(|sector| shown[sector as usize] >= write.number);
+    let first = sectors.next()?;
+    sectors.all(|other| other == first).then_some(first)
+}
+
+/// A snapshot that was called consistent.
+pub fn snapshot(server: usize, name: &str) {
+    let world = world();
+    let coordinator = world.servers[server].borrow().as_ref().map(|server| Arc::clone(&server.coordinator));
+    let Some(coordinator) = coordinator else { return };
+    let Ok(details) = block_on(coordinator.show(name, true)) else { return };
+    let Some(evidence) = details.evidence else {
+        return world.violation(format!("{name} is consistent without evidence"));
+    };
+    let certificate = match certify(&evidence) {
+        Ok(certificate) => certificate,
+        Err(why) => return world.violation(format!("{name} is consistent, and its evidence is not: {why}")),
+    };
+    let mut images = Vec::new();
+    for host in 0..world.hosts.len() {
+        // A host that is down now is looked at in the end.
+        let Some(image) = image(host, Some(name)) else { return };
+        images.push(shown(host, name, &image));
+        world.hosts[host].borrow_mut().images.push((name.to_owned(), image));
+    }
+    pre_writes(name, &evidence, &images);
+    causality(name, &images);
+    evidence_is_true(name, &evidence, &certificate, &images);
+}
+
+/// Each image is the replay of exactly the writes before its host's cut.
+fn pre_writes(name: &str, evidence: &Evidence, images: &[Shown]) {
+    let world = world();
+    let history = world.history.borrow();
+    for write in &history.writes {
+        let name_of = World::name(write.host);
+        let Some(part) = evidence.hosts.iter().find(|part| part.host == name_of) else { continue };
+        let at = part.readings.at.as_nanos();
+        let clock = |x: i64| reading(write.host, x, part);
+        let is = format!("{name}: write {}:{} on {}", write.client, write.number, World::name(write.host));
+        let included = includes(&images[write.host], write);
+        let before = write.returned.is_some_and(|x| clock(x) < at);
+        let after = write.received.is_none_or(|x| clock(x) >= at);
+        match included {
+            None => world.violation(format!("{is} is there in parts")),
+            Some(true) if after => world.violation(format!("{is} came after T and is there")),
+            Some(false) if before && write.fate == Fate::Done => {
+                world.violation(format!("{is} was done before T and is not there"));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// What a host's clock read at `x`; in another boot than the evidence's, before or after anything in that one.
+fn reading(host: usize, x: i64, evidence: &HostEvidence) -> i64 {
+    let world = world();
+    let timing = &world.hosts[host].borrow().timing;
+    if timing.incarnation(x).boot == evidence.ordered.boot {
+        return timing.clock.read(x);
+    }
+    let began_later = timing.incarnation(world.fibers.now()).boot == evidence.ordered.boot;
+    if began_later { i64::MIN } else { i64::MAX }
+}
+
+/// No image has a write without those that it may depend on.
+fn causality(name: &str, images: &[Shown]) {
+    let world = world();
+    let history = world.history.borrow();
+    let mut missing = vec![u32::MAX; world.setting.clients];
+    for write in history.writes.iter().filter(|write| write.fate == Fate::Done) {
+        if includes(&images[write.host], write) == Some(false) {
+            missing[write.client] = missing[write.client].min(write.number);
+        }
+    }
+    for write in history.writes.iter().filter(|write| includes(&images[write.host], write) == Some(true)) {
+        if let Some(other) = (0..missing.len()).find(|&other| write.knows[other] >= missing[other]) {
+            world.violation(format!(
+                "{name} is torn: it has write {}:{} on {}, which knew of {other}:{}, which is missing on {}",
+                write.client,
+                write.number,
+                World::name(write.host),
+                missing[other],
+                history.of(other, missing[other]).map_or(String::new(), |write| World::name(write.host)),
+            ));
+            return;
+        }
+    }
+}
+
+/// What the certificate says of the readings is so: no write that is there came after P, and nothing that shows one
+/// that is not there left before Q.
+fn evidence_is_true(name: &str, evidence: &Evidence, certificate: &Certificate, images: &[Shown]) {
+    let world = world();
+    let history = world.history.borrow();
+    for (part, placed) in evidence.hosts.iter().zip(&certificate.placed) {
+        let Some(host) = World::index(&part.host) else { continue };
+        let (p_latest, q_earliest) = (placed.p_latest.as_nanos(), placed.q_earliest.as_nanos());
+        for write in history.writes.iter().filter(|write| write.host == host && write.fate != Fate::Lost) {
+            let included = includes(&images[host], write) == Some(true);
+            let is = format!("{name}: write {}:{} on {}", write.client, write.number, part.host);
+            if included && write.received.is_some_and(|x| x > p_latest + 2) {
+                world.violation(format!("{is} is there and came after P"));
+            }
+            if !included && write.sent.is_some_and(|x| x < q_earliest - 2) {
+                world.violation(format!("{is} is not there and was answered before Q"));
+            }
+        }
+        for (_, place, _, left) in history.revealed.iter().filter(|(at, ..)| *at == host) {
+            let write = &history.writes[*place];
+            let hidden = write.fate != Fate::Lost && includes(&images[host], write) == Some(false);
+            if hidden && *left < q_earliest - 2 {
+                let is = format!("{name}: write {}:{} on {}", write.client, write.number, part.host);
+                world.violation(format!("{is} is not there and was read before Q"));
+            }
+        }
+    }
+}
+
+/// What a crash lost was not durable; the writes that are gone are forgotten.
+pub fn after_crash(host: usize, service: &Arc<HostService>) {
+    let world = world();
+    let device = service.open(VOLUME);
+    let image = device.and_then(|device| world.fibers.quietly(|| read(&device)));
+    let Some(image) = image else {
+        return world.violation(format!("{} cannot be read after a crash", World::name(host)));
+    };
+    let shown = shown(host, "the live volume after a crash", &image);
+    let mut lost = Vec::new();
+    {
+        let history = world.history.borrow();
+        for sector in 0..SECTORS {
+            for (place, write) in history.of_sector(host, sector) {
+                if write.number > shown[sector as usize] && write.fate != Fate::Lost {
+                    if write.durable && write.fate == Fate::Done {
+                        let name = World::name(host);
+                        world.violation(format!(
+                            "{name} lost write {}:{} in a crash, which was flushed",
+                            write.client, write.number
+                        ));
+                    }
+                    lost.push(place);
+                }
+            }
+        }
+    }
+    let mut history = world.history.borrow_mut();
+    lost.into_iter().for_each(|place| history.writes[place].fate = Fate::Lost);
+}
+
+/// The live volume is the replay of all acknowledged writes.
+pub fn live(host: usize) {
+    let world = world();
+    let Some(image) = image(host, None) else {
+        return world.violation(format!("{} cannot be read", World::name(host)));
+    };
+    let shown = shown(host, "the live volume", &image);
+    let history = world.history.borrow();
+    for sector in 0..SECTORS {
+        let last = history.of_sector(host, sector).filter(|(_, write)| write.fate == Fate::Done).last();
+        if let Some((_, write)) = last
+            && shown[sector as usize] < write.number
+        {
+            world.violation(format!(
+                "the live volume of {} has lost write {}:{}, which was acknowledged",
+                World::name(host),
+                write.client,
+                write.number
+            ));
+            return;
+        }
+    }
+}
+
+/// The images of snapshots are as they were.
+pub fn images_stand(host: usize) {
+    let world = world();
+    let before = world.hosts[host].borrow().images.clone();
+    for (name, then) in before {
+        match image(host, Some(&name)) {
+            Some(now) if now == then => {}
+            Some(_) => world.violation(format!("snapshot {name} of {} has changed", World::name(host))),
+            None => world.violation(format!("snapshot {name} of {} is gone", World::name(host))),
+        }
+    }
+}
+
+/// Nothing is left of attempts that are over.
+pub fn nothing_left(host: usize) {
+    let world = world();
+    let service = world.hosts[host].borrow().daemon.as_ref().map(|daemon| Arc::clone(&daemon.service));
+    let Some(service) = service else { return };
+    let name = World::name(host);
+    let under_way = service.attempts_under_way();
+    if under_way > 0 {
+        world.violation(format!("{name} still has {under_way} attempts under way"));
+    }
+    for volume in service.describe().volumes {
+        let (layers, snapshots) = (volume.layers, volume.snapshots.len());
+        if layers > 2 * snapshots + 2 {
+            world.violation(format!("{name} has {layers} layers for {snapshots} snapshots"));
+        }
+        if volume.clients > 0 {
+            world.violation(format!("{name} still has {} clients", volume.clients));
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What goes wrong, and when: after so many control messages, which is at any step of an attempt.
+
+use snapshot::simulation::SimulatedDisk;
+use timesync::random::Random;
+
+use super::world::{World, world};
+use super::{hosts, server};
+
+/// A fault.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// A host's daemon is killed, and started again.
+    KillHost(usize),
+    /// A host's machine loses its power.
+    LosePower(usize),
+    /// A host's daemon is stopped for so many ns.
+    StopHost(usize, i64),
+    /// The server is killed, and started again.
+    KillServer,
+    /// The server is stopped for so many ns.
+    StopServer(i64),
+    /// Messages do not reach a host (0) or do not come back (1), for so many ns.
+    CutOff(usize, usize, i64),
+    /// A host's disk is full for a moment.
+    FullDisk(usize, usize),
+    /// Another server takes a snapshot of the same volumes.
+    SecondServer,
+}
+
+/// Draws what goes wrong in a world.
+pub fn draw(hosts: usize, random: &mut Random) -> Vec<(u64, Fault)> {
+    let count = 1 + random.below(4);
+    (0..count)
+        .map(|_| {
+            let host = random.below(hosts);
+            let time = (100_000.0 * 4_000_f64.powf(random.unit())) as i64;
+            let fault = match random.below(8) {
+                0 => Fault::KillHost(host),
+                1 => Fault::LosePower(host),
+                2 => Fault::StopHost(host, time),
+                3 => Fault::KillServer,
+                4 => Fault::StopServer(time),
+                5 => Fault::CutOff(host, random.below(2), time),
+                6 => Fault::FullDisk(host, random.below(12)),
+                _ => Fault::SecondServer,
+            };
+            (1 + random.below(hosts * 18) as u64, fault)
+        })
+        .collect()
+}
+
+/// Makes it happen.
+pub fn strike(fault: Fault) {
+    let world = world();
+    if world.calm.get() {
+        return;
+    }
+    world.note(|| format!("FAULT: {fault:?}"));
+    let back = world.random(|random| random.nanos(1_000_000, 400_000_000));
+    match fault {
+        Fault::KillHost(host) => {
+            hosts::kill(host, SimulatedDisk::after_kill);
+            world.fibers.after(back, move || restart(host));
+        }
+        Fault::LosePower(host) => lose_power(host, back),
+        Fault::StopHost(host, time) => {
+            let process = world.hosts[host].borrow().daemon.as_ref().map(|daemon| daemon.process);
+            if let Some(process) = process {
+                stop(process, time);
+            }
+        }
+        Fault::StopServer(time) => {
+            let process = world.servers[0].borrow().as_ref().map(|server| server.process);
+            if let Some(process) = process {
+                stop(process, time);
+            }
+        }
+        Fault::KillServer => {
+            let Some(killed) = server::kill(0) else { return };
+            let (run, catalogue) = (killed.run, std::sync::Arc::clone(&killed.catalogue));
+            world.dead_servers.borrow_mut().push(killed);
+            world.fibers.after(back, move || {
+                if super::world::world().servers[0].borrow().is_none() {
+                    server::start(0, run + 1, Some(catalogue));
+                }
+            });
+        }
+        Fault::CutOff(host, direction, time) => {
+            let until = world.fibers.now() + time;
+            let mut state = world.hosts[host].borrow_mut();
+            if direction == 0 { state.cut_off.0 = until } else { state.cut_off.1 = until }
+        }
+        Fault::FullDisk(host, operations) => {
+            let mut state = world.hosts[host].borrow_mut();
+            state.disk.fail_after(operations);
+            state.ailing = true;
+        }
+        Fault::SecondServer => {
+            if world.servers[1].borrow().is_none() {
+                server::start(1, 0, None);
+                let request = super::run::request("other", &mut world.random(Random::split), false);
+                let process = world.new_process();
+                let take = move || drop(server::create(1, request));
+                world.fibers.start(process, "second operator", Box::new(take));
+            }
+        }
+    }
+}
+
+/// A host's machine loses its power, and comes back after a time.
+pub fn lose_power(host: usize, back: i64) {
+    let world = world();
+    let (mut random, kept) = world.random(|random| (random.split(), random.below(9) as u64));
+    hosts::kill(host, move |disk| disk.after_power_loss(random.split(), kept));
+    world.fibers.after(back, move || restart(host));
+}
+
+fn restart(host: usize) {
+    hosts::start(host);
+}
+
+/// Stops a process, and lets it go on after a time.
+pub fn stop(process: usize, time: i64) {
+    let world = world();
+    world.fibers.freeze(process);
+    world.stopped.borrow_mut().push(process);
+    world.fibers.after(time, move || go_on(process));
+}
+
+fn go_on(process: usize) {
+    let world = world();
+    let stopped = world.stopped.borrow().contains(&process);
+    world.stopped.borrow_mut().retain(|other| *other != process);
+    // One that was killed meanwhile stays dead.
+    if stopped && !is_dead(&world, process) {
+        world.fibers.thaw(process);
+    }
+}
+
+fn is_dead(world: &World, process: usize) -> bool {
+    world.graveyard.borrow().iter().any(|daemon| daemon.process == process)
+        || world.dead_servers.borrow().iter().any(|server| server.process == process)
+}
+
+/// Ends all that goes wrong.
+pub fn end() {
+    let world = world();
+    world.calm.set(true);
+    world.fibers.calm_down();
+    let stopped: Vec<_> = world.stopped.borrow().clone();
+    stopped.into_iter().for_each(go_on);
+    for host in 0..world.hosts.len() {
+        let ailing = {
+            let mut state = world.hosts[host].borrow_mut();
+            state.cut_off = (0, 0);
+            std::mem::take(&mut state.ailing)
+        };
+        if ailing {
+            // After a failed sync, a layer takes no further one until its volume is opened anew.
+            world.hosts[host].borrow().disk.fail_after(usize::MAX);
+            hosts::kill(host, SimulatedDisk::after_kill);
+        }
+        restart(host);
+    }
+    if world.servers[0].borrow().is_none() {
+        let dead = world.dead_servers.borrow();
+        let last = dead.iter().rfind(|server| server.run < 100_000);
+        if let Some((run, catalogue)) =
+            last.map(|last| (last.run + 1, std::sync::Arc::clone(&last.catalogue)))
+        {
+            drop(dead);
+            server::start(0, run, Some(catalogue));
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What the clients did and learned: against this every image is checked.
+
+use std::ops::Range;
+
+/// A sector, the unit that clients write.
+pub const SECTOR: u64 = 512;
+/// Sectors of every host's volume.
+pub const SECTORS: u64 = 64;
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// No answer yet, or none ever: it may have been done.
+    Unknown,
+    /// Acknowledged.
+    Done,
+    /// The disk lost it with the power, before any flush.
+    Lost,
+}
+
+/// One write of one client. A client has no more than one on its way.
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// Who.
+    pub client: usize,
+    /// The client's own number of it, from 1.
+    pub number: u32,
+    /// Where.
+    pub host: usize,
+    /// What.
+    pub sectors: Range<u64>,
+    /// The latest write of each client that this one may depend on.
+    pub knows: Vec<u32>,
+    /// When the host had all of it.
+    pub received: Option<i64>,
+    /// When the device had done it.
+    pub returned: Option<i64>,
+    /// The T_i of the cut that its answer waited for.
+    pub held_by: Option<i64>,
+    /// When its answer left the host.
+    pub sent: Option<i64>,
+    /// What became of it.
+    pub fate: Fate,
+    /// Whether it is durable: answered with FUA, or before a flush.
+    pub durable: bool,
+}
+
+/// Everything that was done.
+#[derive(Debug)]
+pub struct History {
+    /// In the order in which they were issued.
+    pub writes: Vec<Write>,
+    /// For each client, its writes.
+    by_client: Vec<Vec<usize>>,
+    /// For each host and sector, its writes. A sector has one writer.
+    by_sector: Vec<Vec<Vec<usize>>>,
+    /// Readers' answers that showed a write: host, write, the T_i it waited for, and when it left.
+    pub revealed: Vec<(usize, usize, Option<i64>, i64)>,
+    /// The longest that an answer was held back, in ns.
+    pub longest_hold: i64,
+}
+
+impl History {
+    /// Nothing yet.
+    pub fn new(clients: usize, hosts: usize) -> Self {
+        History {
+            writes: Vec::new(),
+            by_client: vec![Vec::new(); clients],
+            by_sector: vec![vec![Vec::new(); SECTORS as usize]; hosts],
+            revealed: Vec::new(),
+            longest_hold: 0,
+        }
+    }
+
+    /// Adds a write, and gives its place.
+    pub fn issue(
+        &mut self,
+        client: usize,
+        host: usize,
+        sectors: Range<u64>,
+        knows: Vec<u32>,
+        fua: bool,
+    ) -> usize {
+        let place = self.writes.len();
+        self.by_client[client].push(place);
+        let number = u32::try_from(self.by_client[client].len()).unwrap_or(u32::MAX);
+        for sector in sectors.clone() {
+            self.by_sector[host][sector as usize].push(place);
+        }
+        self.writes.push(Write {
+            client,
+            number,
+            host,
+            sectors,
+            knows,
+            received: None,
+            returned: None,
+            held_by: None,
+            sent: None,
+            fate: Fate::Unknown,
+            durable: fua,
+        });
+        place
+    }
+
+    /// A client's write by its number.
+    pub fn of(&self, client: usize, number: u32) -> Option<&Write> {
+        let place = self.by_client.get(client)?.get(usize::try_from(number).ok()?.checked_sub(1)?)?;
+        Some(&self.writes[*place])
+    }
+
+    /// The place of a client's write.
+    pub fn place(&self, client: usize, number: u32) -> Option<usize> {
+        self.by_client.get(client)?.get(usize::try_from(number).ok()?.checked_sub(1)?).copied()
+    }
+
+    /// The writes of a sector, oldest first.
+    pub fn of_sector(&self, host: usize, sector: u64) -> impl DoubleEndedIterator<Item = (usize, &Write)> {
+        self.by_sector[host][sector as usize].iter().map(|&place| (place, &self.writes[place]))
+    }
+
+    /// A flush of a host was answered that began at `began`: what was answered before is durable.
+    pub fn flushed(&mut self, host: usize, began: i64) {
+        for write in &mut self.writes {
+            if write.host == host && write.fate == Fate::Done && write.sent.is_some_and(|sent| sent < began) {
+                write.durable = true;
+            }
+        }
+    }
+}
+
+/// The content of a sector that a write has written.
+pub fn content(client: usize, number: u32) -> [u8; SECTOR as usize] {
+    let word = ((client as u64) << 32 | u64::from(number)).to_le_bytes();
+    let mut sector = [0; SECTOR as usize];
+    sector.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&word));
+    sector
+}
+
+/// Who wrote a sector last: client and number, 0 for nobody. None if it is torn.
+pub fn writer(sector: &[u8]) -> Option<(usize, u32)> {
+    let first: [u8; 8] = sector.get(..8)?.try_into().ok()?;
+    if sector.chunks_exact(8).any(|chunk| chunk != first) {
+        return None;
+    }
+    let word = u64::from_le_bytes(first);
+    Some(((word >> 32) as usize, word as u32))
+}

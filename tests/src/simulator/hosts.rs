@@ -1,0 +1,130 @@
+//! A host: its clock, its disk and its daemon, which may die and come again.
+
+use std::sync::Arc;
+
+use axum::Router;
+use snapshot::agent;
+use snapshot::host::{HostOptions, HostService};
+use snapshot::simulation::SimulatedDisk;
+use timesync::clock::HostClock;
+use timesync::server::Record;
+use timesync::time::{Host as HostTimeline, Nanos, Time};
+
+use super::fibers::Process;
+use super::workload::Connection;
+use super::world::{World, world};
+use crate::clocks::host::Host as Timing;
+
+/// A host.
+pub struct HostState {
+    /// Its clock and network, and the server's record of them.
+    pub timing: Timing<Record>,
+    /// What survives its daemon.
+    pub disk: SimulatedDisk,
+    /// The daemon, while it runs.
+    pub daemon: Option<Daemon>,
+    /// Control messages do not reach it, or not come back, until then.
+    pub cut_off: (i64, i64),
+    /// By how much its timers run slow, in 10⁻⁹.
+    pub slow_ppb: i64,
+    /// Whether it may have forgotten what was not flushed, and nobody has looked yet.
+    pub forgetful: bool,
+    /// Whether its daemon is about to run.
+    pub starting: bool,
+    /// Whether its disk has failed.
+    pub ailing: bool,
+    /// Images of its snapshots as they were first seen.
+    pub images: Vec<(String, Vec<u8>)>,
+}
+
+/// A host's daemon.
+pub struct Daemon {
+    /// Its threads.
+    pub process: Process,
+    /// The product's own.
+    pub service: Arc<HostService>,
+    /// The product's own, too.
+    pub router: Router,
+    /// Who is connected.
+    pub connections: Vec<Arc<Connection>>,
+}
+
+/// What a host's clock reads now; the thread may lose its processor before and after.
+fn read(host: usize) -> Time<HostTimeline> {
+    let world = world();
+    snapshot::simulation::Driver::pause(&*world.fibers);
+    let reading = world.hosts[host].borrow().timing.clock.read(world.fibers.now());
+    snapshot::simulation::Driver::pause(&*world.fibers);
+    Time::from_nanos(reading)
+}
+
+/// A host's clock as its daemon reads it.
+pub fn clock(host: usize) -> HostClock {
+    HostClock::driven(move || read(host))
+}
+
+/// The volume's name on every host.
+pub const VOLUME: &str = "v";
+
+/// Starts a host's daemon on its disk. To be called on a simulated thread.
+pub fn start(host: usize) {
+    let world = world();
+    if is_up(host) || std::mem::replace(&mut world.hosts[host].borrow_mut().starting, true) {
+        return;
+    }
+    let process = world.new_process();
+    let (disk, incarnation) = {
+        let mut state = world.hosts[host].borrow_mut();
+        state.timing.down = false;
+        let now = world.fibers.now();
+        world.fibers.set_timers(process, state.slow_ppb);
+        (state.disk.clone(), state.timing.incarnation(now))
+    };
+    let options = HostOptions {
+        name: World::name(host),
+        volumes: "/".into(),
+        max_stretch: Nanos::new(world.setting.max_stretch),
+    };
+    // On a thread of its own process, so that the volumes' threads are its own too.
+    let starting = move || {
+        let world = super::world::world();
+        world.hosts[host].borrow_mut().starting = false;
+        match disk.host(options, incarnation, clock(host)) {
+            Ok(service) => {
+                world.note(|| format!("{} runs", World::name(host)));
+                if std::mem::take(&mut world.hosts[host].borrow_mut().forgetful) {
+                    super::check::after_crash(host, &service);
+                }
+                let router = agent::router(Arc::clone(&service), false);
+                let daemon = Daemon { process, service, router, connections: Vec::new() };
+                world.hosts[host].borrow_mut().daemon = Some(daemon);
+            }
+            Err(why) => world.violation(format!("{} does not start: {why}", World::name(host))),
+        }
+    };
+    world.fibers.start(process, "start", Box::new(starting));
+}
+
+/// Whether a daemon runs.
+pub fn is_up(host: usize) -> bool {
+    world().hosts[host].borrow().daemon.is_some()
+}
+
+/// Takes a daemon's life; its disk is what `find` says of the old one.
+pub fn kill(host: usize, find: impl FnOnce(&SimulatedDisk) -> SimulatedDisk) {
+    let world = world();
+    let Some(daemon) = world.hosts[host].borrow_mut().daemon.take() else { return };
+    world.fibers.freeze(daemon.process);
+    for connection in &daemon.connections {
+        connection.break_off();
+    }
+    let mut state = world.hosts[host].borrow_mut();
+    state.timing.down = true;
+    state.timing.restarts += 1;
+    // The map of a layer is in memory until it is synced, so a killed daemon forgets as a machine without power does.
+    state.forgetful = true;
+    state.disk = find(&state.disk);
+    drop(state);
+    // Its threads never run again, but what they hold is let go of at the end.
+    world.graveyard.borrow_mut().push(daemon);
+}

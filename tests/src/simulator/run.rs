@@ -1,0 +1,418 @@
+//! One seed from its beginning to its end.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use snapshot::messages::{CreateRequest, Manifest, RequestedMode, RequestedPolicy, RestoreRequest, Verdict};
+use snapshot::orders::CreateVolume;
+use snapshot::simulation::{Driver, Mutation, SimulatedDisk, block_on};
+use timesync::bound::Assumptions;
+use timesync::random::Random;
+use timesync::server::{HostConfig, Record};
+use timesync::time::Nanos;
+
+use super::fibers::Pace;
+use super::history::{SECTOR, SECTORS};
+use super::hosts::{self, HostState, VOLUME};
+use super::wire::Network;
+use super::world::{BEGINNING, Setting, World, within, world};
+use super::{check, faults, server, workload};
+use crate::clocks::clock::{Change, Shape};
+use crate::clocks::host::{Break, Host as Timing};
+use crate::clocks::network::Way;
+use crate::clocks::scenario::{SERVER_DISCIPLINE, Scenario, Tell};
+
+/// How long the hosts' clocks are worked out for, in seconds.
+const SECONDS: i64 = 300;
+
+/// What came of a seed.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// What was wrong.
+    pub violations: Vec<String>,
+    /// The story, if it was asked for.
+    pub trace: Vec<String>,
+    /// Snapshots that were certified.
+    pub certified: u64,
+    /// And those that were not.
+    pub refused: u64,
+    /// Requests of clients.
+    pub writes: u64,
+    /// Points at which a thread might have slept.
+    pub steps: u64,
+    /// The virtual time that passed, in ns.
+    pub virtual_ns: i64,
+}
+
+fn setting(hosts: Option<usize>, random: &mut Random) -> Setting {
+    let hosts = hosts.unwrap_or(2 + [0, 0, 1, 1, 1, 2, 3][random.below(7)]);
+    let faulty = random.chance(0.6);
+    let rough = random.chance(0.7);
+    Setting {
+        hosts,
+        clients: 2 + random.below(3),
+        burst: 8,
+        max_stretch: random.nanos(5_000_000, 40_000_000),
+        faulty,
+        network: Network {
+            delay_ns: random.between(20_000.0, 300_000.0),
+            stray: if rough { random.between(0.0, 0.08) } else { 0.0 },
+            longest_ns: random.between(2e6, 6e7),
+            loss: if faulty && rough { random.between(0.0, 0.01) } else { 0.0 },
+            repeated: if rough { random.between(0.0, 0.1) } else { 0.0 },
+        },
+        pace: Pace {
+            sleepiness: if rough { 0.02 * random.unit() * random.unit() } else { 0.0 },
+            longest_ns: random.between(5e4, 8e6),
+            disk_ns: random.between(5_000.0, 400_000.0),
+        },
+    }
+}
+
+fn host(index: usize, setting: &Setting, breaking: Option<Break>, random: &mut Random) -> HostState {
+    let least = random.between(2_000.0, 60_000.0);
+    let lopsided = random.between(1.0, 20.0);
+    let (forward, backward) = if index.is_multiple_of(2) { (lopsided, 1.0) } else { (1.0, lopsided) };
+    let scenario = Scenario {
+        name: "simulator",
+        assumptions: Assumptions::default(),
+        shape: Shape { rate_ppb: 200_000.0, wander_ppb_per_s: 80.0, extreme: random.chance(0.3) },
+        forward: Way::steady(least * forward, 500.0),
+        backward: Way::steady(least * backward, 500.0),
+        discipline: SERVER_DISCIPLINE,
+        wake_ns: 4_000.0,
+        loss: if setting.faulty { 0.01 } else { 0.0 },
+        duplicated: 0.01,
+        pairs_per_second: 2,
+        window: 128,
+        agentless: false,
+        lying_correction: false,
+        breaks: None,
+    };
+    let config = HostConfig::new(World::name(index), ([127, 0, 0, 1], 319).into());
+    let record = Record::new(config, scenario.window, true);
+    HostState {
+        timing: Timing::new(&scenario, record, breaking, SECONDS, random),
+        disk: SimulatedDisk::default(),
+        daemon: None,
+        cut_off: (0, 0),
+        // What a time daemon may slew the clock of the timers by.
+        slow_ppb: random.nanos(-500_000, 500_000),
+        forgetful: false,
+        starting: false,
+        ailing: false,
+        images: Vec::new(),
+    }
+}
+
+/// A clock that breaks its assumption, while the first attempt is under way: by more than any round trip here.
+fn breaking(random: &mut Random) -> Break {
+    let at = BEGINNING + 100_000_000 + random.nanos(0, 60_000_000);
+    let (change, tell) = match random.below(3) {
+        0 => (Change::Step(random.between(5e6, 4e7)), Tell::Stamps),
+        1 => (Change::Stop(random.nanos(4_000_000, 400_000_000)), Tell::Suspend),
+        _ => (Change::Boot(random.nanos(20_000_000, 400_000_000)), Tell::Boot),
+    };
+    Break { at, change, tell }
+}
+
+/// A request for a snapshot of everything.
+pub fn request(name: &str, random: &mut Random, calm: bool) -> CreateRequest {
+    let mode = match random.below(10) {
+        _ if calm => RequestedMode::Auto,
+        0 | 1 => RequestedMode::Barrier,
+        2 => RequestedMode::Auto,
+        _ => RequestedMode::Timed,
+    };
+    CreateRequest {
+        name: Some(name.to_owned()),
+        group: Vec::new(),
+        mode,
+        policy: RequestedPolicy::Hard,
+        lead_ns: Some(Nanos::new(if calm { 20_000_000 } else { random.nanos(1_000_000, 12_000_000) })),
+        attempts: Some(2),
+        control: None,
+    }
+}
+
+/// Runs a seed, with a mistake built in or none.
+pub fn run(seed: u64, hosts: Option<usize>, mutation: Option<Mutation>, tracing: bool) -> Report {
+    let mut random = Random(seed ^ 0x0073_696d_756c_6174);
+    let setting = setting(hosts, &mut random);
+    let broken = (setting.faulty && random.chance(0.35)).then(|| random.below(setting.hosts));
+    let states: Vec<HostState> = (0..setting.hosts)
+        .map(|index| {
+            let breaking = (broken == Some(index)).then(|| breaking(&mut random));
+            host(index, &setting, breaking, &mut random)
+        })
+        .collect();
+    let planned = if setting.faulty { faults::draw(setting.hosts, &mut random) } else { Vec::new() };
+    let world = World::new(setting, states, random.split(), tracing);
+    for (message, fault) in planned {
+        world.due.borrow_mut().entry(message).or_default().push(fault);
+    }
+    let mut report = within(&world, mutation, || {
+        let process = world.new_process();
+        world.fibers.start(process, "operator", Box::new(operate));
+        let left = world.fibers.run(BEGINNING + 600_000_000_000);
+        if !left.is_empty() {
+            world.violation(format!("threads wait for ever: {}", left.join(", ")));
+        }
+        Report { seed, ..Report::default() }
+    });
+    report.violations = world.violations.take();
+    report.trace = world.trace.take();
+    report.certified = world.certified.get();
+    report.refused = world.refused.get();
+    report.writes = world.history.borrow().writes.len() as u64;
+    report.steps = world.fibers.steps.get();
+    report.virtual_ns = world.fibers.now() - BEGINNING;
+    report
+}
+
+/// What the people do who run the fleet.
+fn operate() {
+    let world = world();
+    let count = world.hosts.len();
+    set_up();
+    let process = world.new_process();
+    for client in 0..world.setting.clients {
+        let live = move || {
+            workload::live(client);
+            let world = super::world::world();
+            world.clients_gone.set(world.clients_gone.get() + 1);
+        };
+        world.fibers.start(process, "client", Box::new(live));
+    }
+    plan_breaks();
+    world.fibers.sleep_for(BEGINNING + 95_000_000 - world.fibers.now());
+    let snapshots = world.random(|random| 2 + random.below(2));
+    for number in 0..snapshots {
+        let name = format!("s{number}");
+        let request = request(&name, &mut world.random(Random::split), false);
+        if let Some(true) = take(0, &name, request) {
+            // Some are deleted, so that layers are merged while clients write and others are taken.
+            if number > 0 && world.random(|random| random.chance(0.4)) {
+                delete("s0");
+            }
+        }
+        world.fibers.sleep_for(world.random(|random| random.nanos(0, 30_000_000)));
+    }
+    world.note(|| "the faults end".to_owned());
+    faults::end();
+    recover();
+    world.stopping.set(true);
+    while world.clients_gone.get() < world.setting.clients {
+        world.fibers.sleep_for(1_000_000);
+    }
+    // Merging and those who have left take a moment.
+    world.fibers.sleep_for(700_000_000);
+    for host in 0..count {
+        check::live(host);
+        check::images_stand(host);
+        check::nothing_left(host);
+    }
+    put_back();
+    shut_down();
+}
+
+fn set_up() {
+    let world = world();
+    for host in 0..world.hosts.len() {
+        hosts::start(host);
+    }
+    server::start(0, 0, None);
+    while (0..world.hosts.len()).any(|host| !hosts::is_up(host)) {
+        world.fibers.sleep_for(100_000);
+    }
+    for host in 0..world.hosts.len() {
+        let (process, service) = match &world.hosts[host].borrow().daemon {
+            Some(daemon) => (daemon.process, Arc::clone(&daemon.service)),
+            None => continue,
+        };
+        let create = move || {
+            let order = CreateVolume { name: VOLUME.to_owned(), size: SECTORS * SECTOR };
+            if let Err(why) = service.create_volume(&order) {
+                super::world::world().violation(format!("no volume: {why}"));
+            }
+        };
+        let thread = world.fibers.start(process, "create", Box::new(create));
+        world.fibers.join(thread);
+    }
+    // The server has known the hosts for a while.
+    for host in 0..world.hosts.len() {
+        let now = world.fibers.now();
+        world.hosts[host].borrow_mut().timing.advance(now);
+        world.hosts[host].borrow_mut().timing.begin_burst(now, 16);
+    }
+    world.fibers.sleep_for(BEGINNING + 80_000_000 - world.fibers.now());
+    for host in 0..world.hosts.len() {
+        let now = world.fibers.now();
+        world.hosts[host].borrow_mut().timing.advance(now);
+    }
+}
+
+/// A machine that sleeps does nothing meanwhile; one that boots has lost its power.
+fn plan_breaks() {
+    let world = world();
+    for host in 0..world.hosts.len() {
+        let Some(planned) = world.hosts[host].borrow().timing.breaking() else { continue };
+        let wait = planned.at - world.fibers.now();
+        match planned.change {
+            Change::Stop(long) => world.fibers.after(wait, move || {
+                let world = super::world::world();
+                world.note(|| format!("{} is suspended", World::name(host)));
+                let process = world.hosts[host].borrow().daemon.as_ref().map(|daemon| daemon.process);
+                if let Some(process) = process {
+                    faults::stop(process, long);
+                }
+            }),
+            Change::Boot(long) => world.fibers.after(wait, move || {
+                super::world::world().note(|| format!("{} loses its power", World::name(host)));
+                faults::lose_power(host, long + 1_000_000);
+            }),
+            Change::Step(_) => world.fibers.after(wait, move || {
+                super::world::world().note(|| format!("the clock of {} jumps", World::name(host)));
+            }),
+            _ => {}
+        }
+    }
+}
+
+/// Takes a snapshot, and checks it. Whether there is one; none if the server died.
+fn take(index: usize, name: &str, request: CreateRequest) -> Option<bool> {
+    let world = world();
+    let mode = request.mode;
+    let result = server::create(index, request);
+    match &result {
+        Some(Ok(Manifest { verdict: Verdict::Consistent, margin_ns, v_ns, .. })) => {
+            world.note(|| format!("{name} ({mode:?}) is consistent by {margin_ns:?}, V = {v_ns:?}"));
+            world.certified.set(world.certified.get() + 1);
+            check::snapshot(index, name);
+            Some(true)
+        }
+        Some(Ok(_)) => {
+            world.violation(format!("{name} was kept without being consistent"));
+            Some(false)
+        }
+        Some(Err(why)) => {
+            world.note(|| format!("{name} ({mode:?}): {why}"));
+            world.refused.set(world.refused.get() + 1);
+            Some(false)
+        }
+        None => None,
+    }
+}
+
+fn delete(name: &str) {
+    let world = world();
+    let coordinator = world.servers[0].borrow().as_ref().map(|server| Arc::clone(&server.coordinator));
+    let Some(coordinator) = coordinator else { return };
+    for host in &world.hosts {
+        host.borrow_mut().images.retain(|(of, _)| of != name);
+    }
+    let done = block_on(coordinator.delete(name));
+    world.note(|| {
+        format!("{name} deleted: {}", done.map_or_else(|why| why.to_string(), |()| "done".to_owned()))
+    });
+}
+
+/// Snapshots succeed again, and nobody is owed an abort any more.
+fn recover() {
+    let world = world();
+    let begin = world.fibers.now();
+    let mut succeeded = false;
+    for number in 0..30 {
+        world.fibers.sleep_for(if number == 0 { 100_000_000 } else { 4_000_000_000 });
+        let name = format!("final{number}");
+        let request = request(&name, &mut world.random(Random::split), true);
+        if take(0, &name, request) == Some(true) {
+            succeeded = true;
+            break;
+        }
+    }
+    if !succeeded {
+        world.violation("no snapshot succeeds though nothing is wrong any more".to_owned());
+    }
+    // An undisturbed server has nothing to wait for but its own retries.
+    let patience = begin + 140_000_000_000;
+    loop {
+        let owed = world.servers[0]
+            .borrow()
+            .as_ref()
+            .map_or(0, |server| server.catalogue.owed().map_or(usize::MAX, |owed| owed.len()));
+        let second = world.servers[1].borrow().is_some();
+        let under_way: usize = world
+            .hosts
+            .iter()
+            .filter_map(|host| host.borrow().daemon.as_ref().map(|daemon| Arc::clone(&daemon.service)))
+            .map(|service| service.attempts_under_way())
+            .sum();
+        if owed == 0 && under_way == 0 {
+            break;
+        }
+        if world.fibers.now() > patience {
+            world.violation(format!(
+                "{owed} aborts are owed, {under_way} attempts under way, second: {second}"
+            ));
+            break;
+        }
+        world.fibers.sleep_for(500_000_000);
+    }
+}
+
+/// A restore of the last snapshot gives its image back.
+fn put_back() {
+    let world = world();
+    let last = world.hosts[0].borrow().images.last().map(|(name, _)| name.clone());
+    let (Some(name), true) = (last, world.random(|random| random.chance(0.3))) else { return };
+    let coordinator = world.servers[0].borrow().as_ref().map(|server| Arc::clone(&server.coordinator));
+    let Some(coordinator) = coordinator else { return };
+    let request = RestoreRequest { discard_current: true, disconnect: true };
+    if let Err(why) = block_on(coordinator.restore(&name, request)) {
+        return world.violation(format!("{name} cannot be restored: {why}"));
+    }
+    for host in 0..world.hosts.len() {
+        let live = check::image(host, None);
+        let image = check::image(host, Some(&name));
+        if live.is_none() || live != image {
+            world.violation(format!("{} does not read as {name} after its restore", World::name(host)));
+        }
+        check::images_stand(host);
+    }
+}
+
+/// Everybody leaves; what still waits then waits for ever.
+fn shut_down() {
+    let world = world();
+    let hold = world.history.borrow().longest_hold;
+    // Threads that lost the processor, and processes that were stopped, send late whatever the clock says.
+    let allowed = world.setting.max_stretch + 3_000_000;
+    let smooth = world.setting.pace.sleepiness == 0.0 && !world.setting.faulty;
+    if smooth && hold > allowed {
+        world.violation(format!("an answer was held for {hold} ns, max_stretch is {allowed}"));
+    }
+    world.over.set(true);
+    world.fibers.thaw_all();
+    for host in &world.hosts {
+        if let Some(daemon) = host.borrow_mut().daemon.take() {
+            bury(daemon);
+        }
+    }
+    world.graveyard.take().into_iter().for_each(bury);
+    let servers: Vec<_> = world.servers.iter().filter_map(|server| server.borrow_mut().take()).collect();
+    drop(servers);
+    world.dead_servers.take();
+}
+
+/// Lets go of a daemon, on a thread of its own.
+fn bury(daemon: hosts::Daemon) {
+    let world = Rc::clone(&world());
+    for connection in &daemon.connections {
+        connection.break_off();
+    }
+    let process = daemon.process;
+    world.fibers.start(process, "end", Box::new(move || drop(daemon)));
+}
