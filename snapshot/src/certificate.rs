@@ -250,7 +250,7 @@ fn certify_timed(evidence: &Evidence) -> Result<Certificate, Refusal> {
     }
     match least {
         None => Err(Refusal::NoHosts),
-        Some((margin, ..)) if mutated!(LargerError) || mutated!(ZeroStretch) => {
+        Some((margin, ..)) if mutated!(LargerError | ZeroStretch) => {
             Ok(Certificate { margin: Some(margin), placed })
         }
         Some((margin, i, j)) if margin <= Nanos::ZERO => Err(Refusal::Margin {

@@ -1,19 +1,19 @@
 //! Mistakes that the simulator must notice, each the way somebody might make it. They exist only with the feature
 //! `simulation`: without it `mutated!` is the word `false`, so no shipped program holds one.
 
-/// Whether this thread runs with the mistake built in.
+/// Whether this thread runs with one of these mistakes built in.
 #[cfg(not(feature = "simulation"))]
 macro_rules! mutated {
-    ($mistake:ident) => {
+    ($($mistake:ident)|+) => {
         false
     };
 }
 
-/// Whether this thread runs with the mistake built in.
+/// Whether this thread runs with one of these mistakes built in.
 #[cfg(feature = "simulation")]
 macro_rules! mutated {
-    ($mistake:ident) => {
-        $crate::mutation::is($crate::mutation::Mutation::$mistake)
+    ($($mistake:ident)|+) => {
+        $($crate::mutation::is($crate::mutation::Mutation::$mistake))||+
     };
 }
 

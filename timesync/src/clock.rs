@@ -55,7 +55,9 @@ impl HostClock {
 
     /// A clock that lies in a known way. It never runs backwards. For demonstrations and tests only.
     pub fn simulated(simulation: Simulation) -> Self {
-        HostClock { simulation: Some(simulation), ..HostClock::real() }
+        let mut clock = HostClock::real();
+        clock.simulation = Some(simulation);
+        clock
     }
 
     /// Whether the clock lies. Whoever answers by it must say so.

@@ -5,11 +5,12 @@
 //! and there would otherwise need 4 KiB for each block.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use super::lock;
 use super::page::{self, BLOCKS_PER_PAGE, BLOCKS_PER_WORD, LOW_BITS, WORDS, Words};
+use crate::sync::Mutex;
 
 /// Words that a page holds by themselves, of 32 blocks each.
 const FEW: usize = 6;

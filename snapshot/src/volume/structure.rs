@@ -345,7 +345,7 @@ impl VolumeCut {
             return;
         }
         let mut dispatch = core.close_gate();
-        let Ok(fresh) = core.create_layer(structure) else { return };
+        let Ok(fresh) = core.create_layer(structure, core.size()) else { return };
         let id = fresh.id;
         let replaced = structure.update(&core.directory, |manifest| {
             manifest.layers.remove(&next);

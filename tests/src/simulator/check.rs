@@ -214,7 +214,7 @@ pub fn live(host: usize) {
     let shown = shown(host, "the live volume", &image);
     let history = world.history.borrow();
     for sector in 0..SECTORS {
-        let last = history.of_sector(host, sector).filter(|(_, write)| write.fate == Fate::Done).last();
+        let last = history.of_sector(host, sector).rfind(|(_, write)| write.fate == Fate::Done);
         if let Some((_, write)) = last
             && shown[sector as usize] < write.number
         {

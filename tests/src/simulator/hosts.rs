@@ -84,6 +84,8 @@ pub fn start(host: usize) {
         name: World::name(host),
         volumes: "/".into(),
         max_stretch: Nanos::new(world.setting.max_stretch),
+        import_from: Vec::new(),
+        merge_rate: 1 << 30,
     };
     // On a thread of its own process, so that the volumes' threads are its own too.
     let starting = move || {

@@ -89,6 +89,7 @@ fn host(index: usize, setting: &Setting, breaking: Option<Break>, random: &mut R
         window: 128,
         agentless: false,
         lying_correction: false,
+        card: None,
         breaks: None,
     };
     let config = HostConfig::new(World::name(index), ([127, 0, 0, 1], 319).into());
