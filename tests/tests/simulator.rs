@@ -5,7 +5,7 @@ use snapshot::simulation::Mutation;
 
 #[test]
 fn nothing_wrong_is_certified_and_nothing_is_lost() {
-    for seed in 0..1_000 {
+    for seed in 0..8_000 {
         let report = run(seed, None, None, false);
         assert!(
             report.violations.is_empty(),
