@@ -3,7 +3,12 @@
 //! The leaves of the last digest are remembered. A range in which no layer between two snapshots has a block reads the
 //! same in both (`extents.rs`), so the next snapshot's digest takes its leaf over. It is the digest of what the snapshot
 //! held when it was taken; whether it still does, only reading all of it again tells, and that is what verifying does.
+//!
+//! Nobody waits for a digest to delete a snapshot. A snapshot that is still there in the end, from the same attempt, was
+//! there all the time, and the layers that it reads are not changed while it has its name. Of one that is gone, nothing
+//! that was read counts.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blake3::Hash;
@@ -11,7 +16,7 @@ use uuid::Uuid;
 
 use super::chain::{is_known_zero, read};
 use super::extents::changed_since;
-use super::request::SnapshotDevice;
+use super::layer::Layer;
 use super::{BLOCK, Volume, VolumeError, at_path, lock};
 use crate::digest::{RANGE, Tree};
 use crate::orders::ExtentState;
@@ -25,66 +30,81 @@ pub(super) struct Leaves {
     leaves: Vec<Hash>,
 }
 
+/// A snapshot as it was when it was looked up.
+struct View {
+    layers: Vec<Arc<Layer>>,
+    size: u64,
+    identity: (u64, Uuid),
+}
+
 impl Volume {
     /// The digest of a snapshot's content (see [`crate::digest`]), by reading all of it. Ranges that are known to be zero
     /// are not read.
     ///
     /// # Errors
-    /// If there is no such snapshot, or it cannot be read.
+    /// If there is no such snapshot, it is deleted meanwhile, or it cannot be read.
     pub fn digest(&self, snapshot: &str) -> Result<Hash, VolumeError> {
-        let pinned = self.pin(snapshot)?;
-        self.compute(snapshot, &pinned, &[], false)
+        let view = self.look_up(snapshot)?;
+        self.compute(snapshot, &view, &[], false)
     }
 
     /// The same, at the pace of background work, without reading what has not changed since the last digest.
     ///
     /// # Errors
-    /// If there is no such snapshot, it cannot be read, or the volume is being closed.
+    /// If there is no such snapshot, it is deleted meanwhile, it cannot be read, or the volume is being closed.
     pub fn digest_of_changes(&self, snapshot: &str) -> Result<Hash, VolumeError> {
-        let pinned = self.pin(snapshot)?;
-        let known = self.known_leaves(&pinned);
-        self.compute(snapshot, &pinned, &known, true)
+        let view = self.look_up(snapshot)?;
+        let known = self.known_leaves(&view);
+        self.compute(snapshot, &view, &known, true)
+    }
+
+    fn look_up(&self, snapshot: &str) -> Result<View, VolumeError> {
+        let structure = lock(&self.core.structure);
+        let top = structure.boundary(&self.core.name, snapshot)?;
+        let boundary = &structure.manifest.snapshots[snapshot];
+        let identity = (boundary.number, boundary.attempt);
+        Ok(View { layers: structure.chain(top), size: structure.manifest.size_of(top), identity })
     }
 
     /// By range: the leaf, where it is known.
-    fn known_leaves(&self, pinned: &SnapshotDevice) -> Vec<Option<Hash>> {
+    fn known_leaves(&self, view: &View) -> Vec<Option<Hash>> {
         let remembered = lock(&self.core.leaves);
         let Some(Leaves { snapshot, identity, leaves }) = &*remembered else { return Vec::new() };
         // Where it is gone, nobody knows what changed since.
-        let Ok(older) = self.pin(snapshot) else { return Vec::new() };
-        if self.identity(snapshot) != Some(*identity) || older.size != pinned.size {
+        let Ok(older) = self.look_up(snapshot) else { return Vec::new() };
+        if older.identity != *identity || older.size != view.size {
             return Vec::new();
         }
         let mut known: Vec<_> = leaves.iter().copied().map(Some).collect();
-        for (run, state) in changed_since(&pinned.layers, &older.layers, 0..pinned.size / BLOCK) {
+        for (run, state) in changed_since(&view.layers, &older.layers, 0..view.size / BLOCK) {
             if state != ExtentState::Unchanged {
                 let (first, last) = (run.start * BLOCK / RANGE, (run.end * BLOCK - 1) / RANGE);
                 known[first as usize..=last as usize].fill(None);
             }
         }
-        known
+        if self.is_still(snapshot, *identity) { known } else { Vec::new() }
     }
 
     fn compute(
         &self,
         snapshot: &str,
-        pinned: &SnapshotDevice,
+        view: &View,
         known: &[Option<Hash>],
         paced: bool,
     ) -> Result<Hash, VolumeError> {
         let core = &self.core;
         let (mut tree, mut leaves) = (Tree::new(), Vec::new());
-        let mut buffer = vec![0; RANGE.min(pinned.size) as usize];
-        for (number, start) in (0..pinned.size).step_by(RANGE as usize).enumerate() {
-            let length = RANGE.min(pinned.size - start);
+        let mut buffer = vec![0; RANGE.min(view.size) as usize];
+        for (number, start) in (0..view.size).step_by(RANGE as usize).enumerate() {
+            let length = RANGE.min(view.size - start);
             let blocks = start / BLOCK..(start + length) / BLOCK;
             let leaf = if let Some(Some(leaf)) = known.get(number) {
                 *leaf
-            } else if is_known_zero(&pinned.layers, blocks) {
+            } else if is_known_zero(&view.layers, blocks) {
                 tree.leaf_of_zeros(length)
             } else {
                 let range = &mut buffer[..length as usize];
-                read(&pinned.layers, start, range).map_err(at_path(core.directory.path()))?;
+                read(&view.layers, start, range).map_err(at_path(core.directory.path()))?;
                 if paced && !core.pace.pay(length, &core.clock, || core.closing.load(Ordering::SeqCst)) {
                     return Err(VolumeError::GaveUp { volume: core.name.clone(), what: "read" });
                 }
@@ -93,15 +113,19 @@ impl Volume {
             tree.push(leaf);
             leaves.push(leaf);
         }
-        if let Some(identity) = self.identity(snapshot) {
-            *lock(&core.leaves) = Some(Leaves { snapshot: snapshot.to_owned(), identity, leaves });
+        if !self.is_still(snapshot, view.identity) {
+            let (volume, snapshot) = (core.name.clone(), snapshot.to_owned());
+            return Err(VolumeError::NoSnapshot { volume, snapshot });
         }
+        let (snapshot, identity) = (snapshot.to_owned(), view.identity);
+        *lock(&core.leaves) = Some(Leaves { snapshot, identity, leaves });
         Ok(tree.root())
     }
 
-    fn identity(&self, snapshot: &str) -> Option<(u64, Uuid)> {
+    fn is_still(&self, snapshot: &str, identity: (u64, Uuid)) -> bool {
         let structure = lock(&self.core.structure);
-        structure.manifest.snapshots.get(snapshot).map(|boundary| (boundary.number, boundary.attempt))
+        let boundary = structure.manifest.snapshots.get(snapshot);
+        boundary.is_some_and(|boundary| (boundary.number, boundary.attempt) == identity)
     }
 }
 
@@ -133,8 +157,12 @@ mod tests {
         assert_eq!(volume.digest_of_changes("c").unwrap(), whole, "nothing changed it but damage");
         assert_ne!(volume.digest("c").unwrap(), whole, "which a verification finds");
 
-        // Where the older snapshot is gone, all is read.
+        // Deleting does not wait for it, and what was read of one that is gone does not count.
+        let view = volume.look_up("c").unwrap();
         volume.delete_snapshot("c").unwrap();
+        assert!(volume.compute("c", &view, &[], false).is_err());
+
+        // Where the older snapshot is gone, all is read.
         take(&volume, "d");
         assert_eq!(volume.digest_of_changes("d").unwrap(), volume.digest("d").unwrap());
     }
