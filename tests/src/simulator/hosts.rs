@@ -90,7 +90,6 @@ pub fn start(host: usize) {
     // On a thread of its own process, so that the volumes' threads are its own too.
     let starting = move || {
         let world = super::world::world();
-        world.hosts[host].borrow_mut().starting = false;
         match disk.host(options, incarnation, clock(host)) {
             Ok(service) => {
                 world.note(|| format!("{} runs", World::name(host)));
@@ -103,6 +102,7 @@ pub fn start(host: usize) {
             }
             Err(why) => world.violation(format!("{} does not start: {why}", World::name(host))),
         }
+        world.hosts[host].borrow_mut().starting = false;
     };
     world.fibers.start(process, "start", Box::new(starting));
 }
