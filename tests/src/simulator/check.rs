@@ -180,7 +180,14 @@ pub fn after_crash(host: usize, service: &Arc<HostService>) {
     let device = service.open(VOLUME);
     let image = device.and_then(|device| world.fibers.quietly(|| read(&device)));
     let Some(image) = image else {
-        return world.violation(format!("{} cannot be read after a crash", World::name(host)));
+        if world.hosts[host].borrow().ailing {
+            // The disk failed while the volume was opened: it is served once the daemon is started anew, which is when
+            // what was lost shows.
+            world.hosts[host].borrow_mut().forgetful = true;
+            return;
+        }
+        let why = service.describe().unserved;
+        return world.violation(format!("{} cannot be read after a crash: {why:?}", World::name(host)));
     };
     let shown = shown(host, "the live volume after a crash", &image);
     let mut lost = Vec::new();
