@@ -5,6 +5,7 @@
 //! and keeps its data.
 
 mod attempt;
+mod delete;
 mod export;
 mod library;
 mod manifest;
@@ -91,6 +92,9 @@ pub enum CoordinatorError {
     /// A restore was decided and is not done on every host.
     #[error("{0} is not restored everywhere yet; the server goes on until it is. Not yet on {1}")]
     Unfinished(String, String),
+    /// A deletion was begun and is not done on every host.
+    #[error("{0} is not deleted everywhere yet; the server goes on until it is. Not yet because: {1}")]
+    Undeleted(String, String),
     /// A thread of this server died.
     #[error("the server failed at this: {0}")]
     Internal(String),
@@ -113,7 +117,7 @@ impl CoordinatorError {
             ) => 409,
             CoordinatorError::Catalogue(_) | CoordinatorError::Internal(_) => 500,
             CoordinatorError::Host(error) => error.status().unwrap_or(502),
-            CoordinatorError::Unfinished(..) => 502,
+            CoordinatorError::Unfinished(..) | CoordinatorError::Undeleted(..) => 502,
             CoordinatorError::Refused { .. } => 503,
         }
     }
@@ -127,6 +131,7 @@ pub struct Coordinator {
     catalogue: Arc<Catalogue>,
     undo: Undo,
     options: Options,
+    deletions: delete::Deletions,
     /// Digests are computed one at a time: they read whole volumes.
     digesting: tokio::sync::Mutex<()>,
     /// Wakes the one who takes scheduled snapshots: there is another schedule, or one less.
@@ -174,6 +179,7 @@ impl Coordinator {
             undo: Undo::new(Arc::clone(&catalogue)),
             catalogue,
             options,
+            deletions: delete::Deletions::default(),
             digesting: tokio::sync::Mutex::new(()),
             rescheduled: tokio::sync::Notify::new(),
         }))

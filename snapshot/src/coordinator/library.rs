@@ -1,4 +1,4 @@
-//! Looking after the snapshots that there are: show, verify, delete, digests, and what a crash left behind.
+//! Looking after the snapshots that there are: show, verify, digests, and what a crash left behind.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ const AFTER_CUT: Duration = Duration::from_millis(250);
 
 #[expect(clippy::missing_errors_doc, reason = "each fails as CoordinatorError says")]
 impl Coordinator {
-    /// Takes up what the last server left: aborts that hosts are still owed, digests that were not computed. Both go
-    /// on in the background.
+    /// Takes up what the last server left: aborts that hosts are still owed, restores and deletions that were begun,
+    /// digests that were not computed. All go on in the background.
     pub async fn recover(self: &Arc<Self>) -> Result<(), CoordinatorError> {
         for (attempt, name) in self.with_catalogue(|catalogue| catalogue.owed()).await? {
             match self.hosts.get(&name) {
@@ -33,6 +33,7 @@ impl Coordinator {
             }
         }
         self.recover_restores().await?;
+        self.recover_deletions().await?;
         for snapshot in self.with_catalogue(|catalogue| catalogue.list()).await? {
             if let (SnapshotState::Complete, Some(manifest)) = (snapshot.state, snapshot.manifest) {
                 self.digest_later(manifest);
@@ -97,52 +98,6 @@ impl Coordinator {
             intact,
             volumes,
         })
-    }
-
-    /// Deletes a snapshot on every host, then forgets it. Where a host fails, the row stays as `deleting`.
-    pub async fn delete(&self, key: &str) -> Result<(), CoordinatorError> {
-        let found = self.show(key, false).await?.snapshot;
-        if self.is_being_restored(found.id).await? {
-            return Err(CoordinatorError::Conflict(format!(
-                "snapshot {} is being restored; delete it when that is done on every host",
-                found.name
-            )));
-        }
-        // Before anything is deleted anywhere: what one host cannot delete should not be gone on the others.
-        if let Some(manifest) = found.manifest.filter(|_| found.state != SnapshotState::Failed) {
-            self.refuse_if_in_use(&manifest).await?;
-        }
-        let key = found.id.to_string();
-        let snapshot = self.with_catalogue(move |catalogue| catalogue.deleting(&key)).await?;
-        // A failed snapshot is on no host, and its name may belong to another by now.
-        if let Some(manifest) = snapshot.manifest.filter(|_| snapshot.state != SnapshotState::Failed) {
-            let deletions = join_all(volumes(&manifest).map(|(member, _)| {
-                let name = &manifest.name;
-                async move { Ok(self.host(&member.host)?.delete_snapshot(&member.volume, name).await?) }
-            }));
-            deletions.await.into_iter().collect::<Result<Vec<()>, CoordinatorError>>()?;
-        }
-        self.with_catalogue(move |catalogue| catalogue.remove(snapshot.id)).await
-    }
-
-    /// A host that does not answer refuses its deletion itself, or forgets who read.
-    async fn refuse_if_in_use(&self, manifest: &Manifest) -> Result<(), CoordinatorError> {
-        let name = &manifest.name;
-        let users = join_all(manifest.hosts.iter().map(|part| async move {
-            let description = self.host(&part.host).ok()?.describe().await.ok()?;
-            let reads = |volume: &&VolumeDescription| {
-                part.volumes.iter().any(|member| member.name == volume.name) && volume.in_use.contains(name)
-            };
-            let volume = description.volumes.iter().find(reads)?;
-            Some(format!(
-                "snapshot {name} is in use: somebody reads {}@{name} on host {}; disconnect first",
-                volume.name, part.host
-            ))
-        }));
-        match users.await.into_iter().flatten().next() {
-            Some(sentence) => Err(CoordinatorError::Conflict(sentence)),
-            None => Ok(()),
-        }
     }
 
     /// Every host's volumes. A host that does not answer is listed with the reason.

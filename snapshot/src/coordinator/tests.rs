@@ -363,6 +363,23 @@ async fn a_snapshot_is_deleted_on_the_hosts_before_it_is_forgotten() {
 }
 
 #[tokio::test]
+async fn a_deletion_goes_on_by_itself_and_over_a_restart_of_the_server() {
+    let fleet = Fleet::new(near());
+    let coordinator = fleet.coordinator(|_| {});
+    coordinator.create(timed(), |_| {}).await.unwrap();
+    fleet.hosts[2].refuses("delete", 500, 2);
+    let error = coordinator.delete("s1").await.unwrap_err().to_string();
+    assert!(error.contains("goes on"), "{error}");
+    let taken = coordinator.create(timed(), |_| {}).await.unwrap_err();
+    assert_eq!(taken.status(), 409, "a name that is being deleted is taken: {taken}");
+    // As a new server does: from here on two tasks are at it, one at a time.
+    coordinator.recover().await.unwrap();
+    eventually(async || coordinator.list().await.unwrap().is_empty()).await;
+    assert!(fleet.all_clean());
+    coordinator.create(timed(), |_| {}).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_api_serves_its_client_and_a_client_that_leaves_stops_nothing() {
     let fleet = Fleet::new(near());
     let coordinator = fleet.coordinator(|_| {});

@@ -1,0 +1,150 @@
+//! Deleting a snapshot: on every host, however long that takes, and only then in the catalogue.
+//!
+//! The row says `deleting` from before the first host is asked until after the last one has answered. While it is there
+//! its name is taken, so what is repeated cannot hit a later snapshot of the same name. That needs one try at a time for
+//! each snapshot: a second one might still be asking hosts when the first has removed the row.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use uuid::Uuid;
+
+use super::library::volumes;
+use super::{Coordinator, CoordinatorError};
+use crate::catalogue::CatalogueError;
+use crate::messages::{Manifest, Snapshot, SnapshotState};
+use crate::orders::VolumeDescription;
+use crate::sync::task;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The snapshots of which a deletion is being tried at this moment.
+#[derive(Debug, Default)]
+pub(super) struct Deletions(Arc<Mutex<BTreeSet<Uuid>>>);
+
+/// Held while one snapshot's deletion is tried.
+struct Try {
+    all: Arc<Mutex<BTreeSet<Uuid>>>,
+    id: Uuid,
+}
+
+impl Deletions {
+    /// None while another try is under way.
+    fn begin(&self, id: Uuid) -> Option<Try> {
+        // One insertion or removal under the lock; a panic cannot leave it half done.
+        let begun = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        begun.then(|| Try { all: Arc::clone(&self.0), id })
+    }
+}
+
+impl Drop for Try {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+impl Coordinator {
+    /// Deletes a snapshot on every host, then forgets it. Where a host fails, the row stays as `deleting` and the server
+    /// goes on in the background.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`]: of what refuses the deletion nothing has changed, after [`CoordinatorError::Undeleted`] it
+    /// will be done.
+    pub async fn delete(self: &Arc<Self>, key: &str) -> Result<(), CoordinatorError> {
+        let found = self.show(key, false).await?.snapshot;
+        if self.is_being_restored(found.id).await? {
+            return Err(CoordinatorError::Conflict(format!(
+                "snapshot {} is being restored; delete it when that is done on every host",
+                found.name
+            )));
+        }
+        // Before anything is deleted anywhere: what one host cannot delete should not be gone on the others.
+        if let Some(manifest) = &found.manifest
+            && !matches!(found.state, SnapshotState::Failed | SnapshotState::Deleting)
+        {
+            self.refuse_if_in_use(manifest).await?;
+        }
+        let (id, name) = (found.id, found.name);
+        match self.try_to_delete(id).await {
+            Some(Err(CoordinatorError::Host(why))) => {
+                self.delete_later(id);
+                Err(CoordinatorError::Undeleted(name, why.to_string()))
+            }
+            Some(result) => result,
+            None => {
+                Err(CoordinatorError::Conflict(format!("snapshot {name} is being deleted at this moment")))
+            }
+        }
+    }
+
+    /// Takes up the deletions that were begun before the last server died.
+    pub(super) async fn recover_deletions(self: &Arc<Self>) -> Result<(), CoordinatorError> {
+        for Snapshot { id, state, .. } in self.list().await? {
+            if state == SnapshotState::Deleting {
+                self.delete_later(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// None while somebody else tries.
+    async fn try_to_delete(&self, id: Uuid) -> Option<Result<(), CoordinatorError>> {
+        let _one_at_a_time = self.deletions.begin(id)?;
+        Some(self.delete_everywhere(id).await)
+    }
+
+    async fn delete_everywhere(&self, id: Uuid) -> Result<(), CoordinatorError> {
+        let snapshot = self.with_catalogue(move |catalogue| catalogue.deleting(&id.to_string())).await?;
+        // A failed snapshot is on no host, and its name may belong to another by now.
+        if let Some(manifest) = snapshot.manifest.filter(|_| snapshot.state != SnapshotState::Failed) {
+            let deletions = join_all(volumes(&manifest).map(|(member, _)| {
+                let name = &manifest.name;
+                async move { Ok(self.host(&member.host)?.delete_snapshot(&member.volume, name).await?) }
+            }));
+            deletions.await.into_iter().collect::<Result<Vec<()>, CoordinatorError>>()?;
+        }
+        self.with_catalogue(move |catalogue| catalogue.remove(id)).await
+    }
+
+    /// Goes on until every host has deleted its part.
+    fn delete_later(self: &Arc<Self>, id: Uuid) {
+        let coordinator = Arc::clone(self);
+        task::spawn(async move {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                task::sleep(pause).await;
+                match coordinator.try_to_delete(id).await {
+                    Some(Ok(())) => return tracing::info!(snapshot = %id, "deleted on every host"),
+                    // Somebody asked for it again, and it was done then.
+                    Some(Err(CoordinatorError::Catalogue(CatalogueError::NoSuch(_)))) => return,
+                    Some(Err(why)) => tracing::warn!(snapshot = %id, %why, "not deleted everywhere yet"),
+                    None => {}
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        });
+    }
+
+    /// A host that does not answer refuses its deletion itself, or forgets who read.
+    async fn refuse_if_in_use(&self, manifest: &Manifest) -> Result<(), CoordinatorError> {
+        let name = &manifest.name;
+        let users = join_all(manifest.hosts.iter().map(|part| async move {
+            let description = self.host(&part.host).ok()?.describe().await.ok()?;
+            let reads = |volume: &&VolumeDescription| {
+                part.volumes.iter().any(|member| member.name == volume.name) && volume.in_use.contains(name)
+            };
+            let volume = description.volumes.iter().find(reads)?;
+            Some(format!(
+                "snapshot {name} is in use: somebody reads {}@{name} on host {}; disconnect first",
+                volume.name, part.host
+            ))
+        }));
+        match users.await.into_iter().flatten().next() {
+            Some(sentence) => Err(CoordinatorError::Conflict(sentence)),
+            None => Ok(()),
+        }
+    }
+}
