@@ -285,6 +285,11 @@ impl HostService {
     pub fn commit(&self, id: AttemptId, order: &CommitOrder) -> Result<(), HostError> {
         let attempt = self.current(id)?;
         let outcome = attempt.commit(&order.name);
+        if matches!(outcome, Err(HostError::Gone)) {
+            // An order that comes twice finds the attempt over while the first one still carries it out: what that names
+            // is not this one's to drop.
+            return outcome;
+        }
         self.end(id);
         if outcome.is_err() {
             // Some volumes may have taken the name before one could not.
