@@ -1,5 +1,6 @@
 //! What must be true, whatever went wrong.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use snapshot::certificate::{Certificate, Evidence, HostEvidence, certify};
@@ -10,6 +11,7 @@ use snapshot::simulation::block_on;
 
 use super::history::{Fate, SECTOR, SECTORS, Write, writer};
 use super::hosts::VOLUME;
+use super::server::Server;
 use super::world::{World, world};
 use crate::clocks::clock::Change;
 
@@ -369,8 +371,21 @@ pub fn nothing_left(host: usize) {
         if layers > 2 * snapshots + 2 {
             world.violation(format!("{name} has {layers} layers for {snapshots} snapshots"));
         }
+        for snapshot in volume.snapshots.iter().filter(|snapshot| !is_known(snapshot)) {
+            world.violation(format!("{name} has a snapshot {snapshot} that no server knows of"));
+        }
         if volume.clients > 0 {
             world.violation(format!("{name} still has {} clients", volume.clients));
         }
     }
+}
+
+/// Whether a server has a snapshot of this name, and not as one that came to nothing.
+fn is_known(snapshot: &str) -> bool {
+    let has = |server: &RefCell<Option<Server>>| {
+        let rows =
+            server.borrow().as_ref().and_then(|server| server.catalogue.list().ok()).unwrap_or_default();
+        rows.iter().any(|row| row.name == snapshot && row.state != SnapshotState::Failed)
+    };
+    world().servers.iter().any(has)
 }
