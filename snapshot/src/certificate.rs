@@ -279,7 +279,9 @@ fn place(evidence: &HostEvidence, policy: &Policy) -> Result<Placed, Refusal> {
     let host = || evidence.host.clone();
     let observed = evidence.observed.as_ref().ok_or_else(|| Refusal::NotRemeasured { host: host() })?;
     #[cfg(feature = "simulation")]
-    if mutated!(PlannedMargin) || mutated!(NotRemeasured) {
+    if mutated!(PlannedMargin | NotRemeasured)
+        || (mutated!(RestartedEvidence) && evidence.ordered != evidence.reported)
+    {
         return place_by_plan(evidence, observed, policy);
     }
     if observed.planned_with.boot != evidence.ordered.boot
@@ -297,7 +299,8 @@ fn place(evidence: &HostEvidence, policy: &Policy) -> Result<Placed, Refusal> {
     Ok(Placed { p_latest: p.latest, q_earliest: q.earliest, error: p.error })
 }
 
-/// The mistakes that ask nobody what happened after the plan.
+/// The mistakes that ask nobody what happened after the plan. A restart empties the window, so whoever believes a host
+/// that restarted can ask nobody either, about that host.
 #[cfg(feature = "simulation")]
 fn place_by_plan(evidence: &HostEvidence, observed: &Observed, policy: &Policy) -> Result<Placed, Refusal> {
     let unbounded = |why| Refusal::Unbounded { host: evidence.host.clone(), why };

@@ -161,9 +161,15 @@ impl Cut {
     /// [`TooLate`] when the reading is not before T: somebody may have been dispatched unarmed after T. The caller
     /// must call the attempt off.
     pub fn armed(&self, reading: Time<Host>) -> Result<(), TooLate> {
+        #[cfg(feature = "simulation")]
+        if let Some(at) = self.at().filter(|_| mutated!(LateOrder)) {
+            // Nobody looks whether it is: P is taken to lie before T, as it always does.
+            self.pre_latest.fetch_max(reading.min(at - Nanos::new(1)).as_nanos(), Ordering::SeqCst);
+            return Ok(());
+        }
         self.pre_latest.fetch_max(reading.as_nanos(), Ordering::SeqCst);
         match self.at() {
-            Some(at) if reading >= at && !mutated!(LateOrder) => Err(TooLate { by: reading - at }),
+            Some(at) if reading >= at => Err(TooLate { by: reading - at }),
             _ => Ok(()),
         }
     }

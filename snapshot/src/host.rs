@@ -5,6 +5,8 @@
 //! It waits for no message and takes no lock on its way to the release but the cut's own.
 
 mod attempt;
+#[cfg(feature = "simulation")]
+mod inherited;
 mod restore;
 mod volumes;
 
@@ -275,6 +277,10 @@ impl HostService {
     /// # Errors
     /// [`HostError::Gone`], or what kept the layers from being sealed.
     pub fn seal(&self, id: AttemptId) -> Result<Sealed, HostError> {
+        #[cfg(feature = "simulation")]
+        if let Some(sealed) = self.inherited(id) {
+            return Ok(sealed);
+        }
         self.current(id)?.wait_sealed(self.incarnation)
     }
 
@@ -283,8 +289,17 @@ impl HostService {
     /// # Errors
     /// When the attempt is over or void, or a volume cannot store the name; no volume keeps it then.
     pub fn commit(&self, id: AttemptId, order: &CommitOrder) -> Result<(), HostError> {
+        #[cfg(feature = "simulation")]
+        if self.inherited(id).is_some() {
+            return self.commit_inherited(id, &order.name);
+        }
         let attempt = self.current(id)?;
         let outcome = attempt.commit(&order.name);
+        if matches!(outcome, Err(HostError::Gone)) {
+            // An order that comes twice finds the attempt over while the first one still carries it out: what that names
+            // is not this one's to drop.
+            return outcome;
+        }
         self.end(id);
         if outcome.is_err() {
             // Some volumes may have taken the name before one could not.
@@ -423,6 +438,11 @@ impl HostService {
     fn spawn_keeper(self: &Arc<Self>, id: AttemptId, attempt: &Arc<Attempt>) -> Result<(), HostError> {
         let (service, kept) = (Arc::downgrade(self), Arc::clone(attempt));
         let keeper = thread::spawn("keeper".to_owned(), move || {
+            kept.end_stretch_in_time();
+            #[cfg(feature = "simulation")]
+            if let Some(service) = service.upgrade() {
+                service.note_evidence(id, &kept);
+            }
             kept.keep();
             if let Some(service) = service.upgrade() {
                 service.end(id);

@@ -51,7 +51,7 @@ mod built_in {
         NoReadHold,
         /// A read looks for held writes before it reads.
         ReadHoldTooEarly,
-        /// An order that comes after its own T is carried out.
+        /// An order that comes after its own T is carried out, as if it had come in time.
         LateOrder,
         /// An abort is not sent to the last host.
         AbortForgetsOne,
@@ -61,9 +61,9 @@ mod built_in {
         FlushSkipsSealing,
         /// Readings are placed by the plan's translation alone.
         PlannedMargin,
-        /// Evidence counts whoever reports it.
+        /// A daemon finds on its disk what its predecessor read, goes on with that, and is believed.
         RestartedEvidence,
-        /// A cut that ended by `max_stretch` counts.
+        /// A cut that ended by `max_stretch` counts, and barriers are waited for beyond it.
         TimeoutCertified,
     }
 

@@ -265,3 +265,25 @@ fn the_same_order_twice_cuts_once() {
     host.service.commit(attempt, &commit("once")).unwrap();
     assert_eq!(host.service.list(), ["data", "data@once", "log"]);
 }
+
+#[test]
+fn an_order_to_commit_that_comes_twice_drops_nothing() {
+    let fixture = Fixture::new();
+    for round in 0..10 {
+        let (attempt, name) = (Uuid::now_v7(), format!("s{round}"));
+        fixture.prepare(attempt, &["data", "log"]).unwrap();
+        fixture.service.arm(attempt, fixture.order(ArmTiming::Barrier)).unwrap();
+        let nonces = vec![fixture.service.strike(attempt).unwrap().nonce];
+        fixture.service.release(attempt, &ReleaseOrder { nonces }).unwrap();
+        fixture.service.seal(attempt).unwrap();
+        let order = CommitOrder { name: name.clone() };
+        let done = std::thread::scope(|scope| {
+            let commits = [(); 4].map(|()| scope.spawn(|| fixture.service.commit(attempt, &order)));
+            commits.into_iter().map(|commit| commit.join().unwrap()).filter(Result::is_ok).count()
+        });
+        assert_eq!(done, 1, "one of them does it");
+        for volume in ["data", "log"] {
+            assert!(fixture.service.open(&format!("{volume}@{name}")).is_some(), "{volume}@{name} is there");
+        }
+    }
+}

@@ -110,7 +110,10 @@ impl Attempt {
         let patience_ends = self.clock.now() + ORDER_PATIENCE;
         #[cfg(feature = "simulation")]
         let early = self.clock.now();
-        let mut late = || cut.is_released() || self.clock.now() >= cut.at().unwrap_or(patience_ends);
+        let mut late = || {
+            !mutated!(LateOrder)
+                && (cut.is_released() || self.clock.now() >= cut.at().unwrap_or(patience_ends))
+        };
         for volume in volumes {
             volume.arm(cut, &mut late)?;
         }
@@ -119,7 +122,7 @@ impl Attempt {
         #[cfg(feature = "simulation")]
         let reading = if mutated!(ArmedTooEarly) { early } else { reading };
         cut.armed(reading).map_err(|late| HostError::Refused(late.to_string()))?;
-        if cut.is_released() {
+        if cut.is_released() && !mutated!(LateOrder) {
             return Err(HostError::Gone);
         }
         Ok(reading)
@@ -181,9 +184,8 @@ impl Attempt {
         self.set_phase(Phase::Over);
     }
 
-    /// The keeper's life: ends the stretch by the clock, seals, and drops what nobody commits.
+    /// The rest of the keeper's life: seals, and drops what nobody commits.
     pub(super) fn keep(&self) {
-        self.end_stretch_in_time();
         self.wait_unless_over(CATCH_UP);
         let sealed = self.seal();
         let mut phase = self.phase();
@@ -210,8 +212,9 @@ impl Attempt {
         !is_over.1.timed_out()
     }
 
-    /// Returns once the cut is released, by this host's clock at the latest; or the attempt was called off unarmed.
-    fn end_stretch_in_time(&self) {
+    /// The keeper's first task. Returns once the cut is released, by this host's clock at the latest; or the attempt was
+    /// called off unarmed.
+    pub(super) fn end_stretch_in_time(&self) {
         // Without it the kernel may round a sleep up by 50 µs; the cut is as sound, only slower.
         let _ = nix::sys::prctl::set_timerslack(1);
         let ordered_by = self.clock.now() + ORDER_PATIENCE;
@@ -305,14 +308,16 @@ impl Attempt {
         match &*phase {
             Phase::Failed(why) => Err(HostError::Failed(why.clone())),
             Phase::Over | Phase::Cutting => Err(HostError::Gone),
-            Phase::Sealed => {
-                let (mode, cut) = self.armed.get().ok_or(HostError::Gone)?;
-                // The gates were passed once more when the volumes were disarmed, so P is final.
-                let readings = cut.readings().ok_or(HostError::Gone)?;
-                let (server, nonce) = (self.server, self.nonce.get().copied());
-                Ok(Sealed { host, server, mode: *mode, readings, nonce })
-            }
+            // The gates were passed once more when the volumes were disarmed, so P is final.
+            Phase::Sealed => self.evidence(host).ok_or(HostError::Gone),
         }
+    }
+
+    /// What the clock read; none before the release.
+    pub(super) fn evidence(&self, host: Incarnation) -> Option<Sealed> {
+        let (mode, cut) = self.armed.get()?;
+        let (server, nonce) = (self.server, self.nonce.get().copied());
+        Some(Sealed { host, server, mode: *mode, readings: cut.readings()?, nonce })
     }
 
     /// Names the sealed state on every volume; ends the attempt, whether that worked or not.

@@ -123,11 +123,20 @@ impl Core {
             return Target { top: head, hold: None, _ticket: ticket, chain };
         };
         #[cfg(feature = "simulation")]
-        if mutated!(RegisterAfterReading) || mutated!(ReadBeforeComplete) {
-            return self.dispatch_wrongly(&chain, armed, range);
+        if mutated!(RegisterAfterReading) {
+            let (top, hold) = self.classify_unregistered(armed, head, range);
+            drop(dispatch);
+            crate::sync::pause();
+            return Target { top, hold, _ticket: chain[top].register(), chain };
         }
         let ticket = chain[head - 1].register();
-        match armed.cut.classify(self.clock.now()) {
+        let reading = self.clock.now();
+        #[cfg(feature = "simulation")]
+        let reading = match crate::simulation::reading_at_head() {
+            Some(at_head) if mutated!(ReadBeforeComplete) => at_head,
+            _ => reading,
+        };
+        match armed.cut.classify(reading) {
             Epoch::Pre => Target { top: head - 1, hold: None, _ticket: ticket, chain },
             Epoch::Post => {
                 let ticket = chain[head].register();
@@ -141,20 +150,20 @@ impl Core {
         }
     }
 
-    /// The mistakes about when the clock is read.
+    /// The mistake that a request registers after its reading, and outside the gate. Inside it, it would do no harm:
+    /// whoever seals closes the gate once more before he waits for what is registered.
     #[cfg(feature = "simulation")]
-    fn dispatch_wrongly(&self, chain: &Chain, armed: &Armed, range: &Range<u64>) -> Target {
-        let head = chain.len() - 1;
-        let early = mutated!(ReadBeforeComplete).then(crate::simulation::reading_at_head).flatten();
-        let (top, hold) = match armed.cut.classify(early.unwrap_or_else(|| self.clock.now())) {
-            Epoch::Pre => (head - 1, None),
-            Epoch::Post => {
-                lock(&armed.held).insert(range.clone());
-                (head, (!armed.cut.is_released()).then(|| Arc::clone(&armed.cut)))
-            }
-        };
-        crate::sync::pause();
-        Target { top, hold, _ticket: chain[top].register(), chain: Arc::clone(chain) }
+    fn classify_unregistered(
+        &self,
+        armed: &Armed,
+        head: usize,
+        range: &Range<u64>,
+    ) -> (usize, Option<Arc<Cut>>) {
+        if armed.cut.classify(self.clock.now()) == Epoch::Pre {
+            return (head - 1, None);
+        }
+        lock(&armed.held).insert(range.clone());
+        (head, (!armed.cut.is_released()).then(|| Arc::clone(&armed.cut)))
     }
 
     /// R3: the cut that a read of `range` waits for. The data must have been read before the call: what it shows of a

@@ -186,6 +186,16 @@ impl Volume {
         named.next().map(|(name, _)| name.clone())
     }
 
+    /// The mistake that another run of the program can finish a cut.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn name_below_head(&self, name: &str, attempt: AttemptId) -> Result<(), VolumeError> {
+        let core = &self.core;
+        let mut structure = lock(&core.structure);
+        let path = structure.manifest.path(structure.manifest.head);
+        let Some(&below) = path.iter().rev().nth(1) else { return Ok(()) };
+        structure.update(&core.directory, |manifest| manifest.name(name, below, attempt))
+    }
+
     /// Deletes a snapshot: durable when this returns. Its space comes back as the merging thread gets to it.
     ///
     /// # Errors

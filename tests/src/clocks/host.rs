@@ -78,6 +78,8 @@ pub struct Host<E> {
     server_changed: bool,
     /// Nobody answers.
     pub down: bool,
+    /// Nothing passes until then.
+    pub cut_off_until: i64,
     /// How often the daemon was started anew.
     pub restarts: u128,
     repeats: Repeats,
@@ -155,6 +157,7 @@ impl<E: Estimator> Host<E> {
             pending: None,
             server_changed: false,
             down: false,
+            cut_off_until: 0,
             restarts: 0,
             repeats: Repeats::default(),
             random,
@@ -415,7 +418,8 @@ impl<E: Estimator> Host<E> {
     /// the response's delay.
     fn answer(&mut self, t2: i64, corrected: i64, first_of_pair: bool, answers: &mut Vec<Answer>) -> i64 {
         let scenario = Arc::clone(&self.scenario);
-        let deaf = self.down || self.awake(t2) != t2 || self.random.chance(scenario.loss);
+        let deaf =
+            self.down || t2 < self.cut_off_until || self.awake(t2) != t2 || self.random.chance(scenario.loss);
         let from = ([10, 0, 0, 1], 319).into();
         if deaf || self.repeats.repeated(from, self.sequence) {
             return 0;

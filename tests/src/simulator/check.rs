@@ -1,15 +1,19 @@
 //! What must be true, whatever went wrong.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use snapshot::certificate::{Certificate, Evidence, HostEvidence, certify};
 use snapshot::device::{Device, Exports};
 use snapshot::host::HostService;
+use snapshot::messages::SnapshotState;
 use snapshot::simulation::block_on;
 
 use super::history::{Fate, SECTOR, SECTORS, Write, writer};
 use super::hosts::VOLUME;
+use super::server::Server;
 use super::world::{World, world};
+use crate::clocks::clock::Change;
 
 /// The numbers of the writes that an image shows, by sector.
 type Shown = Vec<u32>;
@@ -58,7 +62,7 @@ fn includes(shown: &Shown, write: &Write) -> Option<bool> {
     sectors.all(|other| other == first).then_some(first)
 }
 
-/// A snapshot that was called consistent.
+/// A snapshot that was called consistent. If a host is down it is looked at later.
 pub fn snapshot(server: usize, name: &str) {
     let world = world();
     let coordinator = world.servers[server].borrow().as_ref().map(|server| Arc::clone(&server.coordinator));
@@ -72,15 +76,42 @@ pub fn snapshot(server: usize, name: &str) {
         Err(why) => return world.violation(format!("{name} is consistent, and its evidence is not: {why}")),
     };
     let mut images = Vec::new();
-    for host in 0..world.hosts.len() {
-        // A host that is down now is looked at in the end.
-        let Some(image) = image(host, Some(name)) else { return };
-        images.push(shown(host, name, &image));
+    for (host, state) in world.hosts.iter().enumerate() {
+        match image(host, Some(name)) {
+            Some(image) => images.push(image),
+            None if state.borrow().daemon.is_none() || state.borrow().ailing => return,
+            None => {
+                return world
+                    .violation(format!("{name} is consistent and not there on {}", World::name(host)));
+            }
+        }
+    }
+    world.checked.borrow_mut().insert((server, name.to_owned()));
+    let mut all = Vec::new();
+    for (host, image) in images.into_iter().enumerate() {
+        all.push(shown(host, name, &image));
         world.hosts[host].borrow_mut().images.push((name.to_owned(), image));
     }
-    pre_writes(name, &evidence, &images);
-    causality(name, &images);
-    evidence_is_true(name, &evidence, &certificate, &images);
+    pre_writes(name, &evidence, &all);
+    causality(name, &evidence, &all);
+    evidence_is_true(name, &evidence, &certificate, &all);
+}
+
+/// Every snapshot that a server calls consistent and that was not looked at yet.
+pub fn snapshots(server: usize) {
+    let world = world();
+    let catalogue = world.servers[server].borrow().as_ref().map(|server| Arc::clone(&server.catalogue));
+    let Some(rows) = catalogue.and_then(|catalogue| catalogue.list().ok()) else { return };
+    for row in rows.iter().filter(|row| row.state == SnapshotState::Complete) {
+        let key = (server, row.name.clone());
+        if world.checked.borrow().contains(&key) {
+            continue;
+        }
+        snapshot(server, &row.name);
+        if !world.checked.borrow().contains(&key) {
+            world.violation(format!("snapshot {} is called complete and is not there", row.name));
+        }
+    }
 }
 
 /// Each image is the replay of exactly the writes before its host's cut.
@@ -88,8 +119,7 @@ fn pre_writes(name: &str, evidence: &Evidence, images: &[Shown]) {
     let world = world();
     let history = world.history.borrow();
     for write in &history.writes {
-        let name_of = World::name(write.host);
-        let Some(part) = evidence.hosts.iter().find(|part| part.host == name_of) else { continue };
+        let Some(part) = part(evidence, write) else { continue };
         let at = part.readings.at.as_nanos();
         let clock = |x: i64| reading(write.host, x, part);
         let is = format!("{name}: write {}:{} on {}", write.client, write.number, World::name(write.host));
@@ -101,12 +131,23 @@ fn pre_writes(name: &str, evidence: &Evidence, images: &[Shown]) {
             None if write.fate == Fate::Done => world.violation(format!("{is} is there in parts")),
             None => {}
             Some(true) if after => world.violation(format!("{is} came after T and is there")),
-            Some(false) if before && write.fate == Fate::Done => {
+            Some(false) if before && stood(write, part) => {
                 world.violation(format!("{is} was done before T and is not there"));
             }
             Some(_) => {}
         }
     }
+}
+
+fn part<'a>(evidence: &'a Evidence, write: &Write) -> Option<&'a HostEvidence> {
+    let name = World::name(write.host);
+    evidence.hosts.iter().find(|part| part.host == name)
+}
+
+/// Whether a write was acknowledged, and nothing had taken it away when its host cut.
+fn stood(write: &Write, part: &HostEvidence) -> bool {
+    let still = |x: i64| reading(write.host, x, part) >= part.readings.at.as_nanos();
+    write.acknowledged && write.lost_at.is_none_or(still)
 }
 
 /// What a host's clock read at `x`; in another boot than the evidence's, before or after anything in that one.
@@ -121,12 +162,13 @@ fn reading(host: usize, x: i64, evidence: &HostEvidence) -> i64 {
 }
 
 /// No image has a write without those that it may depend on.
-fn causality(name: &str, images: &[Shown]) {
+fn causality(name: &str, evidence: &Evidence, images: &[Shown]) {
     let world = world();
     let history = world.history.borrow();
     let mut missing = vec![u32::MAX; world.setting.clients];
-    for write in history.writes.iter().filter(|write| write.fate == Fate::Done) {
-        if includes(&images[write.host], write) == Some(false) {
+    for write in &history.writes {
+        let counts = part(evidence, write).is_some_and(|part| stood(write, part));
+        if counts && includes(&images[write.host], write) == Some(false) {
             missing[write.client] = missing[write.client].min(write.number);
         }
     }
@@ -153,7 +195,8 @@ fn evidence_is_true(name: &str, evidence: &Evidence, certificate: &Certificate, 
     for (part, placed) in evidence.hosts.iter().zip(&certificate.placed) {
         let Some(host) = World::index(&part.host) else { continue };
         let (p_latest, q_earliest) = (placed.p_latest.as_nanos(), placed.q_earliest.as_nanos());
-        for write in history.writes.iter().filter(|write| write.host == host && write.fate != Fate::Lost) {
+        let counts = |write: &Write| write.fate != Fate::Lost || stood(write, part);
+        for write in history.writes.iter().filter(|write| write.host == host && counts(write)) {
             let included = includes(&images[host], write) == Some(true);
             let is = format!("{name}: write {}:{} on {}", write.client, write.number, part.host);
             if included && write.received.is_some_and(|x| x > p_latest + 2) {
@@ -165,7 +208,7 @@ fn evidence_is_true(name: &str, evidence: &Evidence, certificate: &Certificate, 
         }
         for (_, place, _, left) in history.revealed.iter().filter(|(at, ..)| *at == host) {
             let write = &history.writes[*place];
-            let hidden = write.fate != Fate::Lost && includes(&images[host], write) == Some(false);
+            let hidden = counts(write) && includes(&images[host], write) == Some(false);
             if hidden && *left < q_earliest - 2 {
                 let is = format!("{name}: write {}:{} on {}", write.client, write.number, part.host);
                 world.violation(format!("{is} is not there and was read before Q"));
@@ -208,21 +251,27 @@ pub fn after_crash(host: usize, service: &Arc<HostService>) {
             }
         }
     }
+    let at = world.hosts[host].borrow().died_at;
     let mut history = world.history.borrow_mut();
-    lost.into_iter().for_each(|place| history.writes[place].fate = Fate::Lost);
+    lost.into_iter().for_each(|place| history.lose(place, at));
 }
 
-/// The live volume is the replay of all acknowledged writes.
-pub fn live(host: usize) {
+/// The live volume is the replay of all acknowledged writes. `in_the_end`: it can be read, too.
+pub fn live(host: usize, in_the_end: bool) {
     let world = world();
+    if world.restoring.get() {
+        return;
+    }
     let Some(image) = image(host, None) else {
-        return world.violation(format!("{} cannot be read", World::name(host)));
+        if in_the_end {
+            world.violation(format!("{} cannot be read", World::name(host)));
+        }
+        return;
     };
     let shown = shown(host, "the live volume", &image);
     let history = world.history.borrow();
     for sector in 0..SECTORS {
-        let last = history.of_sector(host, sector).rfind(|(_, write)| write.fate == Fate::Done);
-        if let Some((_, write)) = last
+        if let Some((_, write)) = history.last_done(host, sector)
             && shown[sector as usize] < write.number
         {
             world.violation(format!(
@@ -233,6 +282,64 @@ pub fn live(host: usize) {
             ));
             return;
         }
+    }
+}
+
+/// A restore that began at `began` is done: the live volume is as in the image, but for what was written since.
+pub fn restored(host: usize, name: &str, image: &[u8], began: i64) {
+    let world = world();
+    let Some(live) = self::image(host, None) else {
+        return world.violation(format!("{} cannot be read after a restore", World::name(host)));
+    };
+    let (then, now) = (shown(host, name, image), shown(host, "the live volume", &live));
+    let mut undone = Vec::new();
+    {
+        let history = world.history.borrow();
+        for sector in 0..SECTORS {
+            let (then, now) = (then[sector as usize], now[sector as usize]);
+            for (place, write) in history.of_sector(host, sector) {
+                let is_new = write.received.is_some_and(|x| x > began);
+                if write.number == now && now != then && !is_new {
+                    let is = format!("write {}:{}", write.client, write.number);
+                    world.violation(format!("{} shows {is} though {name} was restored", World::name(host)));
+                }
+                // Unanswered, but done: its answer went to a client that was sent away.
+                let was_done = write.fate == Fate::Done || write.returned.is_some();
+                if write.number > then && write.number != now && was_done && write.fate != Fate::Lost {
+                    undone.push(place);
+                }
+            }
+            if now < then {
+                let name_of = World::name(host);
+                world.violation(format!(
+                    "sector {sector} of {name_of} is older than in {name}, which was restored"
+                ));
+            }
+        }
+    }
+    let mut history = world.history.borrow_mut();
+    undone.into_iter().for_each(|place| history.lose(place, began));
+}
+
+/// How long an answer was held back, and by how much its process was kept from running meanwhile, in ns.
+pub fn hold(host: usize, held: i64, kept: i64) {
+    let world = world();
+    if world.over.get() {
+        return;
+    }
+    let state = world.hosts[host].borrow();
+    // A clock that stands still ends nothing.
+    let stopped = match state.timing.breaking().map(|planned| planned.change) {
+        Some(Change::Stop(long)) => long,
+        _ => 0,
+    };
+    let limit = world.setting.max_stretch;
+    // Clocks and timers run wrongly by less than a thousandth each, and waking takes a moment.
+    if held > limit + limit / 500 + 1_000_000 + kept + stopped {
+        world.violation(format!(
+            "an answer of {} was held for {held} ns; max_stretch is {limit}, and its threads slept for {kept} ns",
+            World::name(host)
+        ));
     }
 }
 
@@ -264,8 +371,21 @@ pub fn nothing_left(host: usize) {
         if layers > 2 * snapshots + 2 {
             world.violation(format!("{name} has {layers} layers for {snapshots} snapshots"));
         }
+        for snapshot in volume.snapshots.iter().filter(|snapshot| !is_known(snapshot)) {
+            world.violation(format!("{name} has a snapshot {snapshot} that no server knows of"));
+        }
         if volume.clients > 0 {
             world.violation(format!("{name} still has {} clients", volume.clients));
         }
     }
+}
+
+/// Whether a server has a snapshot of this name, and not as one that came to nothing.
+fn is_known(snapshot: &str) -> bool {
+    let has = |server: &RefCell<Option<Server>>| {
+        let rows =
+            server.borrow().as_ref().and_then(|server| server.catalogue.list().ok()).unwrap_or_default();
+        rows.iter().any(|row| row.name == snapshot && row.state != SnapshotState::Failed)
+    };
+    world().servers.iter().any(has)
 }

@@ -1,10 +1,10 @@
-//! What goes wrong, and when: after so many control messages, which is at any step of an attempt.
+//! What goes wrong, and when: after so many control messages, of any kind or of one, which is at any step of an attempt.
 
 use snapshot::simulation::SimulatedDisk;
 use timesync::random::Random;
 
 use super::world::{World, world};
-use super::{hosts, server};
+use super::{hosts, server, wire};
 
 /// A fault.
 #[derive(Clone, Copy, Debug)]
@@ -19,34 +19,77 @@ pub enum Fault {
     KillServer,
     /// The server is stopped for so many ns.
     StopServer(i64),
-    /// Messages do not reach a host (0) or do not come back (1), for so many ns.
-    CutOff(usize, usize, i64),
+    /// A host is cut off from the servers for so many ns.
+    CutOff(usize, Partition, i64),
     /// A host's disk is full for a moment.
     FullDisk(usize, usize),
     /// Another server takes a snapshot of the same volumes.
     SecondServer,
 }
 
+/// What does not pass any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partition {
+    /// Orders to the host.
+    There,
+    /// Its answers.
+    Back,
+    /// Nothing, exchanges of timestamps included.
+    Both,
+}
+
+/// When a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// After so many control messages.
+    Message(u64),
+    /// After so many orders of this step.
+    Order(&'static str, u64),
+}
+
 /// Draws what goes wrong in a world.
-pub fn draw(hosts: usize, random: &mut Random) -> Vec<(u64, Fault)> {
+pub fn draw(hosts: usize, random: &mut Random) -> Vec<(When, Fault)> {
     let count = 1 + random.below(4);
     (0..count)
         .map(|_| {
             let host = random.below(hosts);
             let time = (100_000.0 * 4_000_f64.powf(random.unit())) as i64;
-            let fault = match random.below(8) {
-                0 => Fault::KillHost(host),
-                1 => Fault::LosePower(host),
-                2 => Fault::StopHost(host, time),
-                3 => Fault::KillServer,
-                4 => Fault::StopServer(time),
-                5 => Fault::CutOff(host, random.below(2), time),
-                6 => Fault::FullDisk(host, random.below(12)),
+            let fault = match random.below(9) {
+                0 | 1 => Fault::KillHost(host),
+                2 => Fault::LosePower(host),
+                3 => Fault::StopHost(host, time),
+                4 => Fault::KillServer,
+                5 => Fault::StopServer(time),
+                6 => {
+                    let partition = [Partition::There, Partition::Back, Partition::Both][random.below(3)];
+                    Fault::CutOff(host, partition, time)
+                }
+                7 => Fault::FullDisk(host, random.below(12)),
                 _ => Fault::SecondServer,
             };
-            (1 + random.below(hosts * 18) as u64, fault)
+            let when = if random.chance(0.5) {
+                When::Message(1 + random.below(hosts * 18) as u64)
+            } else {
+                let step = wire::STEPS[random.below(wire::STEPS.len())];
+                When::Order(step, 1 + random.below(hosts * 2) as u64)
+            };
+            (when, fault)
         })
         .collect()
+}
+
+/// The faults that a control message brings: the so many-th of all, and of its step.
+pub fn due(message: u64, step: &'static str, order: u64) {
+    let world = world();
+    let is_due =
+        |(when, _): &(When, Fault)| *when == When::Message(message) || *when == When::Order(step, order);
+    let (due, rest) = world.due.take().into_iter().partition::<Vec<_>, _>(is_due);
+    *world.due.borrow_mut() = rest;
+    for (_, fault) in due {
+        // At once, or at any time until long after the step.
+        let delay = world.random(|random| 10_000.0 * 3_000_f64.powf(random.unit())) as i64;
+        world.fibers.after(delay, move || strike(fault));
+    }
 }
 
 /// Makes it happen.
@@ -56,10 +99,11 @@ pub fn strike(fault: Fault) {
         return;
     }
     world.note(|| format!("FAULT: {fault:?}"));
-    let back = world.random(|random| random.nanos(1_000_000, 400_000_000));
+    let back = world.random(|random| 500_000.0 * 800_f64.powf(random.unit())) as i64;
     match fault {
         Fault::KillHost(host) => {
             hosts::kill(host, SimulatedDisk::after_kill);
+            wire::reset(host);
             world.fibers.after(back, move || restart(host));
         }
         Fault::LosePower(host) => lose_power(host, back),
@@ -85,10 +129,18 @@ pub fn strike(fault: Fault) {
                 }
             });
         }
-        Fault::CutOff(host, direction, time) => {
+        Fault::CutOff(host, partition, time) => {
             let until = world.fibers.now() + time;
             let mut state = world.hosts[host].borrow_mut();
-            if direction == 0 { state.cut_off.0 = until } else { state.cut_off.1 = until }
+            if partition != Partition::Back {
+                state.cut_off.0 = until;
+            }
+            if partition != Partition::There {
+                state.cut_off.1 = until;
+            }
+            if partition == Partition::Both {
+                state.timing.cut_off_until = until;
+            }
         }
         Fault::FullDisk(host, operations) => {
             let mut state = world.hosts[host].borrow_mut();
@@ -100,7 +152,12 @@ pub fn strike(fault: Fault) {
                 server::start(1, 0, None);
                 let request = super::run::request("other", &mut world.random(Random::split), false);
                 let process = world.new_process();
-                let take = move || drop(server::create(1, request));
+                world.operators.set(world.operators.get() + 1);
+                let take = move || {
+                    super::run::take(1, "other", request);
+                    let world = super::world::world();
+                    world.operators.set(world.operators.get() - 1);
+                };
                 world.fibers.start(process, "second operator", Box::new(take));
             }
         }
@@ -153,12 +210,14 @@ pub fn end() {
         let ailing = {
             let mut state = world.hosts[host].borrow_mut();
             state.cut_off = (0, 0);
+            state.timing.cut_off_until = 0;
             std::mem::take(&mut state.ailing)
         };
         if ailing {
             // After a failed sync, a layer takes no further one until its volume is opened anew.
             world.hosts[host].borrow().disk.fail_after(usize::MAX);
             hosts::kill(host, SimulatedDisk::after_kill);
+            wire::reset(host);
         }
         restart(host);
     }

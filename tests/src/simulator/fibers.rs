@@ -6,7 +6,7 @@
 //! that lost its processor at the worst place.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -20,6 +20,19 @@ const STACK: usize = 32 * 1024;
 /// A process, or a client: what is killed, stopped and resumed as a whole.
 pub type Process = usize;
 
+/// A place in the code at which threads sleep: the so many-th point in some kind of work.
+#[derive(Clone, Copy, Debug)]
+pub struct WorstPlace {
+    /// The kind of work: see [`Fibers::begin`].
+    pub work: &'static str,
+    /// Points that are passed before, since the work began.
+    pub point: u32,
+    /// How likely a thread sleeps there,
+    pub chance: f64,
+    /// and for how long at most, in ns.
+    pub longest_ns: f64,
+}
+
 /// How threads run.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
@@ -27,6 +40,8 @@ pub struct Pace {
     pub sleepiness: f64,
     /// For how long at most, in ns.
     pub longest_ns: f64,
+    /// Where threads lose it besides.
+    pub worst: Option<WorstPlace>,
     /// How long a sync of a disk takes in the mean, in ns.
     pub disk_ns: f64,
 }
@@ -41,6 +56,9 @@ struct Fiber {
     woken: bool,
     unparked: bool,
     parked: bool,
+    /// What it does, and the points that it has passed since it began.
+    work: &'static str,
+    points: u32,
 }
 
 enum Event {
@@ -56,11 +74,36 @@ struct Inner {
     waiting: HashMap<usize, Vec<(u64, u64)>>,
     joining: HashMap<u64, usize>,
     random: Random,
-    frozen: BTreeSet<Process>,
+    /// And since when.
+    frozen: BTreeMap<Process, i64>,
     /// What would have happened in frozen processes.
     stash: Vec<(Process, Event)>,
-    /// By how much the timers of each process's machine run slow, in 10⁻⁹.
-    slow_ppb: HashMap<Process, i64>,
+    machines: HashMap<Process, Machine>,
+    kept: HashMap<Process, Kept>,
+}
+
+/// For how long a process's threads were kept from running, all taken together, in ns.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kept {
+    begun: i64,
+    ended: i64,
+}
+
+impl Kept {
+    /// All that they slept since then, with what had not ended then or has not yet. Whatever waited in the process need
+    /// not have waited longer than it should by more than this.
+    pub fn since(self, before: Kept) -> i64 {
+        self.begun - before.ended
+    }
+}
+
+/// What a process runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// By how much its timers run slow, in 10⁻⁹.
+    pub slow_ppb: i64,
+    /// How many times longer than others its disk takes.
+    pub slow_disk: f64,
 }
 
 /// The simulated threads.
@@ -90,9 +133,10 @@ impl Fibers {
             waiting: HashMap::new(),
             joining: HashMap::new(),
             random,
-            frozen: BTreeSet::new(),
+            frozen: BTreeMap::new(),
             stash: Vec::new(),
-            slow_ppb: HashMap::new(),
+            machines: HashMap::new(),
+            kept: HashMap::new(),
         };
         Rc::new(Fibers {
             inner: RefCell::new(inner),
@@ -119,12 +163,26 @@ impl Fibers {
 
     /// Threads do not sleep at bad places any more.
     pub fn calm_down(&self) {
-        self.pace.set(Pace { sleepiness: 0.0, ..self.pace.get() });
+        self.pace.set(Pace { sleepiness: 0.0, worst: None, ..self.pace.get() });
     }
 
-    /// The timers of a process's machine run slow by so much.
-    pub fn set_timers(&self, process: Process, slow_ppb: i64) {
-        self.inner.borrow_mut().slow_ppb.insert(process, slow_ppb);
+    /// Says what a process runs on.
+    pub fn set_machine(&self, process: Process, machine: Machine) {
+        self.inner.borrow_mut().machines.insert(process, machine);
+    }
+
+    /// This thread begins some work, which a [`WorstPlace`] may name.
+    pub fn begin(&self, work: &'static str) {
+        if let Some(fiber) = self.inner.borrow_mut().fibers.get_mut(&self.current.get()) {
+            (fiber.work, fiber.points) = (work, 0);
+        }
+    }
+
+    /// For how long the threads of this thread's process were kept from running so far.
+    pub fn kept(&self) -> Kept {
+        let inner = self.inner.borrow();
+        let Some(fiber) = inner.fibers.get(&self.current.get()) else { return Kept::default() };
+        inner.kept.get(&fiber.process).copied().unwrap_or_default()
     }
 
     /// Draws from the seed.
@@ -145,12 +203,15 @@ impl Fibers {
     }
 
     /// Starts a thread in a process.
-    pub fn start(&self, process: Process, name: &str, work: Box<dyn FnOnce() + Send>) -> u64 {
+    pub fn start(&self, process: Process, name: &str, code: Box<dyn FnOnce() + Send>) -> u64 {
         let inner = &mut *self.inner.borrow_mut();
         let id = inner.next;
         inner.next += 1;
+        // What a thread has others do for it is the same work.
+        let asked_by = inner.fibers.get(&self.current.get()).map_or("", |fiber| fiber.work);
+        let work = if name == "keeper" { "keep" } else { asked_by };
         let code = Gn::<()>::new_opt(STACK, move || {
-            work();
+            code();
         });
         let fiber = Fiber {
             code: Some(code),
@@ -160,6 +221,8 @@ impl Fibers {
             woken: false,
             unparked: false,
             parked: false,
+            work,
+            points: 0,
         };
         inner.fibers.insert(id, fiber);
         let at = self.now() + inner.random.nanos(200, 30_000);
@@ -169,13 +232,17 @@ impl Fibers {
 
     /// Stops all threads of a process where they are.
     pub fn freeze(&self, process: Process) {
-        self.inner.borrow_mut().frozen.insert(process);
+        self.inner.borrow_mut().frozen.entry(process).or_insert(self.now.get());
     }
 
     /// Lets them go on.
     pub fn thaw(&self, process: Process) {
         let inner = &mut *self.inner.borrow_mut();
-        inner.frozen.remove(&process);
+        if let Some(since) = inner.frozen.remove(&process) {
+            let kept = inner.kept.entry(process).or_default();
+            kept.begun += self.now.get() - since;
+            kept.ended += self.now.get() - since;
+        }
         for (of, event) in std::mem::take(&mut inner.stash) {
             if of == process {
                 self.push(inner, self.now.get(), event);
@@ -187,7 +254,7 @@ impl Fibers {
 
     /// Lets all go on, for the end.
     pub fn thaw_all(&self) {
-        let frozen: Vec<_> = self.inner.borrow().frozen.iter().copied().collect();
+        let frozen: Vec<_> = self.inner.borrow().frozen.keys().copied().collect();
         frozen.into_iter().for_each(|process| self.thaw(process));
     }
 
@@ -202,7 +269,7 @@ impl Fibers {
                     Event::Resume { fiber, .. } => inner.fibers.get(fiber).map(|fiber| fiber.process),
                     Event::Call { process, .. } => *process,
                 };
-                if let Some(process) = process.filter(|process| inner.frozen.contains(process)) {
+                if let Some(process) = process.filter(|process| inner.frozen.contains_key(process)) {
                     inner.stash.push((process, event));
                     continue;
                 }
@@ -272,7 +339,7 @@ impl Fibers {
     fn by_timer(&self, time: Duration) -> i64 {
         let inner = &mut *self.inner.borrow_mut();
         let process = inner.fibers.get(&self.current.get()).map(|fiber| fiber.process);
-        let slow = process.and_then(|process| inner.slow_ppb.get(&process)).copied().unwrap_or(0);
+        let slow = process.and_then(|process| inner.machines.get(&process)).map_or(0, |m| m.slow_ppb);
         let time = nanos(time);
         let slowed = i64::try_from(i128::from(time) * i128::from(slow) / 1_000_000_000).unwrap_or(0);
         time + slowed + inner.random.nanos(50, 4_000)
@@ -286,23 +353,33 @@ impl Driver for Fibers {
             return;
         }
         let pace = self.pace.get();
-        let (at, alone) = {
+        let (process, away, alone) = {
             let inner = &mut *self.inner.borrow_mut();
             let random = &mut inner.random;
-            let away = if random.chance(pace.sleepiness) {
-                (2_000.0 * (pace.longest_ns / 2_000.0).powf(random.unit())) as i64
-            } else {
-                random.nanos(5, 250)
+            let Some(fiber) = inner.fibers.get_mut(&self.current.get()) else { return };
+            fiber.points += 1;
+            let here = |worst: &WorstPlace| worst.work == fiber.work && worst.point + 1 == fiber.points;
+            let away = match pace.worst.filter(here) {
+                Some(worst) if random.chance(worst.chance) => {
+                    (worst.longest_ns * random.between(0.2, 1.0)) as i64
+                }
+                _ if random.chance(pace.sleepiness) => {
+                    (2_000.0 * (pace.longest_ns / 2_000.0).powf(random.unit())) as i64
+                }
+                _ => random.nanos(5, 250),
             };
+            inner.kept.entry(fiber.process).or_default().begun += away;
             let at = self.now() + away;
-            (at, inner.queue.first_key_value().is_none_or(|((next, _), _)| *next > at))
+            let alone = inner.queue.first_key_value().is_none_or(|((next, _), _)| *next > at);
+            (fiber.process, away, alone)
         };
         if alone {
             // Nobody else would run meanwhile.
-            self.now.set(at);
+            self.now.set(self.now() + away);
         } else {
-            self.away_until(Some(at));
+            self.sleep_for(away);
         }
+        self.inner.borrow_mut().kept.entry(process).or_default().ended += away;
     }
 
     fn sleep(&self, time: Duration) {
@@ -395,7 +472,12 @@ impl Driver for Fibers {
             return;
         }
         let mean = self.pace.get().disk_ns;
-        let time = self.random(|random| random.exponential(mean)) as i64;
+        let time = {
+            let inner = &mut *self.inner.borrow_mut();
+            let process = inner.fibers.get(&self.current.get()).map(|fiber| fiber.process);
+            let slow = process.and_then(|process| inner.machines.get(&process)).map_or(1.0, |m| m.slow_disk);
+            inner.random.exponential(mean * slow) as i64
+        };
         self.sleep_for(time);
     }
 }

@@ -14,7 +14,7 @@ pub enum Fate {
     Unknown,
     /// Acknowledged.
     Done,
-    /// The disk lost it with the power, before any flush.
+    /// A crash took it before any flush, or a restore did.
     Lost,
 }
 
@@ -41,6 +41,10 @@ pub struct Write {
     pub sent: Option<i64>,
     /// What became of it.
     pub fate: Fate,
+    /// Whether the client has heard that it was done.
+    pub acknowledged: bool,
+    /// Since when it may be lost.
+    pub lost_at: Option<i64>,
     /// Whether it is durable: answered with FUA, or before a flush.
     pub durable: bool,
 }
@@ -56,8 +60,6 @@ pub struct History {
     by_sector: Vec<Vec<Vec<usize>>>,
     /// Readers' answers that showed a write: host, write, the T_i it waited for, and when it left.
     pub revealed: Vec<(usize, usize, Option<i64>, i64)>,
-    /// The longest that an answer was held back, in ns.
-    pub longest_hold: i64,
 }
 
 impl History {
@@ -68,7 +70,6 @@ impl History {
             by_client: vec![Vec::new(); clients],
             by_sector: vec![vec![Vec::new(); SECTORS as usize]; hosts],
             revealed: Vec::new(),
-            longest_hold: 0,
         }
     }
 
@@ -98,6 +99,8 @@ impl History {
             held_by: None,
             sent: None,
             fate: Fate::Unknown,
+            acknowledged: false,
+            lost_at: None,
             durable: fua,
         });
         place
@@ -117,6 +120,17 @@ impl History {
     /// The writes of a sector, oldest first.
     pub fn of_sector(&self, host: usize, sector: u64) -> impl DoubleEndedIterator<Item = (usize, &Write)> {
         self.by_sector[host][sector as usize].iter().map(|&place| (place, &self.writes[place]))
+    }
+
+    /// The last write of a sector that was acknowledged and not lost.
+    pub fn last_done(&self, host: usize, sector: u64) -> Option<(usize, &Write)> {
+        self.of_sector(host, sector).rfind(|(_, write)| write.fate == Fate::Done)
+    }
+
+    /// A crash or a restore took a write away.
+    pub fn lose(&mut self, place: usize, at: i64) {
+        let write = &mut self.writes[place];
+        (write.fate, write.lost_at) = (Fate::Lost, Some(at));
     }
 
     /// A flush of a host was answered that began at `began`: what was answered before is durable.

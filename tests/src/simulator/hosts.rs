@@ -10,7 +10,8 @@ use timesync::clock::HostClock;
 use timesync::server::Record;
 use timesync::time::{Host as HostTimeline, Nanos, Time};
 
-use super::fibers::Process;
+use super::fibers::{Machine, Process};
+use super::wire::Reply;
 use super::workload::Connection;
 use super::world::{World, world};
 use crate::clocks::host::Host as Timing;
@@ -25,8 +26,12 @@ pub struct HostState {
     pub daemon: Option<Daemon>,
     /// Control messages do not reach it, or not come back, until then.
     pub cut_off: (i64, i64),
-    /// By how much its timers run slow, in 10⁻⁹.
-    pub slow_ppb: i64,
+    /// What it runs on.
+    pub machine: Machine,
+    /// Requests that its daemon is to answer.
+    pub under_way: Vec<Reply>,
+    /// When its last daemon died.
+    pub died_at: i64,
     /// Whether it may have forgotten what was not flushed, and nobody has looked yet.
     pub forgetful: bool,
     /// Whether its daemon is about to run.
@@ -77,7 +82,7 @@ pub fn start(host: usize) {
         let mut state = world.hosts[host].borrow_mut();
         state.timing.down = false;
         let now = world.fibers.now();
-        world.fibers.set_timers(process, state.slow_ppb);
+        world.fibers.set_machine(process, state.machine);
         (state.disk.clone(), state.timing.incarnation(now))
     };
     let options = HostOptions {
@@ -123,6 +128,7 @@ pub fn kill(host: usize, find: impl FnOnce(&SimulatedDisk) -> SimulatedDisk) {
     let mut state = world.hosts[host].borrow_mut();
     state.timing.down = true;
     state.timing.restarts += 1;
+    state.died_at = world.fibers.now();
     // The map of a layer is in memory until it is synced, so a killed daemon forgets as a machine without power does.
     state.forgetful = true;
     state.disk = find(&state.disk);

@@ -4,8 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
-use axum::http::Request;
+use axum::http::{Request, Response};
 use snapshot::orders::{ArmOrder, ArmTiming};
 use snapshot::simulation::{Carry, Driver, block_on};
 use tokio::sync::oneshot;
@@ -13,7 +14,6 @@ use tower::ServiceExt;
 
 use super::faults;
 use super::fibers::Process;
-use super::hosts;
 use super::world::{World, world};
 
 /// How the control network behaves.
@@ -25,6 +25,8 @@ pub struct Network {
     pub stray: f64,
     /// and by how much at most, in ns.
     pub longest_ns: f64,
+    /// The step whose messages do so most often, and how often.
+    pub slowest: Option<(&'static str, f64)>,
     /// How likely a message is lost,
     pub loss: f64,
     /// or comes twice.
@@ -34,8 +36,13 @@ pub struct Network {
 /// The first host's port; the others' follow.
 pub const FIRST_PORT: u16 = 10_000;
 
+/// The steps of an attempt, as the paths of their orders end.
+pub const STEPS: [&str; 7] = ["prepare", "arm", "strike", "release", "seal", "commit", "abort"];
+
 type Answer = Result<(u16, Bytes), Option<String>>;
-type Reply = Arc<Mutex<Option<oneshot::Sender<Answer>>>>;
+
+/// Where an answer goes; empty once there is one, or if nobody waits for it.
+pub type Reply = Arc<Mutex<Option<oneshot::Sender<Answer>>>>;
 
 fn answer(reply: &Reply, answer: Answer) {
     let taken = reply.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -67,52 +74,54 @@ impl Carry for Wire {
         let reply: Reply = Arc::new(Mutex::new(Some(sender)));
         let waiting = Arc::clone(&reply);
         world.fibers.alarm(limit, Box::new(move || answer(&waiting, Err(None))));
-        watch(&request, host);
+        let step = step(request.uri().path());
+        watch(&request, step, host);
         let path = request.uri().path().to_owned();
         world.note(|| format!("server {} → {}: {} {path}", self.server, World::name(host), request.method()));
-        send(host, &request, &reply);
+        let order = Order { host, step, request };
         let again = world.random(|random| random.chance(world.setting.network.repeated));
         if again && !world.calm.get() {
-            send(host, &request, &Arc::default());
+            order.clone().send(Arc::default());
         }
-        let count = world.messages.get() + 1;
-        world.messages.set(count);
-        let due = world.due.borrow_mut().remove(&count);
-        for fault in due.into_iter().flatten() {
-            let delay = world.random(|random| random.exponential(300_000.0)) as i64;
-            world.fibers.after(delay, move || faults::strike(fault));
-        }
+        order.send(reply);
+        let (message, nth) = world.count(step);
+        faults::due(message, step, nth);
         Box::pin(async move { receiver.await.unwrap_or(Err(None)) })
     }
 }
 
+/// What a message is about.
+fn step(path: &str) -> &'static str {
+    let last = path.rsplit('/').next();
+    STEPS.into_iter().find(|step| Some(*step) == last).unwrap_or("")
+}
+
 /// Remembers when the hosts are to cut, so that the clients can be busy then.
-fn watch(request: &Request<Bytes>, host: usize) {
+fn watch(request: &Request<Bytes>, step: &str, host: usize) {
     let world = world();
-    if !request.uri().path().ends_with("/arm") {
-        return;
+    let now = world.fibers.now();
+    let busy = |from: i64, to: i64| world.busy.borrow_mut().push(from..to);
+    if step == "strike" {
+        busy(now, now + world.setting.max_stretch + 1_000_000);
     }
     let Ok(order) = serde_json::from_slice::<ArmOrder>(request.body()) else { return };
-    let now = world.fibers.now();
-    let at = match order.timing {
-        ArmTiming::Timed { at, .. } => {
-            world.hosts[host].borrow().timing.clock.first(at.as_nanos(), now, now + 2_000_000_000)
-        }
-        ArmTiming::Barrier => now + 600_000,
-    };
-    world.cuts_at.borrow_mut().push(at);
+    if let ArmTiming::Timed { at, stretch } = order.timing {
+        let at = world.hosts[host].borrow().timing.clock.first(at.as_nanos(), now, now + 2_000_000_000);
+        busy(at - 300_000, at + stretch.get() + 400_000);
+    }
 }
 
 /// How long a message takes; none if it is lost.
-fn way(host: usize, direction: usize) -> Option<i64> {
+fn way(host: usize, step: &str, direction: usize) -> Option<i64> {
     let world = world();
     let network = world.setting.network;
     let calm = world.calm.get();
     let now = world.fibers.now();
     let state = world.hosts[host].borrow();
     let cut_off = [state.cut_off.0, state.cut_off.1][direction] > now;
+    let slow = network.slowest.filter(|(slowest, _)| *slowest == step).map_or(0.0, |(_, chance)| chance);
     world.random(|random| {
-        let stray = random.chance(network.stray) && !calm;
+        let stray = random.chance(network.stray.max(slow)) && !calm;
         let lost = random.chance(network.loss) && !calm;
         let delay = 20_000.0 + random.exponential(network.delay_ns);
         let more = if stray { random.between(0.0, network.longest_ns) } else { 0.0 };
@@ -120,31 +129,63 @@ fn way(host: usize, direction: usize) -> Option<i64> {
     })
 }
 
-fn send(host: usize, request: &Request<Bytes>, reply: &Reply) {
-    let world = world();
-    let Some(delay) = way(host, 0) else { return };
-    let (mut copy, reply) = (Request::new(Body::from(request.body().clone())), Arc::clone(reply));
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    world.fibers.after(delay, move || {
-        let world = super::world::world();
-        let Some((process, router)) = daemon(host) else {
-            return answer(&reply, Err(Some("connection refused".to_owned())));
-        };
-        let serve = move || {
-            let path = copy.uri().path().to_owned();
-            let response = block_on(router.oneshot(copy)).unwrap_or_else(|never| match never {});
-            let status = response.status().as_u16();
-            let body = block_on(to_bytes(response.into_body(), 1 << 24)).unwrap_or_default();
-            let world = super::world::world();
-            world.note(|| format!("{} answers {path}: {status} {}", World::name(host), said(status, &body)));
-            if let Some(delay) = way(host, 1) {
-                world.fibers.after(delay, move || answer(&reply, Ok((status, body))));
+/// What a server asks of a host.
+#[derive(Clone)]
+struct Order {
+    host: usize,
+    step: &'static str,
+    request: Request<Bytes>,
+}
+
+impl Order {
+    fn send(self, reply: Reply) {
+        let world = world();
+        let Some(delay) = way(self.host, self.step, 0) else { return };
+        // A connection to a machine that is not up yet either is tried again, one to a machine that is gets refused.
+        let tries = if world.random(|random| random.chance(0.3)) { 20 } else { 0 };
+        world.fibers.after(delay, move || self.arrive(reply, tries));
+    }
+
+    fn arrive(self, reply: Reply, tries: u32) {
+        let world = world();
+        let Some((process, router)) = daemon(self.host) else {
+            if tries == 0 || world.calm.get() {
+                return answer(&reply, Err(Some("connection refused".to_owned())));
             }
+            let pause = world.random(|random| random.nanos(1_000_000, 20_000_000));
+            return world.fibers.after(pause, move || self.arrive(reply, tries - 1));
         };
-        world.fibers.start(process, "request", Box::new(serve));
-    });
+        {
+            let mut state = world.hosts[self.host].borrow_mut();
+            state.under_way.retain(|reply| reply.lock().unwrap_or_else(PoisonError::into_inner).is_some());
+            state.under_way.push(Arc::clone(&reply));
+        }
+        world.fibers.start(process, "request", Box::new(move || self.be_served(router, reply)));
+    }
+
+    fn be_served(self, router: Router, reply: Reply) {
+        let world = world();
+        world.fibers.begin(self.step);
+        let path = self.request.uri().path().to_owned();
+        let response: Response<Body> =
+            block_on(router.oneshot(self.request.map(Body::from))).unwrap_or_else(|never| match never {});
+        let status = response.status().as_u16();
+        let body = block_on(to_bytes(response.into_body(), 1 << 24)).unwrap_or_default();
+        world.note(|| format!("{} answers {path}: {status} {}", World::name(self.host), said(status, &body)));
+        if let Some(delay) = way(self.host, self.step, 1) {
+            world.fibers.after(delay, move || answer(&reply, Ok((status, body))));
+        }
+    }
+}
+
+/// A daemon was killed: its machine resets the connections that it had.
+pub fn reset(host: usize) {
+    let world = world();
+    let broken = std::mem::take(&mut world.hosts[host].borrow_mut().under_way);
+    for reply in broken {
+        let Some(delay) = way(host, "", 1) else { continue };
+        world.fibers.after(delay, move || answer(&reply, Err(Some("the connection was reset".to_owned()))));
+    }
 }
 
 /// What may be told of an answer: ids differ from run to run.
@@ -152,13 +193,8 @@ fn said(status: u16, body: &Bytes) -> String {
     if status < 300 { String::new() } else { String::from_utf8_lossy(body).chars().take(200).collect() }
 }
 
-fn daemon(host: usize) -> Option<(Process, axum::Router)> {
+fn daemon(host: usize) -> Option<(Process, Router)> {
     let world = world();
     let state = world.hosts[host].borrow();
     state.daemon.as_ref().map(|daemon| (daemon.process, daemon.router.clone()))
-}
-
-/// Whether a host runs.
-pub fn reaches(host: usize) -> bool {
-    hosts::is_up(host)
 }

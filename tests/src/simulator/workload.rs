@@ -14,8 +14,9 @@ use super::history::{Fate, SECTOR, SECTORS, content, writer};
 use super::hosts::{self, VOLUME};
 use super::world::{World, world};
 
-/// Sectors of the blocks that are shared between clients; the others are written whole.
-const SHARED: u64 = 40;
+/// Blocks that are shared between clients; the others are written whole.
+pub const SHARED_BLOCKS: u64 = 5;
+const SHARED: u64 = SHARED_BLOCKS * BLOCK;
 /// Sectors of a block.
 const BLOCK: u64 = 8;
 
@@ -37,6 +38,17 @@ enum Request {
         count: u64,
     },
     Flush,
+}
+
+impl Request {
+    /// Its name as a kind of work.
+    fn name(&self) -> &'static str {
+        match self {
+            Request::Write { .. } => "write",
+            Request::Read { .. } => "read",
+            Request::Flush => "flush",
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -124,6 +136,7 @@ fn serve(host: usize, connection: &Arc<Connection>, device: &dyn Device) {
             world.fibers.wait(connection.key(), None);
             continue;
         };
+        world.fibers.begin(request.name());
         match request {
             Request::Write { client, host, first, count, fua, apart, knows } => {
                 let place = receive(client, host, first..first + count, fua, apart, knows);
@@ -187,6 +200,7 @@ fn receive(
     } else {
         set_reading_at_head(None);
     }
+    world.fibers.begin("write");
     let place = world.history.borrow_mut().issue(client, host, sectors, knows, fua);
     world.history.borrow_mut().writes[place].received = Some(world.fibers.now());
     place
@@ -219,14 +233,13 @@ fn reply(
     answer: Answer,
 ) {
     let world = world();
-    let (clock, ready) = (hosts::clock(host), world.fibers.now());
+    world.fibers.begin("reply");
+    let clock = hosts::clock(host);
+    let (ready, kept) = (world.fibers.now(), world.fibers.kept());
     let waiting = Arc::clone(connection);
     let send = move || {
         let world = super::world::world();
-        let now = world.fibers.now();
-        let mut history = world.history.borrow_mut();
-        history.longest_hold = history.longest_hold.max(now - ready);
-        drop(history);
+        super::check::hold(host, world.fibers.now() - ready, world.fibers.kept().since(kept));
         sent();
         let delay = way(8_000.0);
         world.fibers.after(delay, move || {
@@ -283,10 +296,16 @@ pub fn live(client: usize) {
 fn think() {
     let world = world();
     let now = world.fibers.now();
-    let near = world.cuts_at.borrow().iter().map(|at| at - now).filter(|left| *left > -400_000).min();
-    let pause = world.random(|random| match near {
-        Some(left) if left < 300_000 => random.exponential(6_000.0) as i64,
-        Some(left) => (random.exponential(2_500_000.0) as i64).min(left - 250_000).max(1_000),
+    let next = {
+        let mut busy = world.busy.borrow_mut();
+        busy.retain(|time| time.end > now);
+        busy.iter().min_by_key(|time| time.start).cloned()
+    };
+    let pause = world.random(|random| match next {
+        Some(time) if time.start <= now => {
+            random.exponential(6_000_f64.max((time.end - time.start) as f64 / 80.0)) as i64
+        }
+        Some(time) => (random.exponential(2_500_000.0) as i64).min(time.start + 50_000 - now),
         None => random.exponential(2_500_000.0) as i64,
     });
     world.fibers.sleep_for(pause);
@@ -294,27 +313,10 @@ fn think() {
 
 fn ask(client: usize, host: usize, connection: &Arc<Connection>) {
     let world = world();
-    let request = {
-        let knows = world.knowledge.borrow()[client].clone();
-        let clients = world.setting.clients as u64;
-        let chosen = world.random(|random| (random.unit(), random.bits(), random.bits()));
-        let (dice, place, more) = chosen;
-        if dice < 0.60 {
-            let (first, count) = if more % 5 == 0 {
-                let blocks = (SECTORS - SHARED) / BLOCK;
-                let own = (place % blocks / clients) * clients + client as u64;
-                if own < blocks { (SHARED + own * BLOCK, BLOCK) } else { (client as u64, 1) }
-            } else {
-                (place % (SHARED / clients) * clients + client as u64, 1)
-            };
-            let apart = if more % 11 == 0 { world.random(|random| random.nanos(20_000, 200_000)) } else { 0 };
-            Request::Write { client, host, first, count, fua: more % 13 == 0, apart, knows }
-        } else if dice < 0.93 {
-            let count = if more % 3 == 0 { BLOCK } else { 1 };
-            Request::Read { first: place % (SECTORS - count + 1), count }
-        } else {
-            Request::Flush
-        }
+    let request = draw(client, host);
+    let asked = match &request {
+        Request::Read { first, count } => Some(Asked::about(host, *first..first + count)),
+        _ => None,
     };
     world.fibers.sleep_for(way(8_000.0));
     connection.line().requests.push_back(request);
@@ -330,39 +332,109 @@ fn ask(client: usize, host: usize, connection: &Arc<Connection>) {
         drop(line);
         world.fibers.wait(connection.key() + 1, None);
     };
-    learn(client, host, answer);
+    match answer {
+        Some(Answer::Done { place, result: Ok(()) }) => learn_done(client, place),
+        Some(Answer::Data(Ok(data))) => {
+            if let Some(asked) = asked {
+                asked.check(&data);
+            }
+            learn_read(client, host, &data);
+        }
+        Some(Answer::Flushed { began, result: Ok(()) }) => world.history.borrow_mut().flushed(host, began),
+        _ => {}
+    }
     if world.random(|random| random.chance(0.5)) {
         tell(client);
     }
 }
 
-fn learn(client: usize, host: usize, answer: Option<Answer>) {
+fn draw(client: usize, host: usize) -> Request {
+    let world = world();
+    let clients = world.setting.clients as u64;
+    let shared = world.setting.shared_blocks * BLOCK;
+    let (dice, place, more) = world.random(|random| (random.unit(), random.bits(), random.bits()));
+    if dice < 0.60 {
+        let knows = world.knowledge.borrow()[client].clone();
+        let (first, count) = if more % 5 == 0 {
+            let blocks = (SECTORS - SHARED) / BLOCK;
+            let own = (place % blocks / clients) * clients + client as u64;
+            if own < blocks { (SHARED + own * BLOCK, BLOCK) } else { (client as u64, 1) }
+        } else {
+            (place % (shared / clients) * clients + client as u64, 1)
+        };
+        let apart = if more % 11 == 0 { world.random(|random| random.nanos(20_000, 200_000)) } else { 0 };
+        Request::Write { client, host, first, count, fua: more % 13 == 0, apart, knows }
+    } else if dice < 0.93 {
+        let count = if more % 3 == 0 { BLOCK } else { 1 };
+        // Mostly where others write.
+        let within = if more % 7 < 5 { shared } else { SECTORS };
+        Request::Read { first: place % (within - count + 1), count }
+    } else {
+        Request::Flush
+    }
+}
+
+/// What a read has to show at least.
+struct Asked {
+    host: usize,
+    first: u64,
+    /// For each sector, the last write that was acknowledged before.
+    least: Vec<Option<usize>>,
+}
+
+impl Asked {
+    fn about(host: usize, sectors: std::ops::Range<u64>) -> Self {
+        let world = world();
+        let history = world.history.borrow();
+        let least = |sector| history.last_done(host, sector).map(|(place, _)| place);
+        // Meanwhile nobody knows what still stands.
+        let sectors = if world.restoring.get() { sectors.start..sectors.start } else { sectors };
+        Asked { host, first: sectors.start, least: sectors.map(least).collect() }
+    }
+
+    fn check(&self, data: &[u8]) {
+        let world = world();
+        let history = world.history.borrow();
+        for ((at, least), shown) in self.least.iter().enumerate().zip(data.chunks_exact(SECTOR as usize)) {
+            let Some(write) = least.map(|place| &history.writes[place]) else { continue };
+            let shows = writer(shown).map_or(u32::MAX, |(_, number)| number);
+            if write.fate == Fate::Done && shows < write.number && !world.restoring.get() {
+                world.violation(format!(
+                    "a read of {} shows sector {} without write {}:{}, which was acknowledged before it was asked",
+                    World::name(self.host),
+                    self.first + at as u64,
+                    write.client,
+                    write.number,
+                ));
+            }
+        }
+    }
+}
+
+fn learn_done(client: usize, place: usize) {
     let world = world();
     let mut history = world.history.borrow_mut();
-    match answer {
-        Some(Answer::Done { place, result: Ok(()) }) => {
-            let write = &mut history.writes[place];
-            if write.fate == Fate::Unknown {
-                write.fate = Fate::Done;
+    let write = &mut history.writes[place];
+    write.acknowledged = true;
+    if write.fate == Fate::Unknown {
+        write.fate = Fate::Done;
+    }
+    world.knowledge.borrow_mut()[client][client] = write.number;
+}
+
+fn learn_read(client: usize, host: usize, data: &[u8]) {
+    let world = world();
+    let history = world.history.borrow();
+    for sector in data.chunks_exact(SECTOR as usize) {
+        match writer(sector) {
+            None => world.violation(format!("a read of {} shows a torn sector", World::name(host))),
+            Some((of, number)) => {
+                let Some(write) = history.of(of, number) else { continue };
+                let mut knowledge = world.knowledge.borrow_mut();
+                merge(&mut knowledge[client], &write.knows);
+                knowledge[client][of] = knowledge[client][of].max(number);
             }
-            let number = write.number;
-            world.knowledge.borrow_mut()[client][client] = number;
         }
-        Some(Answer::Data(Ok(data))) => {
-            for sector in data.chunks_exact(SECTOR as usize) {
-                match writer(sector) {
-                    None => world.violation(format!("a read of {} shows a torn sector", World::name(host))),
-                    Some((of, number)) => {
-                        let Some(write) = history.of(of, number) else { continue };
-                        let mut knowledge = world.knowledge.borrow_mut();
-                        merge(&mut knowledge[client], &write.knows);
-                        knowledge[client][of] = knowledge[client][of].max(number);
-                    }
-                }
-            }
-        }
-        Some(Answer::Flushed { began, result: Ok(()) }) => history.flushed(host, began),
-        _ => {}
     }
 }
 

@@ -1,12 +1,14 @@
 //! One world: what there is, where everybody finds it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 
 use snapshot::simulation::{Mutation, drive, mutate};
 use timesync::random::Random;
 
+use super::faults::{Fault, When};
 use super::fibers::{Fibers, Pace, Process};
 use super::history::History;
 use super::hosts::HostState;
@@ -27,6 +29,8 @@ pub struct Setting {
     pub burst: u32,
     /// The hosts' limit for any stretch, in ns.
     pub max_stretch: i64,
+    /// Shared blocks of each volume that are in use.
+    pub shared_blocks: u64,
     /// Whether anything goes wrong.
     pub faulty: bool,
     /// The control network.
@@ -49,16 +53,18 @@ pub struct World {
     pub history: RefCell<History>,
     /// What the clients know: for each, the latest write of each.
     pub knowledge: RefCell<Vec<Vec<u32>>>,
-    /// The server times at which hosts cut, as ordered.
-    pub cuts_at: RefCell<Vec<i64>>,
+    /// When hosts cut, as ordered, and a little around it: clients are busy then.
+    pub busy: RefCell<Vec<Range<i64>>>,
     /// Clients stop when this is set.
     pub stopping: Cell<bool>,
     /// Nothing goes wrong any more.
     pub calm: Cell<bool>,
-    /// Control messages so far.
-    pub messages: Cell<u64>,
-    /// Faults by the number of the control message after which they happen.
-    pub due: RefCell<BTreeMap<u64, Vec<super::faults::Fault>>>,
+    /// Control messages so far,
+    messages: Cell<u64>,
+    /// and those of each step.
+    orders: RefCell<BTreeMap<&'static str, u64>>,
+    /// Faults that have not happened yet.
+    pub due: RefCell<Vec<(When, Fault)>>,
     /// The story, one line each.
     pub trace: RefCell<Vec<String>>,
     /// Daemons that were killed.
@@ -71,6 +77,12 @@ pub struct World {
     pub certified: Cell<u64>,
     /// And that were not.
     pub refused: Cell<u64>,
+    /// Snapshots that were checked: by which server, and their names.
+    pub checked: RefCell<BTreeSet<(usize, String)>>,
+    /// Other operators who wait for a snapshot.
+    pub operators: Cell<usize>,
+    /// A restore is under way: what was answered may be undone.
+    pub restoring: Cell<bool>,
     /// All hosts are going away: they have nothing of any attempt.
     pub over: Cell<bool>,
     /// Clients that have stopped.
@@ -117,10 +129,11 @@ impl World {
             servers: vec![RefCell::new(None), RefCell::new(None)],
             history: RefCell::new(History::new(clients, count)),
             knowledge: RefCell::new(vec![vec![0; clients]; clients]),
-            cuts_at: RefCell::default(),
+            busy: RefCell::default(),
             stopping: Cell::new(false),
             calm: Cell::new(false),
             messages: Cell::new(0),
+            orders: RefCell::default(),
             due: RefCell::default(),
             trace: RefCell::default(),
             graveyard: RefCell::default(),
@@ -128,6 +141,9 @@ impl World {
             stopped: RefCell::default(),
             certified: Cell::new(0),
             refused: Cell::new(0),
+            checked: RefCell::default(),
+            operators: Cell::new(0),
+            restoring: Cell::new(false),
             over: Cell::new(false),
             clients_gone: Cell::new(0),
             violations: RefCell::default(),
@@ -142,6 +158,15 @@ impl World {
         let process = self.next_process.get();
         self.next_process.set(process + 1);
         process
+    }
+
+    /// Counts a control message: of all, and of its step.
+    pub fn count(&self, step: &'static str) -> (u64, u64) {
+        self.messages.set(self.messages.get() + 1);
+        let mut orders = self.orders.borrow_mut();
+        let nth = orders.entry(step).or_default();
+        *nth += 1;
+        (self.messages.get(), *nth)
     }
 
     /// Draws from the seed.
