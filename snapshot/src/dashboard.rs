@@ -93,9 +93,9 @@ mod tests {
     #[test]
     fn every_file_that_another_one_names_is_served() {
         for file in FILES.iter().chain([&INDEX]) {
-            for (open, prefix) in [("from \"./", ""), ("=\"/dashboard/", "")] {
-                for rest in file.text.split(open).skip(1) {
-                    let name = format!("{prefix}{}", rest.split('"').next().unwrap());
+            for opening in ["from \"./", "=\"/dashboard/"] {
+                for rest in file.text.split(opening).skip(1) {
+                    let name = rest.split('"').next().unwrap();
                     assert!(FILES.iter().any(|file| file.name == name), "{} names {name}", file.name);
                 }
             }

@@ -51,7 +51,8 @@ export class HostRow {
     say(this.statistical, bounded ? (same ? "= hard" : within(host.statistical_ns)) : "–");
     this.statistical.classList.toggle("quiet", same);
     const all = host.exchanges + host.lost;
-    say(this.lost, !all ? "–" : host.lost === 0 ? "0" : `${((100 * host.lost) / all).toPrecision(2)}\u202f%`);
+    const share = (100 * host.lost) / Math.max(1, all);
+    say(this.lost, !all ? "–" : share === 0 ? "0" : `${share < 9.9 ? share.toPrecision(2) : Math.round(share)}\u202f%`);
     say(this.median, host.rtt_ns ? least(host.rtt_ns.p50) : "");
     if (this.details) this.facts();
   }
@@ -61,7 +62,7 @@ export class HostRow {
     const [chart, most] = sparkOffset(track);
     const any = track.hard_ns.some((ns) => ns != null);
     say(this.scale, any ? within(most) : "");
-    this.offsets.replaceChildren(...(any ? [chart, this.scale] : [el("span", { class: "quiet" }, "no bound in this time")]));
+    this.offsets.replaceChildren(...(any ? [chart, this.scale] : [el("span", { class: "quiet" }, "nothing to draw yet")]));
     this.widths.replaceChildren(...(any ? [sparkWidth(track, scale)] : []));
     this.trips.replaceChildren(...(track.round_trips.length ? [sparkTrips(track, bins), this.median] : []));
   }

@@ -49,7 +49,8 @@ export function matrix() {
     const values = hosts.map((a) => hosts.map((b) => (a === b ? null : value(a, b))));
     const known = values.flat().filter((ns) => ns != null);
     const [least, most] = known.length ? [Math.max(1, Math.min(...known)), Math.max(2, ...known)] : [1, 2];
-    const place = (ns) => (most <= least ? 0.5 : Math.log(Math.max(least, ns) / least) / Math.log(most / least));
+    // Where all are nearly alike, they look so: the scale covers at least a factor of two.
+    const place = (ns) => Math.log(Math.max(least, ns) / least) / Math.log(Math.max(2, most / least));
 
     const names = n <= FEW;
     const margin = names ? Math.min(110, width * 0.28) : 0;
@@ -97,7 +98,7 @@ export function matrix() {
     say(high, known.length ? tick(rounded(most)) : "");
     const fills = scale.getContext("2d");
     for (let x = 0; x < 256; x++) {
-      fills.fillStyle = colour(x / 255);
+      fills.fillStyle = colour((x / 255) * place(most));
       fills.fillRect(x, 0, 1, 10);
     }
     canvas.setAttribute("aria-label", `${METRICS[choice.value].label}: ${n} × ${n} hosts. The arrow keys move over the pairs.`);

@@ -40,7 +40,9 @@ export function snapshots(changed) {
     shown = key;
     // A new table, but whoever was on one of its links stays there.
     const focused = body.contains(document.activeElement) ? document.activeElement.hash : null;
-    const most = Math.max(1, ...answer.snapshots.map((one) => one.margin_ns ?? 0));
+    // Margins differ by factors of thousands: the bars' lengths are logarithms.
+    const margins = answer.snapshots.map((one) => one.margin_ns).filter((ns) => ns > 0);
+    const [low, high] = [Math.log(Math.min(...margins) / 3), Math.log(Math.max(...margins))];
     body.tBodies[0].replaceChildren(...answer.snapshots.map((one) => {
       const margin = one.margin_ns == null ? "–" : [el("span", { class: "bar", "aria-hidden": "true" }), least(one.margin_ns)];
       const made = row(COLUMNS, [
@@ -52,7 +54,7 @@ export function snapshots(changed) {
         ["number", one.held ? least(one.stretch_max_ns) : one.verdict ? "nothing" : "–"],
       ]);
       const bar = made.querySelector(".bar");
-      if (bar) bar.style.inlineSize = `${Math.max(2, 56 * Math.sqrt(Math.max(0, one.margin_ns) / most))}px`;
+      if (bar) bar.style.inlineSize = `${one.margin_ns > 0 ? (56 * (Math.log(one.margin_ns) - low)) / (high - low) : 0}px`;
       return made;
     }));
     if (focused) body.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
