@@ -32,17 +32,22 @@ function line(values, x, y) {
     for (let slot = from; slot <= to; slot++) path += `L${at(x(slot + 0.5))} ${at(y(values[slot]))}`;
     return path + `L${at(x(to + 1))} ${at(y(values[to]))}`;
   };
-  return runs(values.length, (slot) => values[slot] != null).map(part).join("");
+  return runs(values.length, (slot) => values[slot] != null)
+    .map(part)
+    .join("");
 }
 
 /** The area between two rows of values. */
 function band(low, high, x, y) {
   const part = ([from, to]) => {
-    const edge = (values, slots) => slots.map((slot) => `${at(x(slot))} ${at(y(values[Math.min(to, Math.max(from, Math.floor(slot)))]))}`);
+    const edge = (values, slots) =>
+      slots.map((slot) => `${at(x(slot))} ${at(y(values[Math.min(to, Math.max(from, Math.floor(slot)))]))}`);
     const slots = [from, ...Array.from({ length: to - from + 1 }, (_, slot) => from + slot + 0.5), to + 1];
     return "M" + [...edge(high, slots), ...edge(low, slots.reverse())].join("L") + "Z";
   };
-  return runs(low.length, (slot) => low[slot] != null && high[slot] != null).map(part).join("");
+  return runs(low.length, (slot) => low[slot] != null && high[slot] != null)
+    .map(part)
+    .join("");
 }
 
 /** Offsets less their median, with the bounds around them, and the largest value that has a place. */
@@ -66,11 +71,14 @@ function around(track) {
 }
 
 /** Whether the statistical bound is ever narrower than the hard one. */
-export const narrower = (track) =>
-  track.statistical_ns.some((ns, slot) => ns != null && ns < track.hard_ns[slot]);
+export const narrower = (track) => track.statistical_ns.some((ns, slot) => ns != null && ns < track.hard_ns[slot]);
 
 function small(kind, slots, ...parts) {
-  return svg("svg", { class: `spark ${kind}`, viewBox: `0 0 ${slots} 100`, preserveAspectRatio: "none", "aria-hidden": "true" }, parts);
+  return svg(
+    "svg",
+    { class: `spark ${kind}`, viewBox: `0 0 ${slots} 100`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    parts,
+  );
 }
 
 /** A row's chart of the offset and its bounds, on a scale of its own. Returns it and the scale. */
@@ -78,11 +86,14 @@ export function sparkOffset(track) {
   const { hard, statistical, offset, most } = around(track);
   const y = (ns) => 50 - (46 * ns) / most;
   const x = (slot) => slot;
-  const chart = small("offsets", track.offset_ns.length,
+  const chart = small(
+    "offsets",
+    track.offset_ns.length,
     svg("path", { class: "zero", d: `M0 50H${track.offset_ns.length}` }),
     svg("path", { class: "hard band", d: band(...hard, x, y) }),
     narrower(track) && svg("path", { class: "statistical band", d: band(...statistical, x, y) }),
-    svg("path", { class: "middle", d: line(offset, x, y) }));
+    svg("path", { class: "middle", d: line(offset, x, y) }),
+  );
   return [chart, most];
 }
 
@@ -99,21 +110,29 @@ export function decades(tracks) {
   return [floor, Math.max(floor + 1, Math.ceil(Math.log10(high)))];
 }
 
-const logarithmic = ([low, high], top, bottom) => (ns) =>
-  bottom - ((Math.log10(Math.max(1, ns)) - low) / (high - low)) * (bottom - top);
+const logarithmic =
+  ([low, high], top, bottom) =>
+  (ns) =>
+    bottom - ((Math.log10(Math.max(1, ns)) - low) / (high - low)) * (bottom - top);
 
 /** A row's chart of the half-widths, on a scale that all rows share. */
 export function sparkWidth(track, scale) {
   const y = logarithmic(scale, 4, 96);
   const x = (slot) => slot;
   const slots = track.hard_ns.length;
-  const grid = Array.from({ length: scale[1] - scale[0] + 1 }, (_, step) => `M0 ${at(y(10 ** (scale[0] + step)))}H${slots}`);
+  const grid = Array.from(
+    { length: scale[1] - scale[0] + 1 },
+    (_, step) => `M0 ${at(y(10 ** (scale[0] + step)))}H${slots}`,
+  );
   const floor = track.hard_ns.map((ns) => (ns == null ? null : 10 ** scale[0]));
-  return small("widths", slots,
+  return small(
+    "widths",
+    slots,
     svg("path", { class: "grid", d: grid.join("") }),
     svg("path", { class: "hard band", d: band(floor, track.hard_ns, x, y) }),
     svg("path", { class: "hard line", d: line(track.hard_ns, x, y) }),
-    narrower(track) && svg("path", { class: "statistical line", d: line(track.statistical_ns, x, y) }));
+    narrower(track) && svg("path", { class: "statistical line", d: line(track.statistical_ns, x, y) }),
+  );
 }
 
 const MINUTE = 60e3;
@@ -171,10 +190,16 @@ export function large(kind, height) {
       svg("path", { class: "grid", d: shown.levels.map(([y]) => `M${LEFT} ${at(y)}H${width - 2}`).join("") }),
       ...marks.map(([ms, label]) => {
         const last = instant(ms) > width - 30;
-        return svg("text", { x: at(last ? width : instant(ms)), y: height - 5, "text-anchor": last ? "end" : "middle" }, label);
+        return svg(
+          "text",
+          { x: at(last ? width : instant(ms)), y: height - 5, "text-anchor": last ? "end" : "middle" },
+          label,
+        );
       }),
       ...shown.levels.map(([y, label]) => svg("text", { x: LEFT - 6, y: at(y) + 4, "text-anchor": "end" }, label)),
-      ...shown.parts, rule);
+      ...shown.parts,
+      rule,
+    );
     say(title, shown.title);
     picture.setAttribute("aria-label", `${track.host}: ${shown.title}, over time. The arrow keys move a cursor.`);
     geometry = { width, slots, x, top, bottom, rule };
@@ -202,7 +227,7 @@ export function large(kind, height) {
     event.preventDefault();
     point((cursor ?? geometry.slots) + step);
   });
-  return { figure, update: (...shown) => ([history, track] = shown, redraw()) };
+  return { figure, update: (...shown) => (([history, track] = shown), redraw()) };
 }
 
 function words(history, track, slot) {
@@ -223,10 +248,19 @@ function offsets(track, x, top, bottom) {
     title: `Offset with its bounds${zero}${cut ? "; wider moments are cut off" : ""}`,
     levels: levels(edge).map((ns) => [y(ns), ns > 0 ? "+" + tick(ns) : tick(ns)]),
     parts: [
-      svg("svg", { x: LEFT, y: top, width: x(track.offset_ns.length) - LEFT, height: bottom - top, viewBox: `${LEFT} ${top} ${x(track.offset_ns.length) - LEFT} ${bottom - top}` },
+      svg(
+        "svg",
+        {
+          x: LEFT,
+          y: top,
+          width: x(track.offset_ns.length) - LEFT,
+          height: bottom - top,
+          viewBox: `${LEFT} ${top} ${x(track.offset_ns.length) - LEFT} ${bottom - top}`,
+        },
         svg("path", { class: "hard band", d: band(...hard, x, y) }),
         narrower(track) && svg("path", { class: "statistical band", d: band(...statistical, x, y) }),
-        svg("path", { class: "middle", d: line(line_, x, y) })),
+        svg("path", { class: "middle", d: line(line_, x, y) }),
+      ),
     ],
   };
 }
@@ -247,9 +281,16 @@ function widths(track, x, top, bottom) {
 
 /** What the colours mean. */
 export const legend = () =>
-  el("p", { class: "legend", "aria-hidden": "true" },
-    el("span", { class: "key hard" }), "hard bound ", el("span", { class: "key statistical" }), "statistical bound ",
-    el("span", { class: "key middle" }), "offset");
+  el(
+    "p",
+    { class: "legend", "aria-hidden": "true" },
+    el("span", { class: "key hard" }),
+    "hard bound ",
+    el("span", { class: "key statistical" }),
+    "statistical bound ",
+    el("span", { class: "key middle" }),
+    "offset",
+  );
 
 /** A usual and a worst half-width, in words. */
 export const summary = (values) => {

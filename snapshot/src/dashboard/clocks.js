@@ -8,7 +8,12 @@ import { matrix } from "./matrix.js";
 import { count, offset, within } from "./units.js";
 
 const HOUR = 3600e3;
-const SPANS = [["last hour", HOUR], ["last 6 hours", 6 * HOUR], ["last day", 24 * HOUR], ["last 7 days", 7 * 24 * HOUR]];
+const SPANS = [
+  ["last hour", HOUR],
+  ["last 6 hours", 6 * HOUR],
+  ["last day", 24 * HOUR],
+  ["last 7 days", 7 * 24 * HOUR],
+];
 /** From so many hosts on there is something to search for. */
 const MANY = 8;
 /** Up to so many there is room. */
@@ -24,25 +29,67 @@ const byOrder = (a, b) => a.number - b.number;
 export function clocks(respan) {
   const rows = new Map();
   let [past, drawn] = [null, false];
-  const search = el("input", { type: "search", id: "search", placeholder: "Find a host", autocomplete: "off", oninput: () => filter() });
-  const order = el("select", { id: "order", "aria-label": "Order of the hosts", onchange: () => sort() }, el("option", { value: "width" }, "widest first"), el("option", { value: "name" }, "as configured"));
-  const spans = el("select", { id: "span", "aria-label": "How far back", onchange: () => (respan(), rows.forEach((row) => row.refresh())) },
-    SPANS.map(([label, ms]) => el("option", { value: ms }, label)));
+  const search = el("input", {
+    type: "search",
+    id: "search",
+    placeholder: "Find a host",
+    autocomplete: "off",
+    oninput: () => filter(),
+  });
+  const order = el(
+    "select",
+    { id: "order", "aria-label": "Order of the hosts", onchange: () => sort() },
+    el("option", { value: "width" }, "widest first"),
+    el("option", { value: "name" }, "as configured"),
+  );
+  const spans = el(
+    "select",
+    { id: "span", "aria-label": "How far back", onchange: () => (respan(), rows.forEach((row) => row.refresh())) },
+    SPANS.map(([label, ms]) => el("option", { value: ms }, label)),
+  );
   const found = el("p", { class: "quiet", role: "status" });
   const hosts = table("Hosts", COLUMNS, [], { class: "hosts" });
   const body = hosts.tBodies[0];
   const pairs = matrix();
   const worst = table("Widest pairs", PAIR, [], { class: "pairs" });
   const more = el("p", { class: "quiet" });
-  const pairing = el("section", { class: "panel", "aria-labelledby": "pairs-title" }, el("h2", { id: "pairs-title" }, "Pairs"), pairs.element, worst, more);
-  const empty = el("p", { class: "notice", hidden: true }, "The server's configuration lists no hosts; add a ", el("code", {}, "[[host]]"), " to it.");
+  const pairing = el(
+    "section",
+    { class: "panel", "aria-labelledby": "pairs-title" },
+    el("h2", { id: "pairs-title" }, "Pairs"),
+    pairs.element,
+    worst,
+    more,
+  );
+  const empty = el(
+    "p",
+    { class: "notice", hidden: true },
+    "The server's configuration lists no hosts; add a ",
+    el("code", {}, "[[host]]"),
+    " to it.",
+  );
   const searching = el("span", { hidden: true }, el("label", { for: "search", class: "sr" }, "Find a host"), search);
-  const element = el("div", { class: "clocks" },
-    el("section", { class: "panel wide", "aria-labelledby": "hosts-title" },
-      el("div", { class: "row" }, el("h2", { id: "hosts-title" }, "Hosts, against the server"), legend(),
-        searching, order, spans),
-      empty, hosts, found),
-    pairing);
+  const element = el(
+    "div",
+    { class: "clocks" },
+    el(
+      "section",
+      { class: "panel wide", "aria-labelledby": "hosts-title" },
+      el(
+        "div",
+        { class: "row" },
+        el("h2", { id: "hosts-title" }, "Hosts, against the server"),
+        legend(),
+        searching,
+        order,
+        spans,
+      ),
+      empty,
+      hosts,
+      found,
+    ),
+    pairing,
+  );
 
   const sort = () => {
     // Rows move only when somebody asks for it: what jumps cannot be read.
@@ -95,7 +142,11 @@ export function clocks(respan) {
     pairing.hidden = names.length < 2;
     pairs.update(report.hosts);
     const widest = report.pairs.filter((pair) => pair.hard_ns != null).slice(0, WORST);
-    const cells = (pair) => [`${pair.a} – ${pair.b}`, ["number", offset(pair.offset_ns, pair.hard_ns)], ["number", within(pair.hard_ns)]];
+    const cells = (pair) => [
+      `${pair.a} – ${pair.b}`,
+      ["number", offset(pair.offset_ns, pair.hard_ns)],
+      ["number", within(pair.hard_ns)],
+    ];
     worst.tBodies[0].replaceChildren(...widest.map((pair) => row(PAIR, cells(pair))));
     worst.hidden = widest.length === 0;
     const bounded = report.hosts.filter(isBounded).length;

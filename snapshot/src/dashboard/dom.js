@@ -17,7 +17,8 @@ function fill(element, attributes, children) {
 export const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
 
 /** An SVG element. */
-export const svg = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+export const svg = (tag, attributes = {}, ...children) =>
+  fill(document.createElementNS(SVG, tag), attributes, children);
 
 /** Sets an element's text, if it is another one: what did not change is not announced again. */
 export function say(element, text) {
@@ -37,9 +38,12 @@ export function atWidth(element, draw) {
 /** A table whose cells keep their meaning where a narrow screen turns the rows into blocks. */
 export function table(label, headings, rows, attributes = {}) {
   const heads = headings.map((heading) => el("th", { scope: "col", role: "columnheader" }, heading));
-  return el("table", { "aria-label": label, role: "table", ...attributes },
+  return el(
+    "table",
+    { "aria-label": label, role: "table", ...attributes },
     el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, heads)),
-    el("tbody", { role: "rowgroup" }, rows));
+    el("tbody", { role: "rowgroup" }, rows),
+  );
 }
 
 /** A row of such a table: of strings, elements, or [class, content]. The first cell is the row's heading. */

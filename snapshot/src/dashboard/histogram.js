@@ -21,8 +21,11 @@ export function sparkTrips(track, [first, last]) {
     const height = Math.max(4, 96 * Math.sqrt(count / most));
     return `M${bin - 1 - first} 100h1V${(100 - height).toFixed(1)}h-1Z`;
   });
-  return svg("svg", { class: "spark trips", viewBox: `0 0 ${last - first} 100`, preserveAspectRatio: "none", "aria-hidden": "true" },
-    svg("path", { class: "trips bars", d: bars.join("") }));
+  return svg(
+    "svg",
+    { class: "spark trips", viewBox: `0 0 ${last - first} 100`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    svg("path", { class: "trips bars", d: bars.join("") }),
+  );
 }
 
 /** A large one with its axis. `update(track)` draws it. */
@@ -50,18 +53,38 @@ export function trips(height) {
     const most = Math.max(...found.map(([, count]) => count));
     const y = (count) => bottom - Math.max(1.5, (bottom - top) * Math.sqrt(count / most));
     const bars = found.map(([bin, count]) =>
-      svg("rect", { class: "trips bars", x: x(bin - 1) + 0.5, width: Math.max(1, x(bin) - x(bin - 1) - 1), y: y(count), height: bottom - y(count) },
-        svg("title", {}, `up to ${short(upTo(bin))}: ${count.toLocaleString()}`)));
+      svg(
+        "rect",
+        {
+          class: "trips bars",
+          x: x(bin - 1) + 0.5,
+          width: Math.max(1, x(bin) - x(bin - 1) - 1),
+          y: y(count),
+          height: bottom - y(count),
+        },
+        svg("title", {}, `up to ${short(upTo(bin))}: ${count.toLocaleString()}`),
+      ),
+    );
     const wide = 4 * Math.log2(10) * (width / (last - first));
     const steps = wide > 260 ? [1, 2, 5] : wide > 120 ? [1, 3] : [1];
     const marks = [];
     for (let power = 0; power < 11; power++) marks.push(...steps.map((step) => step * 10 ** power));
-    const seen = marks.map((ns) => [x(4 * Math.log2(ns)), tick(ns)]).filter(([place]) => place > 14 && place < width - 14);
+    const seen = marks
+      .map((ns) => [x(4 * Math.log2(ns)), tick(ns)])
+      .filter(([place]) => place > 14 && place < width - 14);
     picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
     picture.replaceChildren(
-      svg("path", { class: "grid", d: seen.map(([place]) => `M${place.toFixed(1)} ${top}V${bottom + 3}`).join("") + `M2 ${bottom + 0.5}H${width - 2}` }),
+      svg("path", {
+        class: "grid",
+        d:
+          seen.map(([place]) => `M${place.toFixed(1)} ${top}V${bottom + 3}`).join("") +
+          `M2 ${bottom + 0.5}H${width - 2}`,
+      }),
       ...bars,
-      ...seen.map(([place, label]) => svg("text", { x: place.toFixed(1), y: height - 4, "text-anchor": "middle" }, label)));
+      ...seen.map(([place, label]) =>
+        svg("text", { x: place.toFixed(1), y: height - 4, "text-anchor": "middle" }, label),
+      ),
+    );
     const said = words(found, total);
     say(readout, said);
     picture.setAttribute("aria-label", `${track.host}: round trips. ${said}`);

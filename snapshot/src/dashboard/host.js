@@ -7,7 +7,16 @@ import { get } from "./server.js";
 import { count, least, offset, short, span, within } from "./units.js";
 
 /** The table's columns. */
-export const COLUMNS = ["Host", "Offset", "Hard bound", "Statistical", "Offset over time", "Bounds over time", "Round trips", "Lost"];
+export const COLUMNS = [
+  "Host",
+  "Offset",
+  "Hard bound",
+  "Statistical",
+  "Offset over time",
+  "Bounds over time",
+  "Round trips",
+  "Lost",
+];
 
 const STATES = {
   ok: "bounded",
@@ -26,8 +35,12 @@ export const isBounded = (host) => host.hard_ns != null;
 export class HostRow {
   constructor(name, spanMs) {
     Object.assign(this, { name, spanMs, host: null, details: null, poll: null });
-    const id = `host-${HostRow.made = (HostRow.made ?? 0) + 1}`;
-    this.toggle = el("button", { class: "disclose", "aria-expanded": "false", "aria-controls": id, onclick: () => this.open(!this.details) }, el("span", { title: name }, name));
+    const id = `host-${(HostRow.made = (HostRow.made ?? 0) + 1)}`;
+    this.toggle = el(
+      "button",
+      { class: "disclose", "aria-expanded": "false", "aria-controls": id, onclick: () => this.open(!this.details) },
+      el("span", { title: name }, name),
+    );
     this.state = el("span", { class: "state" });
     this.cells = COLUMNS.slice(1).map((label) => el("td", { role: "cell", "data-label": label }));
     [this.offset, this.hard, this.statistical, this.offsets, this.widths, this.trips, this.lost] = this.cells;
@@ -35,8 +48,17 @@ export class HostRow {
     for (const cell of [this.offsets, this.widths, this.trips]) cell.className = "picture";
     this.scale = el("span", { class: "scale" });
     this.median = el("span", { class: "scale" });
-    this.row = el("tr", { role: "row", class: "host" }, el("th", { scope: "row", role: "rowheader" }, this.toggle, this.state), this.cells);
-    this.below = el("tr", { role: "row", class: "details", id, hidden: true }, el("td", { role: "cell", colspan: COLUMNS.length }));
+    this.row = el(
+      "tr",
+      { role: "row", class: "host" },
+      el("th", { scope: "row", role: "rowheader" }, this.toggle, this.state),
+      this.cells,
+    );
+    this.below = el(
+      "tr",
+      { role: "row", class: "details", id, hidden: true },
+      el("td", { role: "cell", colspan: COLUMNS.length }),
+    );
   }
 
   /** What is known of it now. */
@@ -44,7 +66,7 @@ export class HostRow {
     this.host = host;
     const bounded = isBounded(host);
     this.row.dataset.state = bounded ? "bounded" : "unbounded";
-    say(this.state, host.state === "ok" ? "" : STATES[host.state] ?? host.state);
+    say(this.state, host.state === "ok" ? "" : (STATES[host.state] ?? host.state));
     say(this.offset, offset(host.offset_ns, host.hard_ns));
     say(this.hard, within(host.hard_ns));
     const same = host.statistical_ns === host.hard_ns;
@@ -62,7 +84,9 @@ export class HostRow {
     const [chart, most] = sparkOffset(track);
     const any = track.hard_ns.some((ns) => ns != null);
     say(this.scale, any ? within(most) : "");
-    this.offsets.replaceChildren(...(any ? [chart, this.scale] : [el("span", { class: "quiet" }, "nothing to draw yet")]));
+    this.offsets.replaceChildren(
+      ...(any ? [chart, this.scale] : [el("span", { class: "quiet" }, "nothing to draw yet")]),
+    );
     this.widths.replaceChildren(...(any ? [sparkWidth(track, scale)] : []));
     this.trips.replaceChildren(...(track.round_trips.length ? [sparkTrips(track, bins), this.median] : []));
   }
@@ -86,7 +110,17 @@ export class HostRow {
       usual: el("p", { class: "quiet" }),
     };
     const { offsets, widths, trips: histogram, why, facts, usual } = this.details;
-    this.below.firstChild.append(el("div", { class: "host-details" }, why, offsets.figure, el("div", { class: "pair" }, widths.figure, histogram.figure), usual, facts));
+    this.below.firstChild.append(
+      el(
+        "div",
+        { class: "host-details" },
+        why,
+        offsets.figure,
+        el("div", { class: "pair" }, widths.figure, histogram.figure),
+        usual,
+        facts,
+      ),
+    );
     this.facts();
     this.refresh();
   }
@@ -120,24 +154,39 @@ export class HostRow {
     const entries = [
       ["Probed at", host.address],
       ["Timestamps", host.timestamps],
-      ["Round trip", host.rtt_ns && `${least(host.rtt_ns.min)} at least, ${least(host.rtt_ns.p50)} median, ${short(host.rtt_ns.p99)} for 99 %`],
+      [
+        "Round trip",
+        host.rtt_ns &&
+          `${least(host.rtt_ns.min)} at least, ${least(host.rtt_ns.p50)} median, ${short(host.rtt_ns.p99)} for 99 %`,
+      ],
       ["Bound that sizes V", host.timeline_ns != null && within(host.timeline_ns)],
       ["Drift", host.drift_ppb != null && `${(host.drift_ppb / 1000).toFixed(3)} ppm`],
       ["Exchanges", `${count(host.exchanges, "exchange")}, ${host.lost.toLocaleString()} lost`],
       ["Last heard", host.age_ms != null && `${span(host.age_ms)} ago`],
-      ["Confidence", host.confidence != null && (host.confidence === 1 ? "nothing left to chance" : `${host.confidence}`)],
+      [
+        "Confidence",
+        host.confidence != null && (host.confidence === 1 ? "nothing left to chance" : `${host.confidence}`),
+      ],
       ["Asymmetry allowed for", host.asymmetry && `${least(host.asymmetry.ns)} (${host.asymmetry.source})`],
-      ["Assumed", [
-        `rate within ${assumptions.rate_ppb / 1000} ppm`,
-        assumptions.wander_ppb_per_s == null ? "any wander" : `wander within ${assumptions.wander_ppb_per_s} ppb/s`,
-        (assumptions.min_forward || assumptions.min_backward) && `least delays ${short(assumptions.min_forward)} and ${short(assumptions.min_backward)}`,
-        assumptions.trust_correction && "correctionFields are true",
-        assumptions.authenticated ? "packets are authenticated" : "nobody forges packets",
-      ].filter(Boolean).join(", ")],
+      [
+        "Assumed",
+        [
+          `rate within ${assumptions.rate_ppb / 1000} ppm`,
+          assumptions.wander_ppb_per_s == null ? "any wander" : `wander within ${assumptions.wander_ppb_per_s} ppb/s`,
+          (assumptions.min_forward || assumptions.min_backward) &&
+            `least delays ${short(assumptions.min_forward)} and ${short(assumptions.min_backward)}`,
+          assumptions.trust_correction && "correctionFields are true",
+          assumptions.authenticated ? "packets are authenticated" : "nobody forges packets",
+        ]
+          .filter(Boolean)
+          .join(", "),
+      ],
     ].filter(([, value]) => value);
     const text = entries.flat().join("\n");
     if (details.shown === text) return;
     details.shown = text;
-    details.facts.replaceChildren(...entries.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+    details.facts.replaceChildren(
+      ...entries.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+    );
   }
 }

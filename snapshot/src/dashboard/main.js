@@ -40,7 +40,12 @@ function follow(path, every, ...applies) {
 
 let link = { gone: null, heard: null };
 follow(() => "/api/v1/skew", 2000, glance.skew, views.clocks.skew);
-const histories = follow(() => `/api/v1/dashboard/history?span_ms=${views.clocks.span()}&points=${POINTS}`, 10000, glance.history, views.clocks.history);
+const histories = follow(
+  () => `/api/v1/dashboard/history?span_ms=${views.clocks.span()}&points=${POINTS}`,
+  10000,
+  glance.history,
+  views.clocks.history,
+);
 const listed = follow(() => "/api/v1/dashboard/snapshots", 3000, glance.snapshots, views.snapshots.list);
 follow(() => "/api/v1/schedules", 15000, glance.schedules, views.volumes.schedules);
 follow(() => "/api/v1/me", 60000, who, views.snapshots.who);
@@ -77,7 +82,7 @@ function tell() {
   document.body.classList.toggle("gone", gone != null);
   $("gone").hidden = gone == null && !refusal;
   const since = heard ? `since ${clock(heard)}; what is shown is as of then` : "yet";
-  say($("gone"), gone != null ? `The server does not answer ${since}. Trying again …` : refusal ?? "");
+  say($("gone"), gone != null ? `The server does not answer ${since}. Trying again …` : (refusal ?? ""));
   say($("live"), gone != null ? "not connected" : heard ? "live" : "connecting");
 }
 watch((state) => ((link = { ...state }), tell()));

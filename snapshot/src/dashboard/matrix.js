@@ -31,13 +31,25 @@ export function matrix() {
   const readout = el("p", { class: "readout", "aria-live": "polite" });
   const scale = el("canvas", { class: "ramp", height: "10", width: "256", "aria-hidden": "true" });
   const [low, high] = [el("span"), el("span")];
-  const choice = el("select", { id: "metric", onchange: () => redraw() },
-    Object.entries(METRICS).map(([value, { label }]) => el("option", { value }, label)));
+  const choice = el(
+    "select",
+    { id: "metric", onchange: () => redraw() },
+    Object.entries(METRICS).map(([value, { label }]) => el("option", { value }, label)),
+  );
   const box = el("div", { class: "matrix-box" }, canvas);
-  const element = el("div", {},
-    el("div", { class: "row" }, el("label", { for: "metric", class: "sr" }, "What the cells show"), choice,
-      el("span", { class: "ramp-box" }, low, scale, high)),
-    box, readout);
+  const element = el(
+    "div",
+    {},
+    el(
+      "div",
+      { class: "row" },
+      el("label", { for: "metric", class: "sr" }, "What the cells show"),
+      choice,
+      el("span", { class: "ramp-box" }, low, scale, high),
+    ),
+    box,
+    readout,
+  );
   let [hosts, all, cell, geometry] = [[], 0, null, null];
 
   const draw = (width) => {
@@ -71,12 +83,21 @@ export function matrix() {
     for (let i = 0; i < n; i++) {
       for (let j = 0; j < n; j++) {
         const ns = values[i][j];
-        draws.fillStyle = i === j ? style.getPropertyValue("--panel") : ns == null ? style.getPropertyValue("--unknown") : colour(place(ns));
+        draws.fillStyle =
+          i === j
+            ? style.getPropertyValue("--panel")
+            : ns == null
+              ? style.getPropertyValue("--unknown")
+              : colour(place(ns));
         draws.fillRect(margin + j * side, top + i * tall, side - gap, tall - gap);
         if (names && ns != null) {
           draws.fillStyle = style.getPropertyValue(place(ns) > 0.55 ? "--on-heat-2" : "--on-heat-0");
           draws.textAlign = "center";
-          draws.fillText(fitting(draws, tick(rounded(ns)), side - 4), margin + (j + 0.5) * side, top + (i + 0.5) * tall);
+          draws.fillText(
+            fitting(draws, tick(rounded(ns)), side - 4),
+            margin + (j + 0.5) * side,
+            top + (i + 0.5) * tall,
+          );
         }
       }
     }
@@ -101,11 +122,18 @@ export function matrix() {
       fills.fillStyle = colour((x / 255) * place(most));
       fills.fillRect(x, 0, 1, 10);
     }
-    canvas.setAttribute("aria-label", `${METRICS[choice.value].label}: ${n} × ${n} hosts. The arrow keys move over the pairs.`);
+    canvas.setAttribute(
+      "aria-label",
+      `${METRICS[choice.value].label}: ${n} × ${n} hosts. The arrow keys move over the pairs.`,
+    );
     geometry = { margin, side, tall, top };
-    say(readout, cell ? words(hosts[cell[0]], hosts[cell[1]]) : known.length ? hint() : "No two clocks are bounded yet");
+    say(
+      readout,
+      cell ? words(hosts[cell[0]], hosts[cell[1]]) : known.length ? hint() : "No two clocks are bounded yet",
+    );
   };
-  const hint = () => `${all > MOST ? `The ${MOST} widest of ${all} hosts. ` : ""}Point at a pair, or use the arrow keys`;
+  const hint = () =>
+    `${all > MOST ? `The ${MOST} widest of ${all} hosts. ` : ""}Point at a pair, or use the arrow keys`;
   const redraw = atWidth(box, draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
@@ -140,7 +168,8 @@ export function matrix() {
 function words(a, b) {
   if (a === b) return a.host;
   const bound = METRICS.bound.value(a, b);
-  if (bound == null) return `${a.host} and ${b.host}: no bound, as ${(a.hard_ns == null ? a : b).host} is ${(a.hard_ns == null ? a : b).state}`;
+  if (bound == null)
+    return `${a.host} and ${b.host}: no bound, as ${(a.hard_ns == null ? a : b).host} is ${(a.hard_ns == null ? a : b).state}`;
   return `${a.host} less ${b.host}: ${offset(a.offset_ns - b.offset_ns, bound)} ${within(bound)}`;
 }
 
@@ -162,7 +191,9 @@ function blend(stops) {
   const made = Array.from({ length: STOPS + 1 }, (_, step) => {
     const place = (step / STOPS) * (parts.length - 1);
     const from = Math.min(parts.length - 2, Math.floor(place));
-    const mix = parts[from].map((part, channel) => Math.round(part + (parts[from + 1][channel] - part) * (place - from)));
+    const mix = parts[from].map((part, channel) =>
+      Math.round(part + (parts[from + 1][channel] - part) * (place - from)),
+    );
     return `rgb(${mix.join(" ")})`;
   });
   return (share) => made[Math.round(Math.min(1, Math.max(0, share)) * STOPS)];

@@ -11,32 +11,77 @@ const STEPS = {
 
 /** The form. `taken(manifest)` is called with a new snapshot, `changed()` whenever the list may have changed. */
 export function take(taken, changed) {
-  const name = el("input", { id: "name", name: "name", placeholder: "a name, or none", maxlength: "64", pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*", title: "Letters, digits, “-”, “_” and “.”, the first a letter or digit", autocomplete: "off", spellcheck: "false" });
-  const mode = el("select", { id: "mode", name: "mode" }, [["auto", "auto"], ["timed", "timed"], ["barrier", "barrier"]].map(([value, label]) => el("option", { value }, label)));
-  const chosen = el("fieldset", { class: "volumes" }, el("legend", { class: "sr" }, "Volumes"), el("p", { class: "quiet" }, "Loading …"));
-  const choose = el("details", { ontoggle: () => choose.open && offer() }, el("summary", {}, "All volumes of all hosts"), chosen);
+  const name = el("input", {
+    id: "name",
+    name: "name",
+    placeholder: "a name, or none",
+    maxlength: "64",
+    pattern: "[A-Za-z0-9][A-Za-z0-9._\\-]*",
+    title: "Letters, digits, “-”, “_” and “.”, the first a letter or digit",
+    autocomplete: "off",
+    spellcheck: "false",
+  });
+  const mode = el(
+    "select",
+    { id: "mode", name: "mode" },
+    [
+      ["auto", "auto"],
+      ["timed", "timed"],
+      ["barrier", "barrier"],
+    ].map(([value, label]) => el("option", { value }, label)),
+  );
+  const chosen = el(
+    "fieldset",
+    { class: "volumes" },
+    el("legend", { class: "sr" }, "Volumes"),
+    el("p", { class: "quiet" }, "Loading …"),
+  );
+  const choose = el(
+    "details",
+    { ontoggle: () => choose.open && offer() },
+    el("summary", {}, "All volumes of all hosts"),
+    chosen,
+  );
   const go = el("button", { type: "submit", class: "primary" }, "Take a snapshot");
   const try_ = el("button", { type: "button", onclick: () => rehearse() }, "What would it be like?");
   const steps = el("ol", { class: "steps", "aria-hidden": "true" });
   const said = el("p", { role: "status", class: "said" });
-  const form = el("form", { onsubmit: (event) => (event.preventDefault(), create()) },
-    el("div", { class: "row" },
-      el("label", {}, "Name ", name), el("label", {}, "Mode ", mode), go, try_), choose);
-  const element = el("section", { class: "panel take", "aria-labelledby": "take-title" }, el("h2", { id: "take-title", class: "sr" }, "Take a snapshot"), form, steps, said);
+  const form = el(
+    "form",
+    { onsubmit: (event) => (event.preventDefault(), create()) },
+    el("div", { class: "row" }, el("label", {}, "Name ", name), el("label", {}, "Mode ", mode), go, try_),
+    choose,
+  );
+  const element = el(
+    "section",
+    { class: "panel take", "aria-labelledby": "take-title" },
+    el("h2", { id: "take-title", class: "sr" }, "Take a snapshot"),
+    form,
+    steps,
+    said,
+  );
 
   const boxes = () => [...chosen.querySelectorAll("input")];
   const tell = () => {
     const [all, some] = [boxes(), boxes().filter((box) => box.checked)];
-    say(choose.querySelector("summary"), all.length === some.length ? "All volumes of all hosts" : `${count(some.length, "volume")} of ${all.length}`);
+    say(
+      choose.querySelector("summary"),
+      all.length === some.length ? "All volumes of all hosts" : `${count(some.length, "volume")} of ${all.length}`,
+    );
   };
   const offer = async () => {
     if (boxes().length) return;
     try {
       const hosts = await get("/api/v1/volumes", 30000);
       const members = hosts.flatMap(({ host, volumes }) => volumes.map((volume) => ({ host, volume: volume.name })));
-      const box = (member) => Object.assign(el("input", { type: "checkbox", checked: true, onchange: tell }), { member });
-      chosen.replaceChildren(chosen.firstChild, ...members.map((member) => el("label", {}, box(member), ` ${member.host}/${member.volume}`)));
-      if (!members.length) chosen.append(el("p", { class: "quiet" }, "No host has a volume: coeval volume create makes one."));
+      const box = (member) =>
+        Object.assign(el("input", { type: "checkbox", checked: true, onchange: tell }), { member });
+      chosen.replaceChildren(
+        chosen.firstChild,
+        ...members.map((member) => el("label", {}, box(member), ` ${member.host}/${member.volume}`)),
+      );
+      if (!members.length)
+        chosen.append(el("p", { class: "quiet" }, "No host has a volume: coeval volume create makes one."));
     } catch (why) {
       chosen.replaceChildren(chosen.firstChild, el("p", { class: "why" }, why.message));
     }
@@ -44,7 +89,11 @@ export function take(taken, changed) {
   const request = () => {
     const [all, some] = [boxes(), boxes().filter((box) => box.checked)];
     if (all.length && !some.length) throw new Error("Choose at least one volume");
-    return { name: name.value.trim() || null, mode: mode.value, group: all.length === some.length ? [] : some.map((box) => box.member) };
+    return {
+      name: name.value.trim() || null,
+      mode: mode.value,
+      group: all.length === some.length ? [] : some.map((box) => box.member),
+    };
   };
   const busy = (is) => [go, try_].forEach((button) => (button.disabled = is));
   const tellBad = (why) => {
@@ -61,10 +110,24 @@ export function take(taken, changed) {
   const rehearse = async () => {
     try {
       begin("Measuring and planning, without a cut …");
-      const { mode: how, v_ns, margin_ns, stretch_ns, control_round_trip_ns, hosts, why_not_timed } = await post("/api/v1/rehearsals", request());
-      const bound = v_ns == null ? "" : ` V would be ${short(v_ns)}${margin_ns == null ? "" : `, the margin about ${least(margin_ns)}`}.`;
-      say(said, `It would be a ${how} cut of ${count(hosts.length, "host")}: a reply may be held for ${short(stretch_ns)}.${bound}` +
-        ` The slowest host answers orders in ${short(control_round_trip_ns)}.${why_not_timed ? ` Not by clocks: ${why_not_timed}.` : ""}`);
+      const {
+        mode: how,
+        v_ns,
+        margin_ns,
+        stretch_ns,
+        control_round_trip_ns,
+        hosts,
+        why_not_timed,
+      } = await post("/api/v1/rehearsals", request());
+      const bound =
+        v_ns == null
+          ? ""
+          : ` V would be ${short(v_ns)}${margin_ns == null ? "" : `, the margin about ${least(margin_ns)}`}.`;
+      say(
+        said,
+        `It would be a ${how} cut of ${count(hosts.length, "host")}: a reply may be held for ${short(stretch_ns)}.${bound}` +
+          ` The slowest host answers orders in ${short(control_round_trip_ns)}.${why_not_timed ? ` Not by clocks: ${why_not_timed}.` : ""}`,
+      );
     } catch (why) {
       tellBad(why);
     } finally {
@@ -80,7 +143,9 @@ export function take(taken, changed) {
       steps.replaceChildren(...order.map((step) => el("li", {}, step)));
     }
     const place = order.indexOf(step);
-    [...steps.children].forEach((item, at) => (item.className = place < 0 ? "undone" : at < place ? "done" : at === place ? "current" : ""));
+    [...steps.children].forEach(
+      (item, at) => (item.className = place < 0 ? "undone" : at < place ? "done" : at === place ? "current" : ""),
+    );
     say(said, `${number > 1 ? `Attempt ${number}, ` : ""}${step}: ${detail}`);
   };
 

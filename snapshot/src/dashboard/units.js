@@ -1,7 +1,12 @@
 // Numbers as people read them.
 
 const THIN = "\u202f";
-const TIMES = [["ns", 1], ["µs", 1e3], ["ms", 1e6], ["s", 1e9]];
+const TIMES = [
+  ["ns", 1],
+  ["µs", 1e3],
+  ["ms", 1e6],
+  ["s", 1e9],
+];
 
 /** A duration in three digits. A bound is rounded up, so that it is not made smaller; a margin down (`Math.floor`). */
 export function short(ns, round = Math.ceil) {
@@ -64,8 +69,7 @@ export function span(ms) {
 }
 
 /** An instant, given as RFC 3339 or in ms, in the reader's own time zone. */
-export const date = (at) =>
-  new Date(at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+export const date = (at) => new Date(at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
 /** The time of day alone. */
 export const clock = (at) => new Date(at).toLocaleTimeString();
