@@ -1,6 +1,6 @@
 //! The dashboard in a real browser, on real daemons.
 //!
-//! `COEVAL_PICTURES=docs/dashboard cargo test --test dashboard` also takes the pictures that the docs show.
+//! `COEVAL_PICTURES=docs/dashboard cargo test -p coeval-tests --test dashboard` also takes the pictures that the docs show.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
