@@ -54,7 +54,7 @@ fn pictures() -> Option<PathBuf> {
 
 fn take_picture(browser: &Browser, name: &str) {
     if let Some(directory) = pictures() {
-        browser.run("scrollTo(0, 0)");
+        browser.run("document.activeElement.blur(); scrollTo(0, 0)");
         browser.picture(&directory.join(format!("{name}.webp")));
     }
 }

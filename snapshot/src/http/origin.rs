@@ -89,6 +89,8 @@ fn is_local(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
     fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
@@ -150,8 +152,8 @@ mod tests {
         }
         let utf8 = (header::CONTENT_TYPE, "application/json; charset=utf-8");
         assert_eq!(status(HERE, &Method::POST, &[host.clone(), utf8], false), None);
-        assert_eq!(status(HERE, &Method::POST, &[host.clone()], false), Some(415));
-        assert_eq!(status(HERE, &Method::POST, &[host.clone()], true), None, "there is nothing in it");
+        assert_eq!(status(HERE, &Method::POST, from_ref(&host), false), Some(415));
+        assert_eq!(status(HERE, &Method::POST, from_ref(&host), true), None, "there is nothing in it");
         assert_eq!(status(HERE, &Method::DELETE, &[host], true), None);
     }
 }
