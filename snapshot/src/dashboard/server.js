@@ -51,18 +51,29 @@ const posted = (body) => ({
 /** POST, as JSON. It takes as long as it takes. */
 export const post = async (path, body) => (await ask(path, posted(body))).json();
 
-/** POST, for an answer that comes line by line; `each` gets every line. */
-export async function postForLines(path, body, each) {
-  const response = await ask(path, posted(body));
+/**
+ * POST, for an answer that comes event by event; `each` gets every one as `{kind: data}`. Events come as lines of JSON,
+ * or as a stream of server-sent events.
+ */
+export async function postForEvents(path, body, each) {
+  const order = posted(body);
+  order.headers.accept = "text/event-stream, application/x-ndjson";
+  const response = await ask(path, order);
+  const named = response.headers.get("content-type")?.startsWith("text/event-stream");
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let [rest, kind] = ["", "message"];
+  const take = (line) => {
+    if (!named) each(JSON.parse(line));
+    else if (line.startsWith("event:")) kind = line.slice(6).trim();
+    else if (line.startsWith("data:")) each({ [kind]: JSON.parse(line.slice(5)) });
+  };
   for (;;) {
     const { done, value } = await reader.read().catch((cause) => {
       throw new Error("The connection broke; the list shows what became of it", { cause });
     });
     const lines = (rest + (value ?? "")).split("\n");
     rest = done ? "" : lines.pop();
-    lines.filter(Boolean).forEach((line) => each(JSON.parse(line)));
+    lines.filter(Boolean).forEach(take);
     if (done) return;
   }
 }

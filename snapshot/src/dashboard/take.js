@@ -1,7 +1,7 @@
 // Taking a snapshot: what, how, and how far it is.
 
 import { el, say } from "./dom.js";
-import { get, post, postForLines } from "./server.js";
+import { get, post, postForEvents } from "./server.js";
 import { count, least, short } from "./units.js";
 
 const STEPS = {
@@ -155,10 +155,10 @@ export function take(taken, changed) {
       const order = request();
       begin("Asking the hosts …");
       [attempt, shown] = [0, null];
-      await postForLines("/api/v1/snapshots", order, (line) => {
-        if (line.progress) progress(line.progress);
-        manifest = line.manifest ?? manifest;
-        problem = line.problem ?? problem;
+      await postForEvents("/api/v1/snapshots", order, (event) => {
+        if (event.progress) progress(event.progress);
+        manifest = event.manifest ?? event.result ?? manifest;
+        problem = event.problem ?? problem;
       });
       if (problem) throw new Error(problem.detail);
       if (!manifest) throw new Error("The server did not say how it ended; the list shows what became of it.");
