@@ -419,7 +419,6 @@ fn a_hundred_hosts_are_one_page() {
     browser.press(TAB);
     assert_no_complaint(&browser);
 
-    take_picture(&browser, "hundred");
     browser.screen(Screen { dark: true, ..DESKTOP });
     take_picture(&browser, "hundred-dark");
     browser.screen(PHONE);
