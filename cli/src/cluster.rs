@@ -86,7 +86,7 @@ pub struct Cluster {
     /// Where the server's API is.
     pub api: String,
     // Last, so that it is removed after the processes are gone.
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Cluster {
@@ -121,7 +121,12 @@ impl Cluster {
         }
         let daemon = start_daemon(program, "server", directory.path(), "server", server, &config)?;
         let ready: ServerReady = daemon.ready()?;
-        Ok(Cluster { hosts, server: daemon, api: ready.api, _directory: directory })
+        Ok(Cluster { hosts, server: daemon, api: ready.api, directory })
+    }
+
+    /// The server's state directory.
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("server")
     }
 
     /// Starts the server again on the same state, after killing it if it still runs.

@@ -1,5 +1,6 @@
 //! The server's API: a thin HTTP shell around the coordinator, and the time-sync server's report beside it.
 
+pub mod dashboard;
 mod export;
 pub mod skew;
 mod space;

@@ -451,6 +451,19 @@ impl Catalogue {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// The newest `limit` snapshots, newest first, and how many there are.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn newest(&self, limit: u32) -> Result<(Vec<Snapshot>, u64), CatalogueError> {
+        let connection = self.lock();
+        let total: i64 = connection.query_row("SELECT count(*) FROM snapshots", [], |row| row.get(0))?;
+        let mut query = connection
+            .prepare(&format!("SELECT {COLUMNS} FROM snapshots ORDER BY created DESC, id DESC LIMIT ?1"))?;
+        let rows = query.query_map([limit], snapshot)?;
+        Ok((rows.collect::<Result<_, _>>()?, total.cast_unsigned()))
+    }
+
     /// One snapshot, by id or by name; of several with a name the one that holds it, then the newest.
     ///
     /// # Errors

@@ -1,13 +1,14 @@
 //! What every HTTP end of the control plane shares: where a daemon may listen, how it says no, how it is stopped.
 
 mod client;
+mod origin;
 mod peer;
 mod tls;
 
 #[cfg(feature = "simulation")]
 pub use client::Carry;
 pub use client::{Connector, ControlClient, ControlError, Lines};
-pub use peer::{Admits, Identity, NoIdentity, Role};
+pub use peer::{Admits, Identity, Me, NoIdentity, Role, me};
 pub use tls::TlsFiles;
 
 use std::net::{SocketAddr, TcpListener};
@@ -27,6 +28,7 @@ use rustls::ServerConfig;
 use serde::de::DeserializeOwned;
 
 use crate::orders::Problem;
+use origin::Site;
 use peer::Identifying;
 
 /// Stops a server: at once, or gracefully within a time.
@@ -119,8 +121,11 @@ impl Listener {
     pub async fn serve(self, router: Router, admits: Admits, stop: StopHandle) -> std::io::Result<()> {
         // Around all there is, so that no route can be forgotten.
         let router = router.fallback(no_such_page).method_not_allowed_fallback(no_such_method);
-        let service =
-            router.layer(from_fn(move |request, next| admits.check(request, next))).into_make_service();
+        let site = Site::of(self.tls.is_some(), self.address);
+        let service = router
+            .layer(from_fn(move |request, next| admits.check(request, next)))
+            .layer(from_fn(move |request, next| site.check(request, next)))
+            .into_make_service();
         // Small requests answer each other (strike, release): Nagle's delay would dominate a barrier.
         let server = axum_server::from_tcp(self.socket)?.handle(stop).acceptor(NoDelayAcceptor::new());
         match self.tls {

@@ -7,6 +7,7 @@ pub mod certificate;
 pub mod client;
 pub mod coordinator;
 pub mod cut;
+pub mod dashboard;
 pub mod device;
 pub mod digest;
 pub mod export;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
+pub mod browser;
 pub mod chaos;
 pub mod clocks;
 pub mod durable;

@@ -49,7 +49,11 @@ fn only_certificates_of_the_fleets_authority_are_admitted() {
 }
 
 /// Method and path of everything that the server offers; then of everything that a host does.
-const API: [&str; 13] = [
+const API: [&str; 17] = [
+    "GET api/v1/me",
+    "GET api/v1/dashboard/history",
+    "GET api/v1/dashboard/snapshots",
+    "GET dashboard/main.js",
     "GET api/v1/snapshots",
     "GET api/v1/snapshots/none",
     "GET api/v1/volumes",

@@ -8,7 +8,7 @@ use snapshot::coordinator::{Coordinator, Options};
 use snapshot::history::Keeper;
 use snapshot::http::{Admits, Connector, Listener};
 use snapshot::remote::{HostEndpoint, Limits, RemoteHost};
-use snapshot::{server_time, time_keys};
+use snapshot::{dashboard, server_time, time_keys};
 use timesync::identity::Incarnation;
 use timesync::server::TimeServer;
 use timesync::time::Nanos;
@@ -72,10 +72,12 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     let ready = ServerReady { api: listener.url() };
     daemon::ready(&ready)?;
     tracing::info!(api = ready.api, hosts = config.hosts.len(), "ready");
-    let clocks = api::skew::router(Arc::clone(&time), history);
+    let clocks = api::skew::router(Arc::clone(&time), Arc::clone(&history));
+    let dashboard = dashboard::router(Arc::clone(&coordinator), history);
     // A report that cannot be turned into JSON would be a mistake in its types; nothing is shown then.
     let report = Arc::new(move || serde_json::to_value(time.report()).unwrap_or_default());
-    daemon::serve(listener, api::router(coordinator, report).merge(clocks), Admits::People).await
+    daemon::serve(listener, api::router(coordinator, report).merge(clocks).merge(dashboard), Admits::People)
+        .await
 }
 
 /// The configuration file with the flags over it.

@@ -67,7 +67,8 @@ async fn tracks(
     }
 }
 
-fn span(ms: i64) -> Result<Nanos, Refusal> {
+/// So far back, if the history reaches as far.
+pub(super) fn span(ms: i64) -> Result<Nanos, Refusal> {
     let span = Nanos::from_millis(ms);
     if (Nanos::ZERO..=COARSE_SPAN).contains(&span) {
         Ok(span)

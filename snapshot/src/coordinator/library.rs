@@ -47,6 +47,11 @@ impl Coordinator {
         self.with_catalogue(|catalogue| catalogue.list()).await
     }
 
+    /// The newest `limit` snapshots, newest first, and how many there are.
+    pub async fn newest(&self, limit: u32) -> Result<(Vec<Snapshot>, u64), CoordinatorError> {
+        self.with_catalogue(move |catalogue| catalogue.newest(limit)).await
+    }
+
     /// One snapshot, by id or name.
     pub async fn show(&self, key: &str, with_evidence: bool) -> Result<SnapshotDetails, CoordinatorError> {
         let key = key.to_owned();

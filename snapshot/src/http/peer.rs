@@ -9,15 +9,16 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 
-use axum::Extension;
 use axum::extract::Request;
 use axum::http::Method;
 use axum::middleware::{AddExtension, Next};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use axum_server::accept::{Accept, NoDelayAcceptor};
 use axum_server::tls_rustls::RustlsAcceptor;
 use futures_util::future::BoxFuture;
 use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tower_layer::Layer;
@@ -26,7 +27,8 @@ use webpki::EndEntityCert;
 use super::Refusal;
 
 /// What a certificate's holder is in the fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The time-sync server and coordinator: gives orders to hosts.
     Server,
@@ -152,6 +154,23 @@ impl Admits {
             Admits::TheServer => role == Role::Server,
         }
     }
+}
+
+/// Whoever asks, as known here. `GET /api/v1/me`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Me {
+    /// What they may do.
+    pub role: Role,
+    /// As their certificate calls them; null over plain HTTP.
+    pub name: Option<String>,
+}
+
+/// Tells who asks. Over plain HTTP it is somebody on this machine, who may do all that an operator may.
+pub async fn me(peer: Option<Extension<Peer>>) -> Json<Me> {
+    Json(match peer {
+        Some(Extension(Peer(Some(Identity { role, name })))) => Me { role, name: Some(name) },
+        _ => Me { role: Role::Operator, name: None },
+    })
 }
 
 /// Accepts TLS connections and notes on each request who sent it.
