@@ -1,0 +1,31 @@
+//! The system calls that need `unsafe`: those that nix does not wrap.
+#![expect(unsafe_code, reason = "the one module that may: see each block")]
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+mod requests {
+    // Declared as reading and writing an int, though the kernel ignores it (linux/fs.h).
+    nix::ioctl_readwrite!(fifreeze, b'X', 119, nix::libc::c_int);
+    nix::ioctl_readwrite!(fithaw, b'X', 120, nix::libc::c_int);
+}
+
+/// Freezes the file system that `file` is on: returns when no write is under way and none can begin. That it is so outlives
+/// this process.
+///
+/// # Errors
+/// EBUSY where somebody has frozen it already, EOPNOTSUPP where it cannot be frozen, EPERM without `CAP_SYS_ADMIN`.
+pub fn freeze(file: BorrowedFd<'_>) -> nix::Result<()> {
+    let mut unused = 0;
+    // SAFETY: the kernel takes no argument; the pointer is to an int that lives until the call returns.
+    unsafe { requests::fifreeze(file.as_raw_fd(), &raw mut unused) }.map(|_| ())
+}
+
+/// Ends the freeze of the file system that `file` is on.
+///
+/// # Errors
+/// EINVAL where it is not frozen.
+pub fn thaw(file: BorrowedFd<'_>) -> nix::Result<()> {
+    let mut unused = 0;
+    // SAFETY: the kernel takes no argument; the pointer is to an int that lives until the call returns.
+    unsafe { requests::fithaw(file.as_raw_fd(), &raw mut unused) }.map(|_| ())
+}
