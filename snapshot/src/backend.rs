@@ -23,6 +23,8 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 pub mod pause;
+pub mod qemu;
+pub mod qmp;
 pub mod watchdog;
 
 pub use pause::{Held, Pause, PauseError, Resumption};

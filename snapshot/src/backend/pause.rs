@@ -7,8 +7,14 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use timesync::time::Nanos;
 
+use super::qemu::Machine;
+use super::qmp::Qmp;
 use crate::sys;
+
+/// How long a monitor may take to greet.
+const GREETING: Nanos = Nanos::from_millis(2_000);
 
 /// A way to pause a volume.
 ///
@@ -23,6 +29,11 @@ pub enum Pause {
         /// The mount point.
         mount: PathBuf,
     },
+    /// `stop` and `cont` of a virtual machine, over QMP.
+    Machine {
+        /// The socket of QEMU's monitor.
+        monitor: PathBuf,
+    },
 }
 
 /// A pause with the file that it needs: opened before anything is paused, so that resuming opens nothing.
@@ -30,8 +41,9 @@ pub enum Pause {
 pub struct Held {
     /// What it is.
     pub pause: Pause,
-    /// The mount point's directory.
+    /// The mount point's directory, or the connection to the monitor.
     pub file: OwnedFd,
+    machine: Option<Machine>,
 }
 
 /// How a resume ended.
@@ -62,8 +74,16 @@ impl Held {
     pub fn open(pause: Pause) -> io::Result<Held> {
         let file = match &pause {
             Pause::Filesystem { mount } => File::open(mount)?.into(),
+            Pause::Machine { monitor } => {
+                Qmp::connect(monitor, GREETING).map_err(io::Error::other)?.share()?
+            }
         };
-        Ok(Held { pause, file })
+        Ok(Held::new(pause, file))
+    }
+
+    /// By what is open already.
+    pub fn new(pause: Pause, file: OwnedFd) -> Held {
+        Held { pause, file, machine: None }
     }
 
     /// The same for another process.
@@ -71,15 +91,19 @@ impl Held {
     /// # Errors
     /// When there are no file descriptors left.
     pub fn try_clone(&self) -> io::Result<Held> {
-        Ok(Held { pause: self.pause.clone(), file: self.file.try_clone()? })
+        Ok(Held::new(self.pause.clone(), self.file.try_clone()?))
     }
 
-    /// Pauses; takes as long as the storage needs to come to rest.
+    /// Pauses; takes as long as the storage needs to come to rest. One that can give up does so after `within`.
     ///
     /// # Errors
     /// [`PauseError`]: it is not paused by us then.
-    pub fn pause(&mut self) -> Result<(), PauseError> {
+    pub fn pause(&mut self, within: Nanos) -> Result<(), PauseError> {
         match &self.pause {
+            Pause::Machine { .. } => {
+                let machine = self.machine().map_err(|error| PauseError::Failed(error.to_string()))?;
+                machine.pause(within)
+            }
             Pause::Filesystem { mount } => sys::freeze(self.file.as_fd()).map_err(|error| match error {
                 Errno::EBUSY => PauseError::Busy,
                 error => PauseError::Failed(format!("cannot freeze {}: {error}", mount.display())),
@@ -93,11 +117,23 @@ impl Held {
     /// When it may still be paused.
     pub fn resume(&mut self) -> io::Result<Resumption> {
         match &self.pause {
+            Pause::Machine { .. } => self.machine()?.resume(),
             Pause::Filesystem { .. } => match sys::thaw(self.file.as_fd()) {
                 Ok(()) => Ok(Resumption::Ours),
                 Err(Errno::EINVAL) => Ok(Resumption::Others),
                 Err(error) => Err(error.into()),
             },
+        }
+    }
+
+    fn machine(&mut self) -> io::Result<&mut Machine> {
+        let socket = match &self.pause {
+            Pause::Machine { monitor } => monitor.clone(),
+            Pause::Filesystem { .. } => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        match &mut self.machine {
+            Some(machine) => Ok(machine),
+            none => Ok(none.insert(Machine::new(self.file.try_clone()?, socket))),
         }
     }
 }

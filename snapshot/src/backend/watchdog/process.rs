@@ -31,7 +31,7 @@ pub fn run(daemon: OwnedFd, file: OwnedFd, clock: &HostClock) -> io::Result<()> 
     exact_sleeps();
     let mut line = Line { stream: UnixStream::from(daemon), heard: Vec::with_capacity(4096) };
     let Some(Word::Hold(pause)) = line.hear(None)? else { return Ok(()) };
-    let mut held = Held { pause, file };
+    let mut held = Held::new(pause, file);
     line.say(&Report::Ready)?;
     match line.hear(None)? {
         Some(Word::Pause(order)) => watch_over(&mut held, order, line, clock),
@@ -49,7 +49,7 @@ fn stay_in_memory() {
 
 fn watch_over(held: &mut Held, order: PauseOrder, mut line: Line, clock: &HostClock) -> io::Result<()> {
     let began = clock.now();
-    if let Err(why) = held.pause() {
+    if let Err(why) = held.pause(order.deadline) {
         return line.say(&Report::NotPaused(why.to_string()));
     }
     let paused = Paused { began, p: clock.now() };
@@ -58,7 +58,7 @@ fn watch_over(held: &mut Held, order: PauseOrder, mut line: Line, clock: &HostCl
     if line.say(&Report::Paused(paused)).is_err() {
         watch.hung_up();
     }
-    let mut cause_of_first_try = None;
+    let mut first_try = None;
     loop {
         let now = clock.now();
         match watch.next(now) {
@@ -69,11 +69,12 @@ fn watch_over(held: &mut Held, order: PauseOrder, mut line: Line, clock: &HostCl
                 Err(_) => watch.hung_up(),
             },
             Next::Resume(cause) => {
-                let cause: Cause = *cause_of_first_try.get_or_insert(cause);
+                // A try that failed may yet have an effect before the next one begins: the first one's reading counts.
+                let (cause, q): (Cause, _) = *first_try.get_or_insert((cause, now));
                 match held.resume() {
                     Ok(how) => {
                         let by_others = how == Resumption::Others;
-                        return line.say(&Report::Resumed(Resumed { q: now, cause, by_others }));
+                        return line.say(&Report::Resumed(Resumed { q, cause, by_others }));
                     }
                     Err(_) => std::thread::sleep(RETRY),
                 }
