@@ -22,6 +22,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
+pub mod dm_thin;
 pub mod pause;
 pub mod qemu;
 pub mod qmp;

@@ -29,3 +29,23 @@ pub fn thaw(file: BorrowedFd<'_>) -> nix::Result<()> {
     // SAFETY: the kernel takes no argument; the pointer is to an int that lives until the call returns.
     unsafe { requests::fithaw(file.as_raw_fd(), &raw mut unused) }.map(|_| ())
 }
+
+/// The length of a device-mapper request's header, `struct dm_ioctl` (linux/dm-ioctl.h).
+pub const DM_HEADER: usize = 312;
+
+/// A request to the device mapper: `message` begins with a header that says how long it is, and is overwritten with the
+/// answer.
+///
+/// # Errors
+/// What the device mapper says; EINVAL where the header does not give the message's length.
+pub fn device_mapper(control: BorrowedFd<'_>, command: u8, message: &mut [u8]) -> nix::Result<()> {
+    let length = message.get(12..16).and_then(<[u8]>::first_chunk).map(|bytes| u32::from_ne_bytes(*bytes));
+    if message.len() < DM_HEADER || length.map(|length| length as usize) != Some(message.len()) {
+        return Err(nix::errno::Errno::EINVAL);
+    }
+    let request = nix::request_code_readwrite!(0xfd, command, DM_HEADER);
+    // SAFETY: the kernel reads and writes as many bytes as the header says at 12..16, which is the length of `message`, as
+    // was just checked; it lives, and is ours alone, until the call returns.
+    let outcome = unsafe { nix::libc::ioctl(control.as_raw_fd(), request, message.as_mut_ptr()) };
+    nix::errno::Errno::result(outcome).map(|_| ())
+}

@@ -8,6 +8,7 @@ pub mod durable;
 pub mod filesystem;
 pub mod fleet;
 pub mod fuzz;
+pub mod machine;
 pub mod namespaces;
 pub mod postgres;
 pub mod ptp4l;

@@ -1,7 +1,7 @@
 //! What pauses a volume and resumes it: as data, because the [watchdog](super::watchdog) that does it is another process.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use timesync::time::Nanos;
 
+use super::dm_thin::mapper::{Device, Mapper};
 use super::qemu::Machine;
 use super::qmp::Qmp;
 use crate::sys;
@@ -34,6 +35,13 @@ pub enum Pause {
         /// The socket of QEMU's monitor.
         monitor: PathBuf,
     },
+    /// Suspend and resume of a device-mapper device. A file system on it is not told.
+    Device {
+        /// Its name, for people.
+        name: String,
+        /// Its number, as the kernel encodes it.
+        number: u64,
+    },
 }
 
 /// A pause with the file that it needs: opened before anything is paused, so that resuming opens nothing.
@@ -41,7 +49,7 @@ pub enum Pause {
 pub struct Held {
     /// What it is.
     pub pause: Pause,
-    /// The mount point's directory, or the connection to the monitor.
+    /// The mount point's directory, the connection to the monitor, or the device mapper's control file.
     pub file: OwnedFd,
     machine: Option<Machine>,
 }
@@ -74,8 +82,14 @@ impl Held {
     pub fn open(pause: Pause) -> io::Result<Held> {
         let file = match &pause {
             Pause::Filesystem { mount } => File::open(mount)?.into(),
+            Pause::Device { .. } => Mapper::open()?.share()?,
             Pause::Machine { monitor } => {
-                Qmp::connect(monitor, GREETING).map_err(io::Error::other)?.share()?
+                let connected = Qmp::connect(monitor, GREETING).map_err(|error| {
+                    // A machine that is not there is not paused.
+                    let gone = error.is_not_there();
+                    io::Error::new(if gone { ErrorKind::NotFound } else { ErrorKind::Other }, error)
+                });
+                connected?.share()?
             }
         };
         Ok(Held::new(pause, file))
@@ -104,6 +118,9 @@ impl Held {
                 let machine = self.machine().map_err(|error| PauseError::Failed(error.to_string()))?;
                 machine.pause(within)
             }
+            Pause::Device { name, number } => {
+                suspend(&self.mapper().map_err(|error| PauseError::Failed(error.to_string()))?, name, *number)
+            }
             Pause::Filesystem { mount } => sys::freeze(self.file.as_fd()).map_err(|error| match error {
                 Errno::EBUSY => PauseError::Busy,
                 error => PauseError::Failed(format!("cannot freeze {}: {error}", mount.display())),
@@ -118,6 +135,7 @@ impl Held {
     pub fn resume(&mut self) -> io::Result<Resumption> {
         match &self.pause {
             Pause::Machine { .. } => self.machine()?.resume(),
+            Pause::Device { number, .. } => resume(&self.mapper()?, *number),
             Pause::Filesystem { .. } => match sys::thaw(self.file.as_fd()) {
                 Ok(()) => Ok(Resumption::Ours),
                 Err(Errno::EINVAL) => Ok(Resumption::Others),
@@ -126,14 +144,41 @@ impl Held {
         }
     }
 
+    fn mapper(&self) -> io::Result<Mapper> {
+        Ok(Mapper::new(self.file.try_clone()?))
+    }
+
     fn machine(&mut self) -> io::Result<&mut Machine> {
         let socket = match &self.pause {
             Pause::Machine { monitor } => monitor.clone(),
-            Pause::Filesystem { .. } => return Err(io::ErrorKind::Unsupported.into()),
+            _ => return Err(ErrorKind::Unsupported.into()),
         };
         match &mut self.machine {
             Some(machine) => Ok(machine),
             none => Ok(none.insert(Machine::new(self.file.try_clone()?, socket))),
         }
+    }
+}
+
+fn suspend(mapper: &Mapper, name: &str, number: u64) -> Result<(), PauseError> {
+    let device = Device::Numbered(number);
+    let failed = |error| PauseError::Failed(format!("cannot suspend device {name}: {error}"));
+    // The kernel would say yes to a second suspend, too.
+    if mapper.status(&device).map_err(failed)?.suspended {
+        return Err(PauseError::Busy);
+    }
+    mapper.suspend(&device).map_err(failed)
+}
+
+fn resume(mapper: &Mapper, number: u64) -> io::Result<Resumption> {
+    let device = Device::Numbered(number);
+    match mapper.status(&device) {
+        Ok(status) if status.suspended => {
+            mapper.resume(&device)?;
+            Ok(Resumption::Ours)
+        }
+        // Running, or removed.
+        Ok(_) | Err(Errno::ENXIO) => Ok(Resumption::Others),
+        Err(error) => Err(error.into()),
     }
 }

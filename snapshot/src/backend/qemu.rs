@@ -61,8 +61,17 @@ pub struct QemuOptions {
 #[derive(Debug)]
 pub struct Qemu {
     options: QemuOptions,
-    /// From `prepare` to the end of the attempt: the connection that the watchdog has, too.
-    session: Mutex<Option<Qmp>>,
+    session: Mutex<Option<Session>>,
+}
+
+/// From `prepare` to the end of an attempt.
+#[derive(Debug)]
+struct Session {
+    snapshot: String,
+    /// The watchdog has the same connection.
+    monitor: Qmp,
+    /// The transaction that takes the snapshot.
+    actions: Vec<Value>,
 }
 
 impl Qemu {
@@ -90,7 +99,7 @@ impl Qemu {
         records.save(&self.options.directory)
     }
 
-    fn session(&self) -> MutexGuard<'_, Option<Qmp>> {
+    fn session(&self) -> MutexGuard<'_, Option<Session>> {
         // Whoever panicked left a connection or none.
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -219,7 +228,9 @@ impl Backend for Qemu {
             made.and_then(|()| monitor.share().map_err(BackendError::at("cannot share a connection")));
         match shared {
             Ok(shared) => {
-                *session = Some(monitor);
+                let on_top = |(overlay, disk): (&Overlay, &Disk)| json!({"type": "blockdev-snapshot", "data": {"node": disk.node, "overlay": overlay.node}});
+                let actions = pending.overlays.iter().zip(&disks).map(on_top).collect();
+                *session = Some(Session { snapshot: snapshot.to_owned(), monitor, actions });
                 let pause = Pause::Machine { monitor: self.options.monitor.clone() };
                 Ok(Some(Held::new(pause, shared)))
             }
@@ -233,20 +244,12 @@ impl Backend for Qemu {
     }
 
     fn cut(&self, snapshot: &str, within: Duration) -> Result<(), BackendError> {
-        let pending = self.records()?.pending.filter(|pending| pending.snapshot == snapshot);
         let mut session = self.session();
-        let (Some(pending), Some(monitor)) = (pending, session.as_mut()) else {
+        let Some(Session { monitor, actions, .. }) =
+            session.as_mut().filter(|session| session.snapshot == snapshot)
+        else {
             return Err(BackendError(format!("snapshot {snapshot} was not prepared")));
         };
-        let disks = self.disks(monitor)?;
-        let actions: Vec<Value> = pending
-            .overlays
-            .iter()
-            .zip(&disks)
-            .map(|(overlay, disk)| {
-                json!({"type": "blockdev-snapshot", "data": {"node": disk.node, "overlay": overlay.node}})
-            })
-            .collect();
         let limit = Nanos::new(i64::try_from(within.as_nanos()).unwrap_or(i64::MAX));
         let cut = monitor.execute("transaction", json!({"actions": actions}), limit);
         cut.map(|_| ()).map_err(|error| BackendError(error.to_string()))

@@ -1,0 +1,217 @@
+//! Backend `qemu` with a real QEMU and a Linux guest, emulated. `tests/vm/test` runs these: they need what
+//! `tests/vm/prepare` makes.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use coeval_cli::causal;
+use coeval_cli::workload::{Workload, check_exports};
+use harness::eventually;
+use harness::machine::{Disk, Machine};
+use harness::tools::run;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use snapshot::backend::qemu::{Qemu, QemuOptions};
+use snapshot::backend::{Backend, Resumption};
+use timesync::time::Nanos;
+
+const TOKENS: usize = 6;
+const REST: Duration = Duration::from_millis(1);
+/// Longer than an emulated machine takes for anything.
+const PATIENCE: Nanos = Nanos::from_millis(20_000);
+
+/// A machine with two disks, and the backend over it.
+struct Guest {
+    directory: tempfile::TempDir,
+    machine: Option<Machine>,
+    backend: Qemu,
+}
+
+impl Guest {
+    fn start() -> Guest {
+        let directory = tempfile::tempdir().unwrap();
+        let options = QemuOptions {
+            monitor: directory.path().join("vm.qmp"),
+            disks: vec!["vda".to_owned(), "vdb".to_owned()],
+            directory: directory.path().join("overlays"),
+        };
+        let backend = Qemu::new(options).unwrap();
+        let mut guest = Guest { directory, machine: None, backend };
+        let disks = [("vda", "qcow2"), ("vdb", "raw")].map(|(id, format)| {
+            let image = guest.file(&format!("{id}.{format}"));
+            run(Command::new("qemu-img").args(["create", "-q", "-f", format]).arg(&image).arg("16M"));
+            Disk { id, format, image }
+        });
+        guest.machine = Some(Machine::start(guest.directory.path(), "vm", &disks));
+        guest
+    }
+
+    /// Starts it once more, by the links.
+    fn restart(&mut self) {
+        let disks = ["vda", "vdb"].map(|id| Disk {
+            id,
+            format: "qcow2",
+            image: self.file(&format!("overlays/{id}")),
+        });
+        self.machine = Some(Machine::start(self.directory.path(), "vm", &disks));
+    }
+
+    fn machine(&self) -> &Machine {
+        self.machine.as_ref().unwrap()
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// As a host does it, but for the clock.
+    fn snapshot(&self, name: &str) {
+        let mut held = self.backend.prepare(name).unwrap().unwrap();
+        held.pause(PATIENCE).unwrap();
+        let cut = self.backend.cut(name, PATIENCE.to_std());
+        assert_eq!(held.resume().unwrap(), Resumption::Ours);
+        cut.unwrap();
+        drop(held);
+        self.backend.seal(name).unwrap();
+    }
+
+    /// What the disks held, by the disk's id.
+    fn content(&self, snapshot: &str) -> BTreeMap<String, Vec<u8>> {
+        let records: Value =
+            serde_json::from_slice(&std::fs::read(self.file("overlays/snapshots.json")).unwrap()).unwrap();
+        let snapshots = records["snapshots"].as_array().unwrap();
+        let taken = snapshots.iter().find(|taken| taken["name"] == snapshot).unwrap();
+        let read = |image: &Value| {
+            let file = Path::new(image["chain"][0].as_str().unwrap());
+            let raw = self.file("content");
+            let format = image["format"].as_str().unwrap();
+            // The machine has the image open, and only reads it.
+            run(Command::new("qemu-img")
+                .args(["convert", "-U", "-O", "raw", "-f", format])
+                .arg(file)
+                .arg(&raw));
+            (image["disk"].as_str().unwrap().to_owned(), std::fs::read(raw).unwrap())
+        };
+        taken["images"].as_array().unwrap().iter().map(read).collect()
+    }
+
+    fn overlays(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.file("overlays")).unwrap();
+        let mut names: Vec<String> =
+            files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name.ends_with(".qcow2"));
+        names.sort();
+        names
+    }
+}
+
+fn write_some(workload: &Workload) {
+    let before: u64 = workload.writes().iter().sum();
+    eventually(|| {
+        assert!(!workload.has_failed(), "the workload met an error");
+        let now: u64 = workload.writes().iter().sum();
+        if now >= before + 100 { Ok(()) } else { Err(format!("from {before} writes to {now}")) }
+    });
+}
+
+fn assert_consistent(content: &BTreeMap<String, Vec<u8>>) {
+    assert_eq!(causal::check(&content.values().cloned().collect::<Vec<_>>(), TOKENS), []);
+}
+
+#[test]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+fn snapshots_of_a_running_machine_are_consistent_and_outlive_merges_and_a_restore() {
+    let mut guest = Guest::start();
+    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
+    let mut contents = Vec::new();
+    for name in ["s1", "s2", "s3"] {
+        write_some(&workload);
+        guest.snapshot(name);
+        contents.push(guest.content(name));
+        assert_consistent(&contents[contents.len() - 1]);
+    }
+    assert_eq!(guest.backend.list().unwrap(), ["s1", "s2", "s3"]);
+    // The control: disks of different instants are torn.
+    let mixed = [contents[0]["vda"].clone(), contents[2]["vdb"].clone()];
+    assert_ne!(causal::check(&mixed, TOKENS), []);
+
+    // What is called off leaves nothing; what was cut and then called off holds what was written since.
+    let held = guest.backend.prepare("off").unwrap();
+    drop(held);
+    let before = guest.overlays().len();
+    guest.backend.discard("off").unwrap();
+    assert_eq!(guest.overlays().len(), before - 2);
+    let mut held = guest.backend.prepare("off").unwrap().unwrap();
+    held.pause(PATIENCE).unwrap();
+    guest.backend.cut("off", PATIENCE.to_std()).unwrap();
+    held.resume().unwrap();
+    drop(held);
+    guest.backend.discard("off").unwrap();
+    write_some(&workload);
+
+    guest.backend.delete("s2").unwrap();
+    write_some(&workload);
+    guest.backend.delete("s1").unwrap();
+    guest.backend.delete("s1").unwrap();
+    write_some(&workload);
+    assert_eq!(guest.backend.list().unwrap(), ["s3"]);
+    assert!(guest.content("s3") == contents[2], "merging the others has changed it");
+    // For each disk, one on top, and one between it and the snapshot, of what was called off.
+    assert_eq!(guest.overlays().len(), 4, "{:?}", guest.overlays());
+
+    let refused = guest.backend.restore("s3").unwrap_err().to_string();
+    assert!(refused.contains("the virtual machine runs; shut it down"), "{refused}");
+    workload.stop().unwrap();
+    assert_eq!(check_exports(&guest.machine().disks(), TOKENS).unwrap(), []);
+    guest.machine.take().unwrap().kill();
+    guest.backend.restore("s3").unwrap();
+    guest.restart();
+    for (export, expected) in guest.machine().disks().iter().zip(contents[2].values()) {
+        let mut client = snapshot::nbd::Client::connect(&export.endpoint, &export.name).unwrap();
+        let mut found = vec![0; causal::Slot::region(TOKENS)];
+        client.read(0, &mut found).unwrap();
+        assert!(found == expected[..found.len()], "the disk was not put back");
+    }
+    // It goes on from there, and the files of what was replaced go with the next deletion.
+    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
+    write_some(&workload);
+    guest.snapshot("s4");
+    assert_consistent(&guest.content("s4"));
+    guest.backend.delete("s4").unwrap();
+    assert!(guest.content("s3") == contents[2]);
+    write_some(&workload);
+    workload.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+fn a_qemu_that_hangs_at_the_stop_runs_on_once_it_goes_on() {
+    let guest = Guest::start();
+    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
+    write_some(&workload);
+    let mut held = guest.backend.prepare("s").unwrap().unwrap();
+    guest.machine().signal(Signal::SIGSTOP);
+    let paused = std::thread::scope(|scope| {
+        let pause = scope.spawn(|| held.pause(Nanos::from_millis(100)));
+        // Past its limit: it has given up by then, and waits for an answer to its `cont`.
+        std::thread::sleep(Duration::from_millis(300));
+        guest.machine().signal(Signal::SIGCONT);
+        pause.join().unwrap()
+    });
+    let why = paused.unwrap_err().to_string();
+    assert!(why.contains("did not answer"), "{why}");
+    drop(held);
+    write_some(&workload);
+    guest.backend.discard("s").unwrap();
+
+    // And one that dies in the pause was not resumed by us.
+    let mut held = guest.backend.prepare("s").unwrap().unwrap();
+    held.pause(PATIENCE).unwrap();
+    guest.machine.unwrap().kill();
+    assert_eq!(held.resume().unwrap(), Resumption::Others);
+    drop(held);
+    guest.backend.discard("s").unwrap();
+}
