@@ -126,18 +126,18 @@ pub fn find_node(query_nodes: &Value, file: &Path) -> Option<String> {
 /// Two images of which the upper one can be written into the lower one, and left out after that: `(upper, lower)`, nearest
 /// to the bottom first.
 ///
-/// The lower one must be no snapshot's own image, and neither may be part of another chain. The top is no upper one: to
+/// The lower one must be no snapshot's own image, and neither may be among those `kept` as they are. The top is no upper one: to
 /// leave it out, writes would have to change over to the lower image, and no order of that and of noting it survives every
 /// crash. It is merged once there is another on top of it.
 pub fn mergeable(
     chain: &[PathBuf],
     snapshots: &BTreeSet<PathBuf>,
-    elsewhere: &BTreeSet<PathBuf>,
+    kept: &BTreeSet<PathBuf>,
 ) -> Option<(PathBuf, PathBuf)> {
     let below_top = chain.get(1..)?;
     let pairs = below_top.iter().zip(below_top.iter().skip(1));
     let free = |(upper, lower): &(&PathBuf, &PathBuf)| {
-        !snapshots.contains(*lower) && !elsewhere.contains(*lower) && !elsewhere.contains(*upper)
+        !snapshots.contains(*lower) && !kept.contains(*lower) && !kept.contains(*upper)
     };
     pairs.rev().find(free).map(|(upper, lower)| (upper.clone(), lower.clone()))
 }

@@ -7,6 +7,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
@@ -14,9 +15,13 @@ use timesync::time::Nanos;
 
 use crate::backend::pause::{PauseError, Resumption};
 use crate::backend::qmp::{Qmp, QmpError};
+use crate::sync::thread::sleep;
 
 /// How long one try to resume waits for QEMU; the next one goes on waiting.
 const TRY: Nanos = Nanos::from_millis(1_000);
+
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// A virtual machine that is to be stopped and set running again.
 #[derive(Debug)]
@@ -68,7 +73,9 @@ impl Machine {
             Err(error) => error.to_string(),
         };
         // Whatever became of the `stop`, it may still come.
-        while self.resume().is_err() {}
+        while self.resume().is_err() {
+            sleep(RETRY);
+        }
         Err(PauseError::Failed(why))
     }
 

@@ -55,7 +55,7 @@ impl Qemu {
         }
         records.merging = None;
         self.save(records)?;
-        if merged && self.is_ours(&merging.upper) {
+        if merged {
             let removed = remove_file(&merging.upper);
             removed.map_err(BackendError::at(format!("cannot remove {}", merging.upper.display())))?;
         }
@@ -68,7 +68,10 @@ impl Qemu {
             let images = records.snapshots.iter().flat_map(|snapshot| &snapshot.images);
             let snapshots: BTreeSet<PathBuf> =
                 images.filter_map(|image| image.chain.first().cloned()).collect();
-            if let Some((upper, lower)) = mergeable(&chain, &snapshots, &elsewhere(records, &chain)) {
+            // What was not made here stays as it is: other machines may have it as their base, too.
+            let mut kept = elsewhere(records, &chain);
+            kept.extend(chain.iter().filter(|image| !self.is_ours(image)).cloned());
+            if let Some((upper, lower)) = mergeable(&chain, &snapshots, &kept) {
                 let at = chain.iter().position(|image| *image == lower).unwrap_or_default();
                 let lower_format = disk.images[at].format.clone();
                 let disk = name.clone();
