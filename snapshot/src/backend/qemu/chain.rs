@@ -88,7 +88,7 @@ pub fn find_disk(query_block: &Value, name: &str) -> Result<Disk, String> {
     let mut images = Vec::new();
     let mut image = Some(&inserted.image);
     while let Some(Described { filename, format, backing_image, .. }) = image {
-        images.push(Image { file: PathBuf::from(filename), format: format.clone() });
+        images.push(Image { file: file_of(filename), format: format.clone() });
         image = backing_image.as_deref();
     }
     if !images[0].file.is_absolute() {
@@ -106,6 +106,20 @@ pub fn find_disk(query_block: &Value, name: &str) -> Result<Disk, String> {
     })
 }
 
+/// The file in QEMU's name for an image. Where the image below is opened by another name than the image itself has for it,
+/// such as a link's, that name is a description: `json:{…}`.
+fn file_of(name: &str) -> PathBuf {
+    let description = name.strip_prefix("json:").and_then(|json| serde_json::from_str(json).ok());
+    let mut node: Option<&Value> = description.as_ref();
+    while let Some(described) = node {
+        if let Some(file) = described["filename"].as_str() {
+            return PathBuf::from(file);
+        }
+        node = described.get("file");
+    }
+    PathBuf::from(name)
+}
+
 impl Device {
     fn name(&self) -> Option<&str> {
         let path = self.qdev.as_deref().filter(|path| !path.is_empty()).unwrap_or(&self.device);
@@ -117,7 +131,7 @@ impl Device {
 pub fn find_node(query_nodes: &Value, file: &Path) -> Option<String> {
     let is_it = |node: &&Value| {
         let image = &node["image"]["filename"];
-        image.as_str().is_some_and(|name| Path::new(name) == file)
+        image.as_str().is_some_and(|name| file_of(name) == file)
             && !["file", "host_device"].contains(&node["drv"].as_str().unwrap_or_default())
     };
     Some(query_nodes.as_array()?.iter().find(is_it)?["node-name"].as_str()?.to_owned())

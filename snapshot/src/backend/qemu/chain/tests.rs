@@ -65,6 +65,16 @@ fn an_images_node_is_not_that_of_its_file() {
     assert_eq!(find_node(&nodes, Path::new("/vm/other")), None);
 }
 
+#[test]
+fn a_described_image_is_its_file() {
+    let described = r#"json:{"backing": {"driver": "qcow2", "file": {"driver": "file", "filename": "/vm/vda"}}, "driver": "qcow2", "file": {"driver": "file", "filename": "/vm/vda-6.qcow2"}}"#;
+    assert_eq!(file_of(described), Path::new("/vm/vda-6.qcow2"));
+    assert_eq!(file_of("/vm/base.img"), Path::new("/vm/base.img"));
+    for other in ["json:{", "json:{}", "json:[]", "json:{\"file\": \"node0\"}"] {
+        assert_eq!(file_of(other), Path::new(other));
+    }
+}
+
 fn set(images: &[&str]) -> BTreeSet<PathBuf> {
     images.iter().map(PathBuf::from).collect()
 }
