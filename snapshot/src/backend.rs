@@ -22,10 +22,13 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
+pub mod command;
+pub mod conformance;
 pub mod dm_thin;
 pub mod pause;
 pub mod qemu;
 pub mod qmp;
+pub(crate) mod record;
 pub mod watchdog;
 
 pub use pause::{Held, Pause, PauseError, Resumption};

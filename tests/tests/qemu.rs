@@ -11,12 +11,14 @@ use coeval_cli::causal;
 use coeval_cli::cluster::{Cluster, Place};
 use coeval_cli::workload::{Export, Workload, check_exports};
 use harness::machine::{Disk, Machine};
-use harness::tools::{ask, run};
+use harness::tools::{ask, command, finish, free_port, refusal_of, run};
 use harness::{coeval, eventually};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use snapshot::backend::qemu::{Qemu, QemuOptions};
-use snapshot::backend::{Backend, Resumption};
+use snapshot::backend::qmp::Qmp;
+use snapshot::backend::watchdog::WatchdogProgram;
+use snapshot::backend::{Backend, Resumption, conformance};
 use snapshot::nbd::{Client, Endpoint};
 use timesync::time::Nanos;
 
@@ -100,6 +102,16 @@ impl Guest {
         taken["images"].as_array().unwrap().iter().map(read).collect()
     }
 
+    /// For the host's configuration.
+    fn config(&self) -> String {
+        format!(
+            "[[backend]]\nkind = \"qemu\"\nvolume = \"vm\"\nqmp = {:?}\ndisks = [\"vda\", \"vdb\"]\n\
+             directory = {:?}\ndeadline = \"20s\"\n",
+            self.file("vm.qmp"),
+            self.file("overlays"),
+        )
+    }
+
     fn overlays(&self) -> Vec<String> {
         let files = std::fs::read_dir(self.file("overlays")).unwrap();
         let mut names: Vec<String> =
@@ -136,6 +148,8 @@ fn snapshots_of_a_running_machine_are_consistent_and_outlive_merges_and_a_restor
         assert_consistent(&contents[contents.len() - 1]);
     }
     assert_eq!(guest.backend.list().unwrap(), ["s1", "s2", "s3"]);
+    let watchdog = WatchdogProgram(vec![coeval().into(), "watchdog".into()]);
+    conformance::check(&guest.backend, Some(&watchdog)).unwrap();
     // The control: disks of different instants are torn.
     let mixed = [contents[0]["vda"].clone(), contents[2]["vdb"].clone()];
     assert_ne!(causal::check(&mixed, TOKENS), []);
@@ -216,6 +230,94 @@ fn a_qemu_that_hangs_at_the_stop_runs_on_once_it_goes_on() {
     assert_eq!(held.resume().unwrap(), Resumption::Others);
     drop(held);
     guest.backend.discard("s").unwrap();
+}
+
+#[test]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+fn a_machine_and_a_built_in_volume_are_cut_as_of_one_instant() {
+    let guest = Guest::start();
+    let mut with_machine = Place::loopback(&[]);
+    with_machine.config = guest.config();
+    let hosts = [("a", with_machine), ("b", Place::loopback(&[]))];
+    let cluster = Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
+    ask(&cluster, &["volume", "create", "b/data", "16MiB"]);
+    let own = |name: &str| Export {
+        endpoint: Endpoint::Unix(cluster.hosts[1].nbd_socket.clone()),
+        name: name.to_owned(),
+    };
+    let mut exports = guest.machine().disks();
+    exports.push(own("data"));
+    let workload = Workload::start(&exports, TOKENS, REST).unwrap();
+    let mut images = Vec::new();
+    for name in ["one", "two", "three"] {
+        write_some(&workload);
+        let manifest = ask(&cluster, &["snapshot", "create", name, "--mode", "timed", "--lead", "1s"]);
+        assert_eq!(manifest["verdict"], "consistent", "{manifest}");
+        println!("{name}: margin {} ns, V {} ns", manifest["margin_ns"], manifest["v_ns"]);
+        println!("  {}", manifest["hosts"][0]);
+        let mut content: Vec<Vec<u8>> = guest.content(name).into_values().collect();
+        let own = own(&format!("data@{name}"));
+        let mut bytes = vec![0; causal::Slot::region(TOKENS)];
+        Client::connect(&own.endpoint, &own.name).unwrap().read(0, &mut bytes).unwrap();
+        content.push(bytes);
+        assert_eq!(causal::check(&content, TOKENS), [], "{name} is torn");
+        images.push(content);
+    }
+    // The control: the machine as it was in one, the volume as it was in another.
+    let mixed = [images[0][0].clone(), images[0][1].clone(), images[2][2].clone()];
+    assert_ne!(causal::check(&mixed, TOKENS), []);
+
+    // A machine that does not run is refused, and left so.
+    let monitor = guest.file("vm.qmp");
+    let mut ours = Qmp::connect(&monitor, PATIENCE).unwrap();
+    ours.execute("stop", serde_json::json!({}), PATIENCE).unwrap();
+    drop(ours);
+    let refused = refusal_of(command(&cluster).args(["snapshot", "create", "four"]));
+    assert!(refused.contains("does not run (QEMU says: paused)"), "{refused}");
+    let mut ours = Qmp::connect(&monitor, PATIENCE).unwrap();
+    let status = ours.execute("query-status", serde_json::json!({}), PATIENCE).unwrap();
+    assert_eq!(status["running"], false);
+    ours.execute("cont", serde_json::json!({}), PATIENCE).unwrap();
+    drop(ours);
+    write_some(&workload);
+    ask(&cluster, &["snapshot", "delete", "one"]);
+    assert_eq!(guest.content("three").into_values().collect::<Vec<_>>(), images[2][..2]);
+    workload.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+fn a_daemon_that_dies_leaves_no_machine_stopped() {
+    let guest = Guest::start();
+    // Ports of its own, so that it is found where it was.
+    let [control, time] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let mut place = Place::loopback(&["--listen", &control, "--time", &time]);
+    place.config = guest.config();
+    let mut cluster =
+        Cluster::start(coeval(), &[("a", place)], &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
+    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
+    write_some(&workload);
+    // T far ahead: the machine stands still when the daemon is killed.
+    let mut create = command(&cluster);
+    let mut create = create.args(["snapshot", "create", "s", "--lead", "8s"]).spawn().unwrap();
+    eventually(|| {
+        let before: u64 = workload.writes().iter().sum();
+        std::thread::sleep(Duration::from_millis(200));
+        let now: u64 = workload.writes().iter().sum();
+        if now == before { Ok(()) } else { Err("it does not stand still") }
+    });
+    cluster.hosts[0].daemon.signal(Signal::SIGKILL).unwrap();
+    write_some(&workload);
+    create.wait().unwrap();
+    // What is left of the attempt does not keep the next one from it.
+    cluster.restart_host(0).unwrap();
+    eventually(|| {
+        let output = finish(command(&cluster).args(["snapshot", "create", "t", "--lead", "1s"]));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(()) } else { Err(said) }
+    });
+    assert_consistent(&guest.content("t"));
+    workload.stop().unwrap();
 }
 
 /// The better way: nothing is stopped.

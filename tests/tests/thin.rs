@@ -7,12 +7,14 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use coeval_cli::causal;
+use coeval_cli::cluster::{Cluster, Place};
 use coeval_cli::workload::{Export, Workload};
-use harness::eventually;
 use harness::filesystem::dies_with_us;
 use harness::tools::{ask, finish, run};
+use harness::{coeval, eventually};
 use snapshot::backend::dm_thin::{DmThin, DmThinOptions};
-use snapshot::backend::{Backend, BackendError, Resumption};
+use snapshot::backend::watchdog::WatchdogProgram;
+use snapshot::backend::{Backend, BackendError, Resumption, conformance};
 use snapshot::nbd::{Client, Endpoint};
 use timesync::time::Nanos;
 
@@ -20,6 +22,8 @@ const TOKENS: usize = 6;
 const REST: Duration = Duration::from_millis(1);
 const VOLUME_SECTORS: u64 = (16 << 20) / 512;
 const PATIENCE: Nanos = Nanos::from_millis(20_000);
+/// Emulated, everything takes its time: lvcreate some seconds.
+const DEADLINE: &str = "20s";
 
 /// A block device over a file in memory.
 struct Loop {
@@ -196,6 +200,8 @@ fn thin_volumes_that_are_paused_together_are_cut_as_of_one_instant() {
         ["thin0", "thin1"].map(|name| Served::new(files.path(), &Path::new("/dev/mapper").join(name)));
     let exports = served.each_ref().map(|served| served.export.clone());
     let workload = Workload::start(&exports, TOKENS, REST).unwrap();
+    let watchdog = WatchdogProgram(vec![coeval().into(), "watchdog".into()]);
+    conformance::check(&backends[0], Some(&watchdog)).unwrap();
     let mut images = Vec::new();
     for name in ["one", "two", "three"] {
         write_some(&workload);
@@ -259,6 +265,91 @@ fn lvms_pools_are_refused() {
     let options = DmThinOptions { device: "vg-lv".to_owned(), directory: directory.path().to_owned() };
     let BackendError(refused) = DmThin::new(options).unwrap().prepare("s").unwrap_err();
     assert!(refused.contains("is LVM's"), "{refused}");
+}
+
+#[test]
+#[ignore = "needs a kernel with dm-thin; run by tests/vm/test in a virtual machine"]
+fn thin_volumes_of_both_kinds_and_a_built_in_one_are_cut_as_of_one_instant() {
+    let mut pool = Pool::new();
+    let _lvm = Lvm::new();
+    let files = tempfile::tempdir().unwrap();
+    let at = files.path().join("lv");
+    std::fs::create_dir(&at).unwrap();
+    run(Command::new("mkfs.ext4").args(["-q", "/dev/vg/lv"]));
+    let _mounted = Mounted::new("/dev/vg/lv", &at, "rw");
+    let disk = at.join("disk");
+    std::fs::write(&disk, vec![0; 16 << 20]).unwrap();
+    run(&mut Command::new("sync"));
+
+    let thin = format!(
+        "[[backend]]\nkind = \"dm-thin\"\nvolume = \"thin\"\ndevice = \"thin0\"\ndirectory = {:?}\ndeadline = \"{DEADLINE}\"\n",
+        pool.books("thin0"),
+    );
+    let lvm = format!(
+        "[[backend]]\nkind = \"command\"\nvolume = \"lv\"\nfreeze = {at:?}\ndeadline = \"{DEADLINE}\"\n\
+         snapshot = [\"lvcreate\", \"-q\", \"-s\", \"-n\", \"lv-{{snapshot}}\", \"--setactivationskip\", \"y\", \"--activate\", \"n\", \"vg/lv\"]\n\
+         list = [\"lvs\", \"--noheadings\", \"-o\", \"lv_name\", \"vg\"]\nentry = \"lv-{{snapshot}}\"\n\
+         delete = [\"lvremove\", \"-q\", \"-y\", \"vg/lv-{{snapshot}}\"]\n"
+    );
+    let place = |config: &str| {
+        let mut place = Place::loopback(&[]);
+        config.clone_into(&mut place.config);
+        place
+    };
+    let hosts = [("dm", place(&thin)), ("lvm", place(&lvm)), ("own", place(""))];
+    let cluster = Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
+    ask(&cluster, &["volume", "create", "own/data", "16MiB"]);
+
+    let served = [Path::new("/dev/mapper/thin0"), disk.as_path()].map(|file| Served::new(files.path(), file));
+    let own = |name: &str| Export {
+        endpoint: Endpoint::Unix(cluster.hosts[2].nbd_socket.clone()),
+        name: name.to_owned(),
+    };
+    let exports = [served[0].export.clone(), served[1].export.clone(), own("data")];
+    let workload = Workload::start(&exports, TOKENS, REST).unwrap();
+    let mut images = Vec::new();
+    for name in ["one", "two", "three"] {
+        write_some(&workload);
+        let manifest = ask(&cluster, &["snapshot", "create", name, "--mode", "timed", "--lead", "3s"]);
+        assert_eq!(manifest["verdict"], "consistent", "{manifest}");
+        println!(
+            "{name}: {} attempts, margin {} ns, V {} ns",
+            manifest["attempts"], manifest["margin_ns"], manifest["v_ns"]
+        );
+        images.push(read_all(&mut pool, files.path(), &own(&format!("data@{name}")), name));
+        assert_eq!(causal::check(&images[images.len() - 1], TOKENS), [], "{name} is torn");
+    }
+    workload.stop().unwrap();
+    // The control: of different instants.
+    let mixed = [images[0][0].clone(), images[2][1].clone(), images[0][2].clone()];
+    assert_ne!(causal::check(&mixed, TOKENS), []);
+
+    for device in ["thin0-one", "thin0-two", "thin0-three"] {
+        dmsetup(&["remove", "--retry", device]);
+    }
+    ask(&cluster, &["snapshot", "delete", "one"]);
+    let numbers = std::fs::read_to_string(pool.books("thin0").join("thin.json")).unwrap();
+    assert!(!numbers.contains("\"one\"") && numbers.contains("\"two\""), "{numbers}");
+    assert!(!run(Command::new("lvs").args(["--noheadings", "-o", "lv_name", "vg"])).contains("lv-one"));
+}
+
+/// What the three volumes held, in the workload's order.
+fn read_all(pool: &mut Pool, files: &Path, own: &Export, snapshot: &str) -> Vec<Vec<u8>> {
+    let thin = head(&pool.map_snapshot("thin0", snapshot));
+
+    let name = format!("vg/lv-{snapshot}");
+    run(Command::new("lvchange").args(["-q", "-K", "-a", "y", &name]));
+    let at = files.join(snapshot);
+    std::fs::create_dir(&at).unwrap();
+    let mounted = Mounted::new(&format!("/dev/{name}"), &at, "ro");
+    let lv = head(&at.join("disk"));
+    drop(mounted);
+    run(Command::new("lvchange").args(["-q", "-a", "n", &name]));
+
+    let mut client = Client::connect(&own.endpoint, &own.name).unwrap();
+    let mut data = vec![0; causal::Slot::region(TOKENS)];
+    client.read(0, &mut data).unwrap();
+    vec![thin, lv, data]
 }
 
 struct Mounted(PathBuf);

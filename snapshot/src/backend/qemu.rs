@@ -80,6 +80,12 @@ impl Qemu {
     /// # Errors
     /// When the directory cannot be made, or what is in it cannot be read.
     pub fn new(options: QemuOptions) -> Result<Self, BackendError> {
+        let distinct: BTreeSet<&String> = options.disks.iter().collect();
+        if distinct.is_empty() || distinct.len() != options.disks.len() {
+            return Err(BackendError(
+                "`disks` names no disks, or one twice; give the ids of their devices".to_owned(),
+            ));
+        }
         let directory = &options.directory;
         let made = std::fs::create_dir_all(directory).and_then(|()| directory.canonicalize());
         let directory = made.map_err(BackendError::at(format!("cannot use {}", directory.display())))?;
