@@ -99,7 +99,8 @@ impl Pool {
     /// The numbers of the pool's devices, by its own metadata. Everything else of it is taken down for that.
     fn numbers(&mut self) -> Vec<String> {
         for device in self.devices.drain(..) {
-            dmsetup(&["remove", "--retry", &device]);
+            // Some were removed before.
+            let _ = finish(Command::new("dmsetup").args(["remove", "--retry", &device]));
         }
         let listed =
             run(Command::new("thin_ls").args(["--no-headers", "-o", "DEV"]).arg(&self.metadata.device));
