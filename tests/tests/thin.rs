@@ -374,11 +374,11 @@ fn a_file_system_on_the_kernels_own_client_survives_in_every_snapshot() {
     let cluster = harness::tools::one_host(&[]);
     ask(&cluster, &["volume", "create", "a/data", "64MiB"]);
     let socket = cluster.hosts[0].nbd_socket.to_str().unwrap().to_owned();
-    let attach = |device: &str, export: &str, more: &[&str]| {
+    let attach = |device: &str, export: &str| {
         let mut client = Command::new("nbd-client");
-        run(client.args(["-unix", &socket, device, "-N", export]).args(more));
+        run(client.args(["-unix", &socket, device, "-N", export]));
     };
-    attach("/dev/nbd0", "data", &[]);
+    attach("/dev/nbd0", "data");
     run(Command::new("mkfs.ext4").args(["-q", "/dev/nbd0"]));
     let files = tempfile::tempdir().unwrap();
     let [live, frozen] = ["live", "frozen"].map(|name| files.path().join(name));
@@ -397,7 +397,7 @@ fn a_file_system_on_the_kernels_own_client_survives_in_every_snapshot() {
         std::fs::remove_file(live.join("later")).unwrap();
 
         // The journal is replayed into a throw-away copy: a snapshot is read-only.
-        attach("/dev/nbd1", &format!("data@{name}"), &["-R"]);
+        attach("/dev/nbd1", &format!("data@{name}"));
         let copy = files.path().join("copy");
         run(Command::new("cp").arg("/dev/nbd1").arg(&copy));
         run(Command::new("nbd-client").args(["-d", "/dev/nbd1"]));
