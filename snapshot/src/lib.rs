@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod backend;
 pub mod catalogue;
 pub mod certificate;
 pub mod client;
@@ -24,6 +25,7 @@ pub mod server_time;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod sync;
+mod sys;
 pub mod time_keys;
 pub mod volume;
 

@@ -33,7 +33,7 @@ impl HostService {
             return None;
         }
         let key = (id, self.options.name.clone());
-        let mut sealed = NOTES.with_borrow(|notes| notes.get(&key).copied())?;
+        let mut sealed = NOTES.with_borrow(|notes| notes.get(&key).cloned())?;
         let before = std::mem::replace(&mut sealed.host, self.incarnation);
         (before != self.incarnation).then_some(sealed)
     }

@@ -1,0 +1,145 @@
+//! A virtual machine as people have them: a QEMU process with a Linux guest. Its guest serves its disks over NBD, so that
+//! the causal workload writes to them through the guest's kernel.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use coeval_cli::workload::Export;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use snapshot::nbd::{Client, Endpoint};
+
+use crate::filesystem::dies_with_us;
+use crate::tools::free_port;
+
+/// Emulated, on a machine that is busy.
+const BOOT_PATIENCE: Duration = Duration::from_secs(240);
+
+/// A disk of a machine.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// The id of its device.
+    pub id: &'static str,
+    /// `qcow2` or `raw`, or for a URI `nbd`.
+    pub format: &'static str,
+    /// The image, or an NBD socket and export, `SOCKET:EXPORT`.
+    pub image: PathBuf,
+}
+
+/// A running machine; killed when dropped.
+#[derive(Debug)]
+pub struct Machine {
+    process: Child,
+    console: PathBuf,
+    ports: Vec<u16>,
+    /// The socket of its QMP monitor.
+    pub monitor: PathBuf,
+}
+
+impl Machine {
+    /// Starts a machine with these disks, and waits until its guest serves them. Its files are in `directory`, named by
+    /// `name`.
+    ///
+    /// # Panics
+    /// When it does not start; it needs what `tests/vm/prepare` makes.
+    pub fn start(directory: &Path, name: &str, disks: &[Disk]) -> Machine {
+        let monitor = directory.join(format!("{name}.qmp"));
+        let console = directory.join(format!("{name}.console"));
+        let ports: Vec<u16> = disks.iter().map(|_| free_port()).collect();
+        let home = std::env::var_os("VM_DIR")
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/coeval-vm")));
+        let home = home.unwrap();
+        let version = std::fs::read_to_string(home.join("kernel/version"));
+        let version =
+            version.unwrap_or_else(|why| panic!("no kernel for a guest ({why}); run tests/vm/prepare"));
+        let kernel = home.join(format!("kernel/root/boot/vmlinuz-{}", version.trim()));
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm/serve-disks").canonicalize().unwrap();
+        let mut command = dies_with_us(home.join("qemu/qemu-system-x86_64").to_str().unwrap());
+        command.args([
+            "-M", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "512", "-display", "none",
+        ]);
+        command.args(["-no-reboot", "-nodefaults", "-serial", "stdio"]);
+        command.args(["-L", "/usr/share/qemu", "-L", "/usr/share/seabios"]);
+        command.arg("-kernel").arg(kernel).arg("-initrd").arg(home.join("initramfs.gz"));
+        let script = script.display();
+        command.args(["-append", &format!("console=ttyS0 quiet panic=-1 rdinit=/init guestscript={script}")]);
+        command.args(["-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]);
+        command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]);
+        let forward = |(at, port): (usize, &u16)| format!(",hostfwd=tcp:127.0.0.1:{port}-:{}", 10_809 + at);
+        let forwards: String = ports.iter().enumerate().map(forward).collect();
+        command.args(["-netdev", &format!("user,id=net,restrict=on{forwards}")]);
+        command.args(["-device", "virtio-net-pci,netdev=net,romfile="]);
+        for Disk { id, format, image } in disks {
+            let image = image.to_str().unwrap();
+            if *format == "nbd" {
+                let (socket, export) = image.split_once(':').unwrap();
+                let node =
+                    format!("nbd,node-name={id}-0,server.type=unix,server.path={socket},export={export}");
+                command.args(["-blockdev", &format!("driver={node}")]);
+            } else {
+                command.args(["-blockdev", &format!("driver=file,node-name={id}-f,filename={image}")]);
+                command.args(["-blockdev", &format!("driver={format},node-name={id}-0,file={id}-f")]);
+            }
+            command.args(["-device", &format!("virtio-blk-pci,drive={id}-0,id={id}")]);
+        }
+        command.args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())]);
+        let log = File::create(&console).unwrap();
+        let errors = log.try_clone().unwrap();
+        let process = command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn().unwrap();
+        let mut machine = Machine { process, console, ports, monitor };
+        machine.await_ready();
+        machine
+    }
+
+    fn await_ready(&mut self) {
+        let step = Duration::from_millis(100);
+        for _ in 0..BOOT_PATIENCE.as_millis() / step.as_millis() {
+            let ended = self.process.try_wait().unwrap();
+            assert!(ended.is_none(), "QEMU ended: {}", self.console());
+            if self.disks().iter().all(|disk| Client::connect(&disk.endpoint, &disk.name).is_ok()) {
+                return;
+            }
+            std::thread::sleep(step);
+        }
+        panic!("the guest serves no disks: {}", self.console());
+    }
+
+    fn console(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    /// Its disks as its guest serves them.
+    pub fn disks(&self) -> Vec<Export> {
+        let endpoint = |port: &u16| Endpoint::Tcp((Ipv4Addr::LOCALHOST, *port).into());
+        self.ports.iter().map(|port| Export { endpoint: endpoint(port), name: "data".to_owned() }).collect()
+    }
+
+    /// Sends a signal to QEMU.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.process.id()).unwrap()), signal).unwrap();
+    }
+
+    /// Kills it, as a power failure would.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        // An error means that it has ended.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,350 @@
+//! Backend `qemu` with a real QEMU and a Linux guest, emulated. `tests/vm/test` runs these: they need what
+//! `tests/vm/prepare` makes.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use coeval_cli::causal;
+use coeval_cli::cluster::{Cluster, Place};
+use coeval_cli::workload::{Export, Workload, check_exports};
+use harness::machine::{Disk, Machine};
+use harness::tools::{ask, command, finish, free_port, refusal_of, run};
+use harness::{coeval, eventually};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use snapshot::backend::qemu::{Qemu, QemuOptions};
+use snapshot::backend::qmp::Qmp;
+use snapshot::backend::watchdog::WatchdogProgram;
+use snapshot::backend::{Backend, Resumption, conformance};
+use snapshot::nbd::{Client, Endpoint};
+use timesync::time::Nanos;
+
+const TOKENS: usize = 6;
+const REST: Duration = Duration::from_millis(1);
+/// Longer than an emulated machine takes for anything.
+const PATIENCE: Nanos = Nanos::from_millis(20_000);
+
+/// A machine with two disks, and the backend over it.
+struct Guest {
+    directory: tempfile::TempDir,
+    machine: Option<Machine>,
+    backend: Qemu,
+}
+
+impl Guest {
+    fn start() -> Guest {
+        let directory = tempfile::tempdir().unwrap();
+        let options = QemuOptions {
+            monitor: directory.path().join("vm.qmp"),
+            disks: vec!["vda".to_owned(), "vdb".to_owned()],
+            directory: directory.path().join("overlays"),
+        };
+        let backend = Qemu::new(options).unwrap();
+        let mut guest = Guest { directory, machine: None, backend };
+        let disks = [("vda", "qcow2"), ("vdb", "raw")].map(|(id, format)| {
+            let image = guest.file(&format!("{id}.{format}"));
+            run(Command::new("qemu-img").args(["create", "-q", "-f", format]).arg(&image).arg("16M"));
+            Disk { id, format, image }
+        });
+        guest.machine = Some(Machine::start(guest.directory.path(), "vm", &disks));
+        guest
+    }
+
+    /// Starts it once more, by the links.
+    fn restart(&mut self) {
+        let disks = ["vda", "vdb"].map(|id| Disk {
+            id,
+            format: "qcow2",
+            image: self.file(&format!("overlays/{id}")),
+        });
+        self.machine = Some(Machine::start(self.directory.path(), "vm", &disks));
+    }
+
+    fn machine(&self) -> &Machine {
+        self.machine.as_ref().unwrap()
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// As a host does it, but for the clock.
+    fn snapshot(&self, name: &str) {
+        let mut held = self.backend.prepare(name).unwrap().unwrap();
+        held.pause(PATIENCE).unwrap();
+        let cut = self.backend.cut(name, PATIENCE.to_std());
+        assert_eq!(held.resume().unwrap(), Resumption::Ours);
+        cut.unwrap();
+        drop(held);
+        self.backend.seal(name).unwrap();
+    }
+
+    /// What the disks held, by the disk's id.
+    fn content(&self, snapshot: &str) -> BTreeMap<String, Vec<u8>> {
+        let records: Value =
+            serde_json::from_slice(&std::fs::read(self.file("overlays/snapshots.json")).unwrap()).unwrap();
+        let snapshots = records["snapshots"].as_array().unwrap();
+        let taken = snapshots.iter().find(|taken| taken["name"] == snapshot).unwrap();
+        let read = |image: &Value| {
+            let file = Path::new(image["chain"][0].as_str().unwrap());
+            let raw = self.file("content");
+            let format = image["format"].as_str().unwrap();
+            // The machine has the image open, and only reads it.
+            run(Command::new("qemu-img")
+                .args(["convert", "-U", "-O", "raw", "-f", format])
+                .arg(file)
+                .arg(&raw));
+            (image["disk"].as_str().unwrap().to_owned(), std::fs::read(raw).unwrap())
+        };
+        taken["images"].as_array().unwrap().iter().map(read).collect()
+    }
+
+    /// For the host's configuration.
+    fn config(&self) -> String {
+        format!(
+            "[[backend]]\nkind = \"qemu\"\nvolume = \"vm\"\nqmp = {:?}\ndisks = [\"vda\", \"vdb\"]\n\
+             directory = {:?}\ndeadline = \"20s\"\n",
+            self.file("vm.qmp"),
+            self.file("overlays"),
+        )
+    }
+
+    fn overlays(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.file("overlays")).unwrap();
+        let mut names: Vec<String> =
+            files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name.ends_with(".qcow2"));
+        names.sort();
+        names
+    }
+}
+
+fn write_some(workload: &Workload) {
+    let before: u64 = workload.writes().iter().sum();
+    eventually(|| {
+        assert!(!workload.has_failed(), "the workload met an error");
+        let now: u64 = workload.writes().iter().sum();
+        if now >= before + 100 { Ok(()) } else { Err(format!("from {before} writes to {now}")) }
+    });
+}
+
+fn assert_consistent(content: &BTreeMap<String, Vec<u8>>) {
+    assert_eq!(causal::check(&content.values().cloned().collect::<Vec<_>>(), TOKENS), []);
+}
+
+#[test]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+fn snapshots_of_a_running_machine_are_consistent_and_outlive_merges_and_a_restore() {
+    let mut guest = Guest::start();
+    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
+    let mut contents = Vec::new();
+    for name in ["s1", "s2", "s3"] {
+        write_some(&workload);
+        guest.snapshot(name);
+        contents.push(guest.content(name));
+        assert_consistent(&contents[contents.len() - 1]);
+    }
+    assert_eq!(guest.backend.list().unwrap(), ["s1", "s2", "s3"]);
+    let watchdog = WatchdogProgram(vec![coeval().into(), "watchdog".into()]);
+    conformance::check(&guest.backend, Some(&watchdog)).unwrap();
+    // The control: disks of different instants are torn.
+    let mixed = [contents[0]["vda"].clone(), contents[2]["vdb"].clone()];
+    assert_ne!(causal::check(&mixed, TOKENS), []);
+
+    // What is called off leaves nothing; what was cut and then called off holds what was written since.
+    let held = guest.backend.prepare("off").unwrap();
+    drop(held);
+    let before = guest.overlays().len();
+    guest.backend.discard("off").unwrap();
+    assert_eq!(guest.overlays().len(), before - 2);
+    let mut held = guest.backend.prepare("off").unwrap().unwrap();
+    held.pause(PATIENCE).unwrap();
+    guest.backend.cut("off", PATIENCE.to_std()).unwrap();
+    held.resume().unwrap();
+    drop(held);
+    guest.backend.discard("off").unwrap();
+    write_some(&workload);
+
+    guest.backend.delete("s2").unwrap();
+    write_some(&workload);
+    guest.backend.delete("s1").unwrap();
+    guest.backend.delete("s1").unwrap();
+    write_some(&workload);
+    assert_eq!(guest.backend.list().unwrap(), ["s3"]);
+    assert!(guest.content("s3") == contents[2], "merging the others has changed it");
+    // For each disk: the snapshot's, which has taken in the one after it; the one of what was called off; and the top.
+    assert_eq!(guest.overlays().len(), 6, "{:?}", guest.overlays());
+
+    let refused = guest.backend.restore("s3").unwrap_err().to_string();
+    assert!(refused.contains("the virtual machine runs; shut it down"), "{refused}");
+    workload.stop().unwrap();
+    assert_eq!(check_exports(&guest.machine().disks(), TOKENS).unwrap(), []);
+    guest.machine.take().unwrap().kill();
+    guest.backend.restore("s3").unwrap();
+    guest.restart();
+    for (export, expected) in guest.machine().disks().iter().zip(contents[2].values()) {
+        let mut client = Client::connect(&export.endpoint, &export.name).unwrap();
+        let mut found = vec![0; causal::Slot::region(TOKENS)];
+        client.read(0, &mut found).unwrap();
+        assert!(found == expected[..found.len()], "the disk was not put back");
+    }
+    // It goes on from there, and the files of what was replaced go with the next deletion.
+    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
+    write_some(&workload);
+    guest.snapshot("s4");
+    assert_consistent(&guest.content("s4"));
+    guest.backend.delete("s4").unwrap();
+    assert!(guest.content("s3") == contents[2]);
+    write_some(&workload);
+    workload.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+fn a_qemu_that_hangs_at_the_stop_runs_on_once_it_goes_on() {
+    let guest = Guest::start();
+    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
+    write_some(&workload);
+    let mut held = guest.backend.prepare("s").unwrap().unwrap();
+    guest.machine().signal(Signal::SIGSTOP);
+    let paused = std::thread::scope(|scope| {
+        let pause = scope.spawn(|| held.pause(Nanos::from_millis(100)));
+        // Past its limit: it has given up by then, and waits for an answer to its `cont`.
+        std::thread::sleep(Duration::from_millis(300));
+        guest.machine().signal(Signal::SIGCONT);
+        pause.join().unwrap()
+    });
+    let why = paused.unwrap_err().to_string();
+    assert!(why.contains("did not answer"), "{why}");
+    drop(held);
+    write_some(&workload);
+    guest.backend.discard("s").unwrap();
+
+    // And one that dies in the pause was not resumed by us.
+    let mut held = guest.backend.prepare("s").unwrap().unwrap();
+    held.pause(PATIENCE).unwrap();
+    guest.machine.unwrap().kill();
+    assert_eq!(held.resume().unwrap(), Resumption::Others);
+    drop(held);
+    guest.backend.discard("s").unwrap();
+}
+
+#[test]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+fn a_machine_and_a_built_in_volume_are_cut_as_of_one_instant() {
+    let guest = Guest::start();
+    let mut with_machine = Place::loopback(&[]);
+    with_machine.config = guest.config();
+    let hosts = [("a", with_machine), ("b", Place::loopback(&[]))];
+    let cluster = Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
+    ask(&cluster, &["volume", "create", "b/data", "16MiB"]);
+    let own = |name: &str| Export {
+        endpoint: Endpoint::Unix(cluster.hosts[1].nbd_socket.clone()),
+        name: name.to_owned(),
+    };
+    let mut exports = guest.machine().disks();
+    exports.push(own("data"));
+    let workload = Workload::start(&exports, TOKENS, REST).unwrap();
+    let mut images = Vec::new();
+    for name in ["one", "two", "three"] {
+        write_some(&workload);
+        let manifest = ask(&cluster, &["snapshot", "create", name, "--mode", "timed", "--lead", "1s"]);
+        assert_eq!(manifest["verdict"], "consistent", "{manifest}");
+        println!("{name}: margin {} ns, V {} ns", manifest["margin_ns"], manifest["v_ns"]);
+        println!("  {}", manifest["hosts"][0]);
+        let mut content: Vec<Vec<u8>> = guest.content(name).into_values().collect();
+        let own = own(&format!("data@{name}"));
+        let mut bytes = vec![0; causal::Slot::region(TOKENS)];
+        Client::connect(&own.endpoint, &own.name).unwrap().read(0, &mut bytes).unwrap();
+        content.push(bytes);
+        assert_eq!(causal::check(&content, TOKENS), [], "{name} is torn");
+        images.push(content);
+    }
+    // The control: the machine as it was in one, the volume as it was in another.
+    let mixed = [images[0][0].clone(), images[0][1].clone(), images[2][2].clone()];
+    assert_ne!(causal::check(&mixed, TOKENS), []);
+
+    // A machine that does not run is refused, and left so.
+    let monitor = guest.file("vm.qmp");
+    let mut ours = Qmp::connect(&monitor, PATIENCE).unwrap();
+    ours.execute("stop", serde_json::json!({}), PATIENCE).unwrap();
+    drop(ours);
+    let refused = refusal_of(command(&cluster).args(["snapshot", "create", "four"]));
+    assert!(refused.contains("does not run (QEMU says: paused)"), "{refused}");
+    let mut ours = Qmp::connect(&monitor, PATIENCE).unwrap();
+    let status = ours.execute("query-status", serde_json::json!({}), PATIENCE).unwrap();
+    assert_eq!(status["running"], false);
+    ours.execute("cont", serde_json::json!({}), PATIENCE).unwrap();
+    drop(ours);
+    write_some(&workload);
+    ask(&cluster, &["snapshot", "delete", "one"]);
+    assert_eq!(guest.content("three").into_values().collect::<Vec<_>>(), images[2][..2]);
+    workload.stop().unwrap();
+}
+
+#[test]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+fn a_daemon_that_dies_leaves_no_machine_stopped() {
+    let guest = Guest::start();
+    // Ports of its own, so that it is found where it was.
+    let [control, time] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let mut place = Place::loopback(&["--listen", &control, "--time", &time]);
+    place.config = guest.config();
+    let mut cluster =
+        Cluster::start(coeval(), &[("a", place)], &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
+    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
+    write_some(&workload);
+    // T far ahead: the machine stands still when the daemon is killed.
+    let mut create = command(&cluster);
+    let mut create = create.args(["snapshot", "create", "s", "--lead", "8s"]).spawn().unwrap();
+    eventually(|| {
+        let before: u64 = workload.writes().iter().sum();
+        std::thread::sleep(Duration::from_millis(200));
+        let now: u64 = workload.writes().iter().sum();
+        if now == before { Ok(()) } else { Err("it does not stand still") }
+    });
+    cluster.hosts[0].daemon.signal(Signal::SIGKILL).unwrap();
+    write_some(&workload);
+    create.wait().unwrap();
+    // What is left of the attempt does not keep the next one from it.
+    cluster.restart_host(0).unwrap();
+    eventually(|| {
+        let output = finish(command(&cluster).args(["snapshot", "create", "t", "--lead", "1s"]));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(()) } else { Err(said) }
+    });
+    assert_consistent(&guest.content("t"));
+    workload.stop().unwrap();
+}
+
+/// The better way: nothing is stopped.
+#[test]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+fn a_machine_whose_disks_are_coevals_volumes_is_never_stopped() {
+    let hosts = [("a", Place::loopback(&[])), ("b", Place::loopback(&[]))];
+    let cluster = Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let disks = [("vda", 0), ("vdb", 1)].map(|(id, host)| {
+        let name = &cluster.hosts[host].name;
+        ask(&cluster, &["volume", "create", &format!("{name}/data"), "16MiB"]);
+        let socket = cluster.hosts[host].nbd_socket.display();
+        Disk { id, format: "nbd", image: format!("{socket}:data").into() }
+    });
+    let machine = Machine::start(directory.path(), "vm", &disks);
+    let workload = Workload::start(&machine.disks(), TOKENS, REST).unwrap();
+    for name in ["one", "two", "three"] {
+        write_some(&workload);
+        let manifest = ask(&cluster, &["snapshot", "create", name]);
+        assert_eq!(manifest["verdict"], "consistent", "{manifest}");
+        let exports = cluster.hosts.iter().map(|host| Export {
+            endpoint: Endpoint::Unix(host.nbd_socket.clone()),
+            name: format!("data@{name}"),
+        });
+        assert_eq!(check_exports(&exports.collect::<Vec<_>>(), TOKENS).unwrap(), [], "{name} is torn");
+    }
+    workload.stop().unwrap();
+    machine.kill();
+}
