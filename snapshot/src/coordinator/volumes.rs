@@ -66,7 +66,11 @@ impl Coordinator {
 
     /// Deletes a volume. Snapshots that it is part of are a reason to refuse, or are deleted before, as wholes: without
     /// one of its volumes a snapshot is none any more.
-    pub async fn delete_volume(&self, volume: &Member, with_snapshots: bool) -> Result<(), CoordinatorError> {
+    pub async fn delete_volume(
+        self: &std::sync::Arc<Self>,
+        volume: &Member,
+        with_snapshots: bool,
+    ) -> Result<(), CoordinatorError> {
         let description = self.host(&volume.host)?.describe().await?;
         let found = description.volumes.iter().find(|found| found.name == volume.volume);
         // Before anything is deleted. Those who come later are found by the host.
