@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use timesync::time::{Host, Nanos, Time};
 
+#[cfg(feature = "simulation")]
 use crate::mutation::mutated;
 use crate::sync::{Mutex, MutexGuard};
 
