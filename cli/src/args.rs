@@ -33,6 +33,9 @@ pub enum Command {
     Server(ServerArgs),
     /// Run a host: answer time exchanges, serve volumes over NBD, cut them
     Host(HostArgs),
+    /// Pause a volume for a host, and resume it whatever happens to the host's daemon, which starts this
+    #[command(hide = true)]
+    Watchdog(WatchdogArgs),
     /// Exchange timestamps with PTP responders, like ping
     Probe(ProbeArgs),
     /// Show how far the hosts' clocks are from the server's and from each other
@@ -257,6 +260,14 @@ pub struct HostArgs {
     pub max_stretch: Option<Nanos>,
     /// Read a clock that is wrong in this way
     #[arg(long, hide = true, value_name = "SPEC")]
+    pub simulate_clock: Option<String>,
+}
+
+/// `coeval watchdog`
+#[derive(Debug, Args)]
+pub struct WatchdogArgs {
+    /// Read the daemon's clock, which is wrong in this way
+    #[arg(long, value_name = "SPEC")]
     pub simulate_clock: Option<String>,
 }
 

@@ -37,6 +37,8 @@ pub struct Place {
     pub launcher: Vec<String>,
     /// Flags after its own ones.
     pub flags: Vec<String>,
+    /// What its configuration file ends with.
+    pub config: String,
     /// Its certificates; none: plain HTTP.
     pub tls: Option<TlsFiles>,
 }
@@ -48,6 +50,7 @@ impl Place {
             address: Ipv4Addr::LOCALHOST.into(),
             launcher: Vec::new(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            config: String::new(),
             tls: None,
         }
     }
@@ -152,7 +155,7 @@ fn start_host(program: &Path, directory: &Path, name: &str, place: &Place) -> Re
     let nbd_socket = directory.join(format!("{name}.nbd"));
     let config = format!(
         "name = {name:?}\nlisten = \"{0}:0\"\ntime = \"{0}:0\"\nvolumes = {1:?}\n\
-         nbd = [\"unix://{2}\", \"tcp://{0}:0\"{4}]\n{3}{5}",
+         nbd = [\"unix://{2}\", \"tcp://{0}:0\"{4}]\n{3}{5}{6}",
         place.address,
         directory.join(name),
         nbd_socket.display(),
@@ -160,6 +163,7 @@ fn start_host(program: &Path, directory: &Path, name: &str, place: &Place) -> Re
         if place.tls.is_some() { format!(", \"tls://{}:0\"", place.address) } else { String::new() },
         // The workload's own NBD client speaks no TLS.
         if place.tls.is_some() { "insecure = true\n" } else { "" },
+        place.config,
     );
     let daemon = start_daemon(program, "host", directory, name, place, &config)?;
     let ready = daemon.ready()?;

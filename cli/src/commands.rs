@@ -11,6 +11,7 @@ pub mod server;
 pub mod skew;
 pub mod snapshot;
 pub mod volume;
+pub mod watchdog;
 
 use std::io::{self, Write};
 

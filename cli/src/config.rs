@@ -1,5 +1,7 @@
 //! The daemons' configuration files (TOML).
 
+mod backends;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +15,8 @@ use timesync::net_sync::Mechanism;
 use timesync::server;
 use timesync::time::Nanos;
 use timesync::wire::EVENT_PORT;
+
+pub use backends::{BackendConfig, CommandConfig};
 
 use crate::units::{deserialize_duration, deserialize_size, deserialize_some_duration};
 
@@ -187,6 +191,9 @@ pub struct HostConfig {
     /// 1MiB. Default 256MiB.
     #[serde(deserialize_with = "deserialize_size")]
     pub merge_rate: u64,
+    /// Volumes outside Coeval, which are paused for a snapshot. Default: none.
+    #[serde(rename = "backend")]
+    pub backends: Vec<BackendConfig>,
     /// How other programs on this host learn of its bound. Default: not at all.
     pub publish: PublishConfig,
     /// Plain HTTP (where there is no [tls]) and plain NBD beyond loopback: anybody on the network can then give orders,
@@ -230,6 +237,7 @@ impl Default for HostConfig {
             import_from: Vec::new(),
             max_stretch: Nanos::from_millis(100),
             merge_rate: 256 << 20,
+            backends: Vec::new(),
             publish: PublishConfig::default(),
             insecure: false,
             tls: None,
@@ -416,6 +424,7 @@ impl HostConfig {
             return Err(ConfigError::Invalid(what));
         }
         in_range("publish.max_drift_ppm", self.publish.max_drift_ppm, 1, 10_000)?;
+        self.externals()?;
         Ok(())
     }
 }

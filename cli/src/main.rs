@@ -6,6 +6,7 @@ use clap::Parser;
 use coeval_cli::args::{Cli, Command, ScheduleCommand, SnapshotCommand, VolumeCommand};
 use coeval_cli::commands::{
     self, Failure, Finding, export, host, life, pki, probe, schedule, server, skew, snapshot, volume,
+    watchdog,
 };
 use coeval_cli::demo;
 
@@ -28,6 +29,8 @@ fn run(command: Command) -> Result<Finding, Failure> {
         }
         Command::Server(args) => wait(server::run(args))?,
         Command::Host(args) => wait(host::run(args))?,
+        // Without a runtime: it is small, and locked in memory.
+        Command::Watchdog(args) => watchdog::run(&args)?,
         // In one thread and without a runtime, so that it also runs under tools that stand in for libc's sockets.
         Command::Probe(args) => return probe::run(&args),
         Command::Skew(args) => return wait(skew::run(&args)),

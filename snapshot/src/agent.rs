@@ -59,7 +59,7 @@ pub fn router(host: Arc<HostService>, simulation: bool) -> Router {
         .route("/v1/restores/{restore}/switch", post(switch_restore))
         .route("/v1/restores/{restore}/give-up", post(give_up_restore))
         .route("/v1/volumes", get(volumes).post(create_volume))
-        .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(delete_snapshot))
+        .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(delete_snapshot).get(has_snapshot))
         .route("/v1/volumes/{volume}/snapshots/{snapshot}/digest", get(digest))
         .merge(volumes::routes())
         .merge(extents::router())
@@ -180,6 +180,13 @@ async fn delete_snapshot(
     Segments((volume, snapshot)): Segments<(String, String)>,
 ) -> Answer<()> {
     blocking(host, move |host| host.delete_snapshot(&volume, &snapshot)).await
+}
+
+async fn has_snapshot(
+    State(host): Host,
+    Segments((volume, snapshot)): Segments<(String, String)>,
+) -> Answer<bool> {
+    blocking(host, move |host| host.has_snapshot(&volume, &snapshot)).await
 }
 
 #[derive(Deserialize)]

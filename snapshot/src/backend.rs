@@ -22,7 +22,10 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
+pub mod command;
+pub mod conformance;
 pub mod pause;
+pub(crate) mod record;
 pub mod watchdog;
 
 pub use pause::{Held, Pause, PauseError, Resumption};

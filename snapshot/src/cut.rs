@@ -36,6 +36,9 @@ pub enum Cause {
     Timeout,
     /// The coordinator called the attempt off, or it was never armed in time. The attempt is void.
     Abort,
+    /// Nothing was held or paused: the storage took its snapshot by itself, at an instant that nobody knows. That is good
+    /// for one volume alone.
+    Unpaused,
 }
 
 /// When a host cuts and what it waits for.
@@ -81,6 +84,18 @@ pub struct Readings {
     pub held: u64,
     /// For how long.
     pub stretch_ns: Stretch,
+}
+
+impl Readings {
+    /// The same with a volume that was paused from before `p` to after `q`, and resumed by `cause`. For all of a host's
+    /// volumes, the latest P and the earliest Q count; and a resume that voids the attempt.
+    pub fn with_pause(self, p: Time<Host>, q: Time<Host>, cause: Cause) -> Self {
+        let released_by = match self.released_by {
+            Cause::Time | Cause::Barrier => cause,
+            void => void,
+        };
+        Readings { p: self.p.max(p), q: self.q.min(q), released_by, ..self }
+    }
 }
 
 struct HeldEntry {
@@ -374,6 +389,20 @@ mod tests {
         cut.release(Cause::Time, at(T + V));
         let readings = cut.readings().unwrap();
         assert_eq!((readings.q, readings.released_by), (at(T + 5), Cause::Abort));
+    }
+
+    #[test]
+    fn a_host_with_volumes_that_pause_cuts_at_its_latest_p_and_releases_at_its_earliest_q() {
+        let cut = timed();
+        cut.armed(at(T - 50)).unwrap();
+        assert!(cut.may_release(at(T + V + 7)));
+        let readings = cut.readings().unwrap();
+        let later = readings.with_pause(at(T - 80), at(T + V + 90), Cause::Time);
+        assert_eq!((later.p, later.q, later.released_by), (at(T - 50), at(T + V + 7), Cause::Time));
+        let tighter = readings.with_pause(at(T - 20), at(T + V), Cause::Time);
+        assert_eq!((tighter.p, tighter.q), (at(T - 20), at(T + V)));
+        let void = readings.with_pause(at(T - 80), at(T + V), Cause::Timeout);
+        assert_eq!(void.with_pause(at(T - 80), at(T + V), Cause::Time).released_by, Cause::Timeout);
     }
 
     #[test]

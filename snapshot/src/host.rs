@@ -5,6 +5,8 @@
 //! It waits for no message and takes no lock on its way to the release but the cut's own.
 
 mod attempt;
+mod external;
+mod pausing;
 mod restore;
 mod volumes;
 
@@ -17,6 +19,7 @@ use timesync::clock::HostClock;
 use timesync::identity::Incarnation;
 use timesync::time::Nanos;
 
+use crate::backend::{BackendError, record};
 use crate::certificate::Mode;
 use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, Exports};
@@ -28,6 +31,8 @@ use crate::orders::{
 use crate::sync::{Mutex, MutexGuard, RwLock, thread};
 use crate::volume::{Directory, SnapshotExtents, Volume, VolumeError};
 use attempt::Attempt;
+pub use external::ExternalVolume;
+use pausing::PausingCut;
 
 /// A T further ahead than this is refused: nothing that long-lived should wait armed.
 const MAX_LEAD: Nanos = Nanos::from_millis(10_000);
@@ -59,6 +64,8 @@ pub struct HostService {
     incarnation: Incarnation,
     clock: HostClock,
     volumes: RwLock<BTreeMap<String, Result<Arc<Volume>, String>>>,
+    /// Those outside Coeval.
+    externals: OnceLock<BTreeMap<String, Arc<external::External>>>,
     attempts: Mutex<Attempts>,
     restores: Mutex<restore::Restores>,
     imports: volumes::Imports,
@@ -110,6 +117,12 @@ pub enum HostError {
     /// The volume said no.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// A volume outside Coeval does something else now.
+    #[error("{0}")]
+    Busy(String),
+    /// What keeps a volume outside Coeval said no.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
 }
 
 impl HostError {
@@ -119,10 +132,10 @@ impl HostError {
             HostError::NoVolume { .. } => 404,
             // Its own status: the coordinator may make room.
             HostError::Volume(VolumeError::QuotaFull { .. }) => 507,
-            HostError::Volume(_) => 409,
+            HostError::Volume(_) | HostError::Busy(_) => 409,
             HostError::Restarted | HostError::Gone => 410,
             HostError::Refused(_) => 422,
-            HostError::Unusable { .. } | HostError::Failed(_) => 500,
+            HostError::Unusable { .. } | HostError::Failed(_) | HostError::Backend(_) => 500,
         }
     }
 }
@@ -144,6 +157,10 @@ impl HostService {
             HostError::Failed(format!("cannot create the volume directory {}: {error}", root.display()))
         })?;
         let lock = lock_root(&root)?;
+        // Before anything else, which might wait for just that. What cannot be resumed keeps nobody from starting.
+        if let Err(why) = record::lift_all(&root, incarnation.boot) {
+            tracing::error!(%why, "a volume outside Coeval may still be paused");
+        }
         HostService::open_in(Directory::on_disk(&root), Some(lock), options, incarnation, clock)
     }
 
@@ -171,6 +188,7 @@ impl HostService {
             incarnation,
             clock,
             volumes: RwLock::new(volumes),
+            externals: OnceLock::new(),
             attempts: Mutex::default(),
             restores: Mutex::default(),
             imports: volumes::Imports::default(),
@@ -199,18 +217,23 @@ impl HostService {
 
     /// Who this host is and what it has.
     pub fn describe(&self) -> HostDescription {
+        let mut volumes: Vec<_> = self.usable().iter().map(|volume| volume.describe()).collect();
+        let mut unserved = self.unserved();
+        let (externals, silent) = self.describe_externals();
+        volumes.extend(externals);
+        unserved.extend(silent);
         HostDescription {
             name: self.options.name.clone(),
             host: self.incarnation,
             max_stretch: self.options.max_stretch,
-            volumes: self.usable().iter().map(|volume| volume.describe()).collect(),
-            unserved: self.unserved(),
+            volumes,
+            unserved,
             importing: self.imports.under_way(),
             nbd: self.nbd.get().cloned().unwrap_or_default(),
         }
     }
 
-    /// Makes the volumes' next layers for a cut. Blocks for their file work, which has no deadline: T is chosen after it.
+    /// Makes the volumes' next layers for a cut, and has those outside Coeval get ready. Blocks for their file work, which has no deadline: T is chosen after it.
     ///
     /// # Errors
     /// When the order is for another run of the daemon, or a volume is unknown or busy. Nothing is left of it then.
@@ -223,11 +246,23 @@ impl HostService {
             return Err(HostError::Refused("a cut needs at least one volume, each named once".to_owned()));
         }
         // In the order of their names, so that two attempts meet at the first volume they share.
-        let volumes = names.into_iter().map(|name| self.volume(name)).collect::<Result<Vec<_>, _>>()?;
+        let (externals, own): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|name| self.external(name).is_some());
+        let volumes = own.into_iter().map(|name| self.volume(name)).collect::<Result<Vec<_>, _>>()?;
         let what = format!("snapshot attempt {id}");
         let cuts =
             volumes.iter().map(|volume| volume.prepare(&what)).collect::<Result<Vec<_>, VolumeError>>()?;
-        let attempt = Arc::new(Attempt::new(id, order.server, cuts, self.clock.clone()));
+        let externals = externals.into_iter().filter_map(|name| self.external(name));
+        let pausing = externals
+            .map(|volume| PausingCut::prepare(volume, &order.name, id, &self.clock))
+            .collect::<Result<Vec<_>, HostError>>()?;
+        if order.volumes.len() > 1 && !pausing.iter().all(|cut| cut.pauses()) {
+            return Err(HostError::Refused(
+                "a volume that is not paused has no instant in common with others: take its snapshot alone"
+                    .to_owned(),
+            ));
+        }
+        let attempt = Arc::new(Attempt::new(id, order.server, cuts, pausing, self.clock.clone()));
         self.enlist(id, &attempt)?;
         self.spawn_keeper(id, &attempt)
     }
@@ -250,7 +285,7 @@ impl HostService {
             let mode = if matches!(timing, Timing::Barrier) { Mode::Barrier } else { Mode::Timed };
             (mode, Arc::new(Cut::new(timing, self.options.max_stretch)))
         });
-        Ok(Armed { host: self.incarnation, armed_at: attempt.arm(cut)? })
+        Ok(Armed { host: self.incarnation, armed_at: attempt.arm(order.timing, cut)? })
     }
 
     /// Barrier mode: cuts now, on all the attempt's volumes at one reading, and holds later completions.
@@ -321,7 +356,7 @@ impl HostService {
         name: &str,
     ) -> Result<(), HostError> {
         let (host, server) = (self.incarnation, self.incarnation);
-        self.prepare(id, &PrepareOrder { host, server, volumes: volumes.to_vec() })?;
+        self.prepare(id, &PrepareOrder { host, server, volumes: volumes.to_vec(), name: name.to_owned() })?;
         self.arm(id, ArmOrder { host, server, timing: ArmTiming::Barrier })?;
         let nonce = self.strike(id)?.nonce;
         self.release(id, &ReleaseOrder { nonces: vec![nonce] })?;
@@ -334,10 +369,7 @@ impl HostService {
     /// # Errors
     /// When the name is taken or not allowed, or the size does not fit.
     pub fn create_volume(&self, order: &CreateVolume) -> Result<VolumeDescription, HostError> {
-        let known = self.volumes.read().unwrap_or_else(PoisonError::into_inner).contains_key(&order.name);
-        if known {
-            return Err(VolumeError::Exists { name: order.name.clone() }.into());
-        }
+        self.refuse_if_known(&order.name)?;
         // Without the lock: cuts and new clients of other volumes do not wait for its syncs. Of two at once with one
         // name, the directory's own lock lets one through.
         let volume = Volume::create_in(&self.root, &order.name, order.size, self.clock.clone())?;
@@ -349,6 +381,9 @@ impl HostService {
     /// # Errors
     /// When it is in use, or the volume is busy.
     pub fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), HostError> {
+        if let Some(external) = self.external(volume) {
+            return external.delete(snapshot);
+        }
         let volume = self.volume(volume)?;
         if !volume.describe().snapshots.iter().any(|name| name == snapshot) {
             return Ok(());
@@ -362,6 +397,17 @@ impl HostService {
                 }
                 result => return Ok(result?),
             }
+        }
+    }
+
+    /// Whether a snapshot of a volume exists; for a volume outside Coeval, what its storage says.
+    ///
+    /// # Errors
+    /// When there is no such volume, or its storage does not say.
+    pub fn has_snapshot(&self, volume: &str, snapshot: &str) -> Result<bool, HostError> {
+        match self.external(volume) {
+            Some(external) => external.has(snapshot),
+            None => Ok(self.volume(volume)?.describe().snapshots.iter().any(|name| name == snapshot)),
         }
     }
 
@@ -469,7 +515,7 @@ impl HostService {
                 volume.delete_snapshot(&name)?;
             }
         }
-        Ok(())
+        self.drop_external_snapshots(id)
     }
 
     fn current(&self, id: AttemptId) -> Result<Arc<Attempt>, HostError> {
@@ -482,6 +528,7 @@ impl HostService {
     }
 
     fn volume(&self, name: &str) -> Result<Arc<Volume>, HostError> {
+        self.refuse_external(name)?;
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
         match volumes.get(name) {
             Some(Ok(volume)) => Ok(Arc::clone(volume)),

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::certificate::{Evidence, Mode};
 use crate::cut::{Cause, Stretch};
-use crate::orders::{AttemptId, Problem, VolumeDescription, VolumeUsage};
+use crate::orders::{AttemptId, ExternalPart, Problem, VolumeDescription, VolumeUsage};
 
 /// One volume of a group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -279,7 +279,10 @@ impl HostResult {
             stretch_ns: Stretch::default(),
             released_by: None,
             timestamps: None,
-            volumes: volumes.iter().map(|name| VolumeResult { name: name.clone(), digest: None }).collect(),
+            volumes: volumes
+                .iter()
+                .map(|name| VolumeResult { name: name.clone(), digest: None, external: None })
+                .collect(),
         }
     }
 }
@@ -291,6 +294,9 @@ pub struct VolumeResult {
     pub name: String,
     /// BLAKE3 of the snapshot's content, in hex; null until it is computed.
     pub digest: Option<String>,
+    /// For a volume outside Coeval, what keeps it and how long it was paused. It has no digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalPart>,
 }
 
 /// What a certificate rests on.

@@ -25,6 +25,8 @@ pub struct PrepareOrder {
     pub server: Incarnation,
     /// The volumes that take part.
     pub volumes: Vec<String>,
+    /// What the snapshot will be called, if it comes to one: storage outside Coeval names it as it takes it.
+    pub name: String,
 }
 
 /// Cut at T and stretch V, or get ready for a barrier. `POST /v1/cuts/{attempt}/arm`
@@ -81,7 +83,7 @@ pub struct ReleaseOrder {
 }
 
 /// Every volume's layer is sealed and durable. `POST /v1/cuts/{attempt}/seal` (answers once it is so)
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
     /// Who sealed.
     pub host: Incarnation,
@@ -93,6 +95,29 @@ pub struct Sealed {
     pub readings: Readings,
     /// Barrier mode: its nonce.
     pub nonce: Option<Uuid>,
+    /// Of its volumes, those that are kept outside Coeval.
+    #[serde(default)]
+    pub externals: Vec<ExternalPart>,
+}
+
+/// What a volume outside Coeval did in a cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalPart {
+    /// Its name.
+    pub volume: String,
+    /// The kind of its backend.
+    pub backend: String,
+    /// How long it was paused; none for a backend that has no pause.
+    pub pause: Option<PauseTimes>,
+}
+
+/// How long a pause took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseTimes {
+    /// Until it was confirmed.
+    pub pausing_ns: Nanos,
+    /// From its beginning, when writes may have begun to wait, to the resume.
+    pub paused_ns: Nanos,
 }
 
 /// Name the sealed state. `POST /v1/cuts/{attempt}/commit`
@@ -162,6 +187,22 @@ pub struct VolumeDescription {
     pub allocated: u64,
     /// Attached NBD clients.
     pub clients: usize,
+    /// For a volume outside Coeval, what keeps it; null for Coeval's own.
+    #[serde(default)]
+    pub external: Option<ExternalDescription>,
+}
+
+/// What keeps a volume outside Coeval.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalDescription {
+    /// The kind of backend.
+    pub backend: String,
+    /// Whether its I/O is paused for a snapshot: without, it is never certified across hosts.
+    pub pauses: bool,
+    /// It is resumed so long after a pause began, whatever happens.
+    pub deadline_ns: Nanos,
+    /// How long it last took until a pause was confirmed.
+    pub last_pausing_ns: Option<Nanos>,
 }
 
 /// Create a volume. `POST /v1/volumes`

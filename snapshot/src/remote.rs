@@ -173,6 +173,12 @@ impl RemoteHost {
         self.client.delete(page, self.limits.bulk).await
     }
 
+    /// Whether the storage outside Coeval that keeps a volume has this snapshot of it.
+    pub async fn has_snapshot(&self, volume: &str, snapshot: &str) -> Result<bool, ControlError> {
+        let page = self.client.page(&["v1", "volumes", volume, "snapshots", snapshot]);
+        self.client.get(page, self.limits.seal).await
+    }
+
     /// A snapshot's extents, one a line; with `since`, those that may differ from that snapshot.
     pub async fn extents(
         &self,

@@ -2,6 +2,11 @@
 #![expect(unsafe_code, reason = "the one module that may: see each block")]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 
 mod requests {
     // Declared as reading and writing an int, though the kernel ignores it (linux/fs.h).
@@ -28,4 +33,11 @@ pub fn thaw(file: BorrowedFd<'_>) -> nix::Result<()> {
     let mut unused = 0;
     // SAFETY: the kernel takes no argument; the pointer is to an int that lives until the call returns.
     unsafe { requests::fithaw(file.as_raw_fd(), &raw mut unused) }.map(|_| ())
+}
+
+/// Has a program killed when the thread that starts it ends, however it ends.
+pub fn die_with_us(command: &mut Command) {
+    // SAFETY: between fork and exec the closure makes one system call and touches no memory that another thread could have
+    // left locked or half written.
+    unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
 }

@@ -244,6 +244,7 @@ impl Volume {
             layers: layers.len() - prepared,
             allocated: layers.iter().map(|layer| layer.allocated()).sum(),
             clients: self.core.clients.count(),
+            external: None,
         }
     }
 

@@ -63,7 +63,8 @@ impl Fixture {
 
     fn prepare(&self, attempt: AttemptId, volumes: &[&str]) -> Result<(), HostError> {
         let volumes = volumes.iter().map(|&name| name.to_owned()).collect();
-        let order = PrepareOrder { host: self.identity, server: self.identity, volumes };
+        let name = "first".to_owned();
+        let order = PrepareOrder { host: self.identity, server: self.identity, volumes, name };
         self.service.prepare(attempt, &order)
     }
 

@@ -104,6 +104,8 @@ pub enum Kind {
     Ext4,
     /// XFS.
     Xfs,
+    /// btrfs.
+    Btrfs,
 }
 
 impl Kind {
@@ -115,6 +117,7 @@ impl Kind {
         let mut command = match self {
             Kind::Ext4 => Command::new("mkfs.ext4"),
             Kind::Xfs => Command::new("mkfs.xfs"),
+            Kind::Btrfs => Command::new("mkfs.btrfs"),
         };
         run(command.arg("-q").arg(if self == Kind::Ext4 { "-F" } else { "-f" }).arg(file));
     }
@@ -127,6 +130,7 @@ impl Kind {
         match self {
             Kind::Ext4 => run(Command::new("e2fsck").arg("-fn").arg(file)),
             Kind::Xfs => run(Command::new("xfs_repair").args(["-n", "-f"]).arg(file)),
+            Kind::Btrfs => run(Command::new("btrfs").arg("check").arg(file)),
         };
     }
 
@@ -137,7 +141,7 @@ impl Kind {
     pub fn mount(self, file: &Path, at: &Path) -> Mounted {
         std::fs::create_dir(at).unwrap();
         // XFS refuses what has the same identity as something mounted, such as a snapshot of it.
-        let options = if self == Kind::Ext4 { "loop" } else { "loop,nouuid" };
+        let options = if self == Kind::Xfs { "loop,nouuid" } else { "loop" };
         run(Command::new("mount").args(["-o", options]).arg(file).arg(at));
         Mounted { at: at.to_owned() }
     }

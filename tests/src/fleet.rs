@@ -70,6 +70,7 @@ impl Fleet {
             address: namespace.address,
             launcher: namespace.launcher(),
             flags: ports.into_iter().chain(flags.iter().map(|flag| (*flag).to_owned())).collect(),
+            config: String::new(),
             tls: Some(authority.issue(role, name, namespace.address)),
         };
         let hosts: Vec<(&str, Place)> = names

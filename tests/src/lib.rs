@@ -5,6 +5,7 @@
 pub mod chaos;
 pub mod clocks;
 pub mod durable;
+pub mod external;
 pub mod filesystem;
 pub mod fleet;
 pub mod fuzz;

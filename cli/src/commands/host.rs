@@ -1,8 +1,10 @@
 //! `coeval host`
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
 use snapshot::agent;
+use snapshot::backend::watchdog::WatchdogProgram;
 use snapshot::host::{HostOptions, HostService};
 use snapshot::http::{Admits, Listener};
 use snapshot::nbd::{self, Endpoint};
@@ -25,6 +27,7 @@ use crate::keys;
 /// When the configuration is wrong or something it needs cannot be had.
 pub async fn run(args: HostArgs) -> Result<(), Failure> {
     let simulate = args.simulate_clock.clone();
+    let watchdog = watchdog(simulate.as_deref());
     let (daemon_args, config) = configure(args)?;
     let clock = match simulate {
         None => HostClock::real(),
@@ -59,6 +62,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
         merge_rate: config.merge_rate,
     };
     let service = HostService::open(options, incarnation, clock.clone())?;
+    service.serve_externals(config.externals()?, &watchdog)?;
     let exports = Arc::clone(&service);
     let nbd_server = nbd::Server::bind_with_tls(&config.nbd, exports, clock.clone(), config.tls.as_ref())?;
     let endpoints: Vec<String> = nbd_server.endpoints().iter().map(uri).collect();
@@ -97,6 +101,13 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     drop(nbd_server);
     drop(module);
     Ok(())
+}
+
+/// This very program, also when its file was replaced since; its clock is the daemon's.
+fn watchdog(simulate: Option<&str>) -> WatchdogProgram {
+    let mut words: Vec<OsString> = vec!["/proc/self/exe".into(), "watchdog".into()];
+    words.extend(simulate.map(|spec| OsString::from(format!("--simulate-clock={spec}"))));
+    WatchdogProgram(words)
 }
 
 /// The configuration file with the flags over it.

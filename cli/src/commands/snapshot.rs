@@ -5,7 +5,7 @@ use snapshot::messages::{
     CreateRequest, HostResult, Manifest, Member, Progress, RequestedPolicy, RestoreRequest, SnapshotDetails,
     Usage, Verdict,
 };
-use snapshot::orders::SnapshotUsage;
+use snapshot::orders::{PauseTimes, SnapshotUsage};
 use timesync::bound::AsymmetryBudget;
 use timesync::time::{Nanos, Server, Time};
 
@@ -197,6 +197,7 @@ pub async fn verify(args: &NamedArgs) -> Result<Finding, Failure> {
         for volume in &report.volumes {
             let state = match (&volume.problem, &volume.stored) {
                 (Some(problem), _) => problem.clone(),
+                (None, None) if volume.now.is_none() => "is there, in its own storage".to_owned(),
                 (None, None) => "its digest was not stored yet".to_owned(),
                 (None, stored) if *stored == volume.now => "reads as it did".to_owned(),
                 _ => "CHANGED".to_owned(),
@@ -273,6 +274,17 @@ fn describe(manifest: &Manifest) -> String {
         table.row(row);
     }
     text += &table.to_string();
+    for host in &manifest.hosts {
+        for part in host.volumes.iter().filter_map(|volume| volume.external.as_ref()) {
+            let pause = match part.pause {
+                Some(PauseTimes { pausing_ns, paused_ns }) => {
+                    format!("paused for {paused_ns}, of which {pausing_ns} to come to rest")
+                }
+                None => "not paused".to_owned(),
+            };
+            text += &format!("\n{}/{} ({}): {pause}", host.host, part.volume, part.backend);
+        }
+    }
     if let Some(picture) = draw(manifest) {
         text += &format!("\n{picture}");
     }

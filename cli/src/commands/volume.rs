@@ -69,7 +69,8 @@ pub async fn list(remote: &Remote) -> Result<(), Failure> {
     if remote.json {
         return print_json(&with_usage(&hosts, usage_of)?);
     }
-    let headings = ["volume", "size", "on disk", "layers", "snapshots", "they hold", "quota", "clients"];
+    let headings =
+        ["volume", "size", "on disk", "layers", "snapshots", "they hold", "quota", "clients", "kept by"];
     let mut table = Table::new(&headings);
     let mut notes = String::new();
     for host in &hosts {
@@ -87,6 +88,10 @@ pub async fn list(remote: &Remote) -> Result<(), Failure> {
                     .and_then(|usage| usage.quota)
                     .map_or_else(dash, |quota| units::format_size(quota.bytes)),
                 volume.clients.to_string(),
+                volume
+                    .external
+                    .as_ref()
+                    .map_or_else(|| "coeval".to_owned(), |external| external.backend.clone()),
             ]);
         }
     }

@@ -46,7 +46,9 @@ impl Rig {
     async fn arm(&self, attempt: AttemptId, timing: ArmTiming) -> Result<Armed, ControlError> {
         let (host, server) = (self.incarnation, self.server);
         let volumes = vec!["data".to_owned()];
-        self.remote.prepare(attempt, &PrepareOrder { host, server, volumes }).await?;
+        self.remote
+            .prepare(attempt, &PrepareOrder { host, server, volumes, name: "first".to_owned() })
+            .await?;
         self.remote.arm(attempt, &ArmOrder { host, server, timing }).await
     }
 
@@ -122,7 +124,7 @@ async fn orders_that_cannot_be_followed_are_refused_with_a_sentence() {
     let late = ArmTiming::Timed { at: Time::from_nanos(1), stretch: Nanos::ZERO };
     assert_eq!(status(rig.arm(Uuid::now_v7(), late).await), Some(422));
     let (host, server) = (rig.incarnation, rig.server);
-    let elsewhere = PrepareOrder { host, server, volumes: vec!["none".to_owned()] };
+    let elsewhere = PrepareOrder { host, server, volumes: vec!["none".to_owned()], name: "first".to_owned() };
     assert_eq!(status(rig.remote.prepare(Uuid::now_v7(), &elsewhere).await), Some(404));
     let unprepared = ArmOrder { host, server, timing: ArmTiming::Barrier };
     assert_eq!(status(rig.remote.arm(Uuid::now_v7(), &unprepared).await), Some(410));

@@ -95,6 +95,15 @@ fn one_host_alone_is_ordered_by_its_own_clock() {
     assert_eq!(certify(&world.evidence).unwrap().margin, Some(q - p));
 }
 
+#[test]
+fn what_was_not_paused_is_certified_alone_and_never_across_hosts() {
+    let mut world = world(lopsided(), sum_of_two);
+    world.first().readings.released_by = Cause::Unpaused;
+    assert!(matches!(certify(&world.evidence), Err(Refusal::ReleasedBy { cause: Cause::Unpaused, .. })));
+    world.evidence.hosts.truncate(1);
+    assert!(certify(&world.evidence).is_ok());
+}
+
 /// Spoils good evidence.
 type Spoil = fn(&mut World);
 /// Recognises the refusal.

@@ -24,7 +24,8 @@ use crate::messages::{
 };
 use crate::mutation::mutated;
 use crate::orders::{
-    ArmOrder, ArmTiming, AttemptId, CommitOrder, HostDescription, PrepareOrder, ReleaseOrder, Sealed,
+    ArmOrder, ArmTiming, AttemptId, CommitOrder, ExternalDescription, ExternalPart, HostDescription,
+    PrepareOrder, ReleaseOrder, Sealed,
 };
 use crate::remote::RemoteHost;
 use crate::sync::task;
@@ -64,6 +65,8 @@ pub(super) struct Participant {
     pub(super) remote: Arc<RemoteHost>,
     pub(super) incarnation: Incarnation,
     pub(super) max_stretch: Nanos,
+    /// How long its slowest volume last took to pause.
+    pub(super) pausing: Nanos,
     pub(super) volumes: Vec<String>,
 }
 
@@ -72,6 +75,8 @@ pub(super) struct Taken {
     pub(super) evidence: Evidence,
     pub(super) timed: Option<(Plan, Vec<Observation>)>,
     pub(super) round_trip: Option<Nanos>,
+    /// Of each host, its volumes outside Coeval.
+    pub(super) externals: Vec<Vec<ExternalPart>>,
 }
 
 pub(super) struct Attempt<'a> {
@@ -136,6 +141,7 @@ impl<'a> Attempt<'a> {
                 .filter(|member| member.host == remote.name())
                 .map(|member| member.volume.clone())
                 .collect();
+            let mut pausing = Nanos::ZERO;
             for name in &volumes {
                 let host = remote.name();
                 match description.volumes.iter().find(|volume| volume.name == *name) {
@@ -153,13 +159,25 @@ impl<'a> Attempt<'a> {
                             job.name
                         )));
                     }
-                    Some(_) => {}
+                    Some(volume) => match &volume.external {
+                        Some(ExternalDescription { pauses: false, .. }) if job.group.len() > 1 => {
+                            return Err(CoordinatorError::Request(format!(
+                                "volume {name} of host {host} is not paused for a snapshot, so it has no instant in common \
+                                 with others; take its snapshot alone, or configure a pause for it"
+                            )));
+                        }
+                        Some(ExternalDescription { last_pausing_ns: Some(last), .. }) => {
+                            pausing = pausing.max(*last);
+                        }
+                        _ => {}
+                    },
                 }
             }
             attempt.participants.push(Participant {
                 remote,
                 incarnation: description.host,
                 max_stretch: description.max_stretch,
+                pausing,
                 volumes,
             });
         }
@@ -261,7 +279,8 @@ impl<'a> Attempt<'a> {
             released_nonces: Vec::new(),
             hosts: hosts.collect(),
         };
-        Ok(Taken { evidence, timed: Some((plan, remeasured)), round_trip: None })
+        let externals = sealed.into_iter().map(|sealed| sealed.externals).collect();
+        Ok(Taken { evidence, timed: Some((plan, remeasured)), round_trip: None, externals })
     }
 
     /// The plan by fresh exchanges, and what was known of each host.
@@ -275,10 +294,13 @@ impl<'a> Attempt<'a> {
         Ok((self.plan(&planned, &self.policy())?, planned))
     }
 
-    /// Twice as far ahead with each further attempt: on a busy machine an order may arrive after its own T.
+    /// Twice as far ahead with each further attempt: on a busy machine an order may arrive after its own T. With room for
+    /// twice the time that the slowest volume last took to pause.
     pub(super) fn lead(&self) -> Nanos {
         let doublings = self.number.saturating_sub(1).min(16);
-        Nanos::new(self.job.lead.get() << doublings).min(LONGEST_LEAD.max(self.job.lead))
+        let pausing = self.participants.iter().map(|host| host.pausing).max().unwrap_or(Nanos::ZERO);
+        let first = self.job.lead + pausing + pausing;
+        Nanos::new(first.get() << doublings).min(LONGEST_LEAD.max(self.job.lead))
     }
 
     fn plan(&self, observations: &[Observation], policy: &Policy) -> Result<Plan, Stop> {
@@ -354,7 +376,8 @@ impl<'a> Attempt<'a> {
             released_nonces: nonces,
             hosts: hosts.collect(),
         };
-        Ok(Taken { evidence, timed: None, round_trip: Some(round_trip) })
+        let externals = sealed.into_iter().map(|sealed| sealed.externals).collect();
+        Ok(Taken { evidence, timed: None, round_trip: Some(round_trip), externals })
     }
 
     /// Lets each host cut when it is told, one after the other: what people do who have no coordinator.
@@ -380,7 +403,12 @@ impl<'a> Attempt<'a> {
         let id = self.id;
         let order = |index: usize, host: Arc<RemoteHost>| {
             let Participant { incarnation, volumes, .. } = &self.participants[index];
-            let order = PrepareOrder { host: *incarnation, server, volumes: volumes.clone() };
+            let order = PrepareOrder {
+                host: *incarnation,
+                server,
+                volumes: volumes.clone(),
+                name: self.job.name.clone(),
+            };
             async move { host.prepare(id, &order).await }
         };
         self.everywhere(Step::Prepare, order).await.map(|_| ())

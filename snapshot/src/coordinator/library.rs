@@ -73,7 +73,7 @@ impl Coordinator {
             Some(Err(refusal)) => (Verdict::Inconsistent, Some(refusal.to_string()), None),
             None => (Verdict::Inconsistent, Some("there is no evidence".to_owned()), None),
         };
-        let volumes = join_all(volumes(&manifest).map(|(member, stored)| {
+        let volumes = join_all(own_volumes(&manifest).map(|(member, stored)| {
             let name = &manifest.name;
             async move {
                 let (now, problem) = match self.digest(&member, name, false).await {
@@ -84,10 +84,14 @@ impl Coordinator {
             }
         }))
         .await;
+        let externals = join_all(externals(&manifest).map(|member| self.look_for(member, &manifest.name)));
+        let (volumes, externals) = (volumes, externals.await);
         let same = |check: &DigestCheck| {
             check.now.is_some() && (check.stored.is_none() || check.stored == check.now)
         };
-        let intact = volumes.iter().all(same);
+        let there = |check: &DigestCheck| check.problem.is_none();
+        let intact = volumes.iter().all(same) && externals.iter().all(there);
+        let volumes = volumes.into_iter().chain(externals).collect();
         Ok(VerifyReport {
             id: manifest.id,
             name: manifest.name,
@@ -97,6 +101,20 @@ impl Coordinator {
             intact,
             volumes,
         })
+    }
+
+    /// A volume outside Coeval has no digest; whether its snapshot is still there can be told.
+    async fn look_for(&self, member: Member, snapshot: &str) -> DigestCheck {
+        let found = async {
+            let there = self.host(&member.host)?.has_snapshot(&member.volume, snapshot).await?;
+            Ok::<_, CoordinatorError>(there)
+        };
+        let problem = match found.await {
+            Ok(true) => None,
+            Ok(false) => Some("its storage has no such snapshot any more".to_owned()),
+            Err(why) => Some(why.to_string()),
+        };
+        DigestCheck { member, stored: None, now: None, problem }
     }
 
     /// Deletes a snapshot on every host, then forgets it. Where a host fails, the row stays as `deleting`.
@@ -175,7 +193,7 @@ impl Coordinator {
 
     /// Computes and stores the digests that a snapshot lacks, in the background.
     pub(super) fn digest_later(self: &Arc<Self>, manifest: Manifest) {
-        if !self.options.digests || volumes(&manifest).all(|(_, stored)| stored.is_some()) {
+        if !self.options.digests || own_volumes(&manifest).all(|(_, stored)| stored.is_some()) {
             return;
         }
         let coordinator = Arc::clone(self);
@@ -183,7 +201,7 @@ impl Coordinator {
             // Reading whole volumes right after a cut would be felt by the writers that the cut spared.
             task::sleep(AFTER_CUT).await;
             let _one_at_a_time = coordinator.digesting.lock().await;
-            for (member, _) in volumes(&manifest).filter(|(_, stored)| stored.is_none()) {
+            for (member, _) in own_volumes(&manifest).filter(|(_, stored)| stored.is_none()) {
                 let result = async {
                     let digest = coordinator.digest(&member, &manifest.name, true).await?;
                     let (id, member) = (manifest.id, member.clone());
@@ -217,4 +235,19 @@ pub(super) fn volumes(manifest: &Manifest) -> impl Iterator<Item = (Member, Opti
             (Member { host: host.host.clone(), volume: volume.name.clone() }, volume.digest.clone())
         })
     })
+}
+
+/// Those of them that are Coeval's own: they have digests.
+fn own_volumes(manifest: &Manifest) -> impl Iterator<Item = (Member, Option<String>)> {
+    volumes(manifest).filter(|(member, _)| !is_external(manifest, member))
+}
+
+fn externals(manifest: &Manifest) -> impl Iterator<Item = Member> {
+    volumes(manifest).map(|(member, _)| member).filter(|member| is_external(manifest, member))
+}
+
+fn is_external(manifest: &Manifest, member: &Member) -> bool {
+    let host = manifest.hosts.iter().filter(|host| host.host == member.host);
+    let mut volumes = host.flat_map(|host| &host.volumes);
+    volumes.any(|volume| volume.name == member.volume && volume.external.is_some())
 }

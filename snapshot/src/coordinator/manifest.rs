@@ -35,6 +35,11 @@ impl Attempt<'_> {
                 result.error_ns = Some(placed.error);
             }
         }
+        for (result, externals) in manifest.hosts.iter_mut().zip(&taken.externals) {
+            for volume in &mut result.volumes {
+                volume.external = externals.iter().find(|part| part.volume == volume.name).cloned();
+            }
+        }
         if let Some((plan, observations)) = &taken.timed {
             manifest.t_ns = Some(plan.t);
             manifest.v_ns = Some(plan.stretch);

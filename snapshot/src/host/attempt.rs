@@ -8,10 +8,11 @@ use timesync::time::{Host, Nanos, Time};
 use uuid::Uuid;
 
 use super::HostError;
+use super::pausing::PausingCut;
 use crate::certificate::Mode;
-use crate::cut::{Cause, Cut};
+use crate::cut::{Cause, Cut, Readings};
 use crate::mutation::mutated;
-use crate::orders::{AttemptId, Sealed};
+use crate::orders::{ArmTiming, AttemptId, Sealed};
 use crate::sync::thread::{self, Thread};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::volume::VolumeCut;
@@ -53,6 +54,8 @@ pub(super) struct Attempt {
     armed: OnceLock<(Mode, Arc<Cut>)>,
     /// Locked for file work and for arming; never on the way to a release.
     volumes: Mutex<Vec<VolumeCut>>,
+    /// The volumes outside Coeval, which pause instead.
+    pausing: Vec<Arc<PausingCut>>,
     phase: Mutex<Phase>,
     changed: Condvar,
     nonce: OnceLock<Uuid>,
@@ -60,13 +63,20 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    pub(super) fn new(id: AttemptId, server: Incarnation, volumes: Vec<VolumeCut>, clock: HostClock) -> Self {
+    pub(super) fn new(
+        id: AttemptId,
+        server: Incarnation,
+        volumes: Vec<VolumeCut>,
+        pausing: Vec<Arc<PausingCut>>,
+        clock: HostClock,
+    ) -> Self {
         Attempt {
             id,
             server,
             clock,
             armed: OnceLock::new(),
             volumes: Mutex::new(volumes),
+            pausing,
             phase: Mutex::new(Phase::Cutting),
             changed: Condvar::new(),
             nonce: OnceLock::new(),
@@ -89,21 +99,31 @@ impl Attempt {
 
     /// Arms every volume and returns the reading at which that was complete. Where that fails, or there is no cut to be
     /// armed, the attempt is called off; an order that comes twice changes nothing.
-    pub(super) fn arm(&self, cut: Result<(Mode, Arc<Cut>), HostError>) -> Result<Time<Host>, HostError> {
+    pub(super) fn arm(
+        &self,
+        timing: ArmTiming,
+        cut: Result<(Mode, Arc<Cut>), HostError>,
+    ) -> Result<Time<Host>, HostError> {
         let volumes = self.volumes();
-        // Without volumes it was called off; with a cut it is armed already.
-        if volumes.is_empty() || self.armed.get().is_some() {
+        if matches!(*self.phase(), Phase::Over) || self.armed.get().is_some() {
             return Err(HostError::Gone);
         }
-        let armed = cut.and_then(|(mode, cut)| self.publish(&volumes, mode, cut));
+        let armed = cut.and_then(|(mode, cut)| self.publish(&volumes, timing, mode, cut));
         drop(volumes);
         if armed.is_err() {
-            self.call_off();
+            // Without waiting for a pause that is under way: whoever gave the order has others to call off.
+            self.let_go();
         }
         armed
     }
 
-    fn publish(&self, volumes: &[VolumeCut], mode: Mode, cut: Arc<Cut>) -> Result<Time<Host>, HostError> {
+    fn publish(
+        &self,
+        volumes: &[VolumeCut],
+        timing: ArmTiming,
+        mode: Mode,
+        cut: Arc<Cut>,
+    ) -> Result<Time<Host>, HostError> {
         let (_, cut) = self.armed.get_or_init(|| (mode, cut));
         // The keeper knows of the cut before a request does.
         self.wake_keeper();
@@ -111,10 +131,19 @@ impl Attempt {
         #[cfg(feature = "simulation")]
         let early = self.clock.now();
         let mut late = || cut.is_released() || self.clock.now() >= cut.at().unwrap_or(patience_ends);
+        // All at once: coming to rest may take as long as the lead.
+        for volume in &self.pausing {
+            volume.start(timing)?;
+        }
         for volume in volumes {
             volume.arm(cut, &mut late)?;
         }
-        // Every gate has been passed: whoever was dispatched by the unarmed state was so before this reading.
+        for volume in &self.pausing {
+            if let Some(reading) = volume.wait_paused(&mut late)? {
+                cut.armed(reading).map_err(|late| HostError::Refused(late.to_string()))?;
+            }
+        }
+        // Every gate has been passed, every pause confirmed: whoever was dispatched by the unarmed state was so before this reading.
         let reading = self.clock.now();
         #[cfg(feature = "simulation")]
         let reading = if mutated!(ArmedTooEarly) { early } else { reading };
@@ -160,6 +189,7 @@ impl Attempt {
         if let Some(cut) = self.cut() {
             cut.release(cause, self.clock.now());
         }
+        self.pausing.iter().for_each(|volume| volume.end(cause));
         self.wake_keeper();
     }
 
@@ -169,16 +199,23 @@ impl Attempt {
         }
     }
 
-    /// Lets go of everything held and drops the attempt. The layers stay: they hold acknowledged data.
+    /// Lets go of everything held and paused, and drops the attempt. The layers stay: they hold acknowledged data. Snapshots
+    /// outside Coeval go: they hold nothing else than the live volumes did.
     pub(super) fn call_off(&self) {
+        self.let_go();
+        self.pausing.iter().for_each(|volume| volume.discard());
+    }
+
+    fn let_go(&self) {
         self.end_stretch_now(Cause::Abort);
         let mut volumes = self.volumes();
         for volume in volumes.iter() {
             volume.disarm();
         }
         volumes.drain(..).for_each(VolumeCut::discard);
-        drop(volumes);
+        // Under the lock: an order to arm finds the phase, or what it armed is found here.
         self.set_phase(Phase::Over);
+        drop(volumes);
     }
 
     /// The keeper's life: ends the stretch by the clock, seals, and drops what nobody commits.
@@ -272,6 +309,8 @@ impl Attempt {
             volume.disarm();
         }
         if !self.is_valid() {
+            // What stretched too long ends the pauses too.
+            self.pausing.iter().for_each(|volume| volume.end(Cause::Abort));
             return Ok(());
         }
         // Released means the clock read T or more, so no request that registers from here on can be pre.
@@ -284,16 +323,26 @@ impl Attempt {
             }
             volume.seal()?;
         }
-        Ok(())
+        self.pausing.iter().try_for_each(|volume| volume.wait_done())
     }
 
     /// Whether the stretch ended as it should have.
     fn is_valid(&self) -> bool {
-        let Some((mode, cut)) = self.armed.get() else { return false };
+        let Some((mode, released_by)) = self.readings().map(|(mode, readings)| (mode, readings.released_by))
+        else {
+            return false;
+        };
         matches!(
-            (mode, cut.released_by()),
-            (Mode::Timed, Some(Cause::Time)) | (Mode::Barrier, Some(Cause::Barrier))
-        ) || (mutated!(TimeoutCertified) && cut.released_by() == Some(Cause::Timeout))
+            (mode, released_by),
+            (Mode::Timed, Cause::Time) | (Mode::Barrier, Cause::Barrier) | (_, Cause::Unpaused)
+        ) || (mutated!(TimeoutCertified) && released_by == Cause::Timeout)
+    }
+
+    /// How it was to be released, and what was read; of volumes that pause, as far as they are done.
+    fn readings(&self) -> Option<(Mode, Readings)> {
+        let (mode, cut) = self.armed.get()?;
+        let readings = cut.readings()?;
+        Some((*mode, self.pausing.iter().fold(readings, |readings, volume| volume.add_to(readings))))
     }
 
     /// Waits for the keeper to have sealed, and reports.
@@ -306,11 +355,11 @@ impl Attempt {
             Phase::Failed(why) => Err(HostError::Failed(why.clone())),
             Phase::Over | Phase::Cutting => Err(HostError::Gone),
             Phase::Sealed => {
-                let (mode, cut) = self.armed.get().ok_or(HostError::Gone)?;
                 // The gates were passed once more when the volumes were disarmed, so P is final.
-                let readings = cut.readings().ok_or(HostError::Gone)?;
+                let (mode, readings) = self.readings().ok_or(HostError::Gone)?;
                 let (server, nonce) = (self.server, self.nonce.get().copied());
-                Ok(Sealed { host, server, mode: *mode, readings, nonce })
+                let externals = self.pausing.iter().map(|volume| volume.part()).collect();
+                Ok(Sealed { host, server, mode, readings, nonce, externals })
             }
         }
     }
@@ -335,7 +384,14 @@ impl Attempt {
                 volume.discard();
             }
         }
-        Ok(outcome?)
+        let mut outcome = outcome.map_err(HostError::from);
+        for volume in &self.pausing {
+            outcome = outcome.and_then(|()| volume.commit(name));
+            if outcome.is_err() {
+                volume.discard();
+            }
+        }
+        outcome
     }
 
     fn set_phase(&self, phase: Phase) {

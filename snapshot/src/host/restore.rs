@@ -33,6 +33,10 @@ impl HostService {
     ) -> Result<RestorePrepared, HostError> {
         let mut prepared = BTreeMap::new();
         for volume in &order.volumes {
+            if let Some(external) = self.external(volume) {
+                external.refuse_restore(&order.snapshot, order.keep.as_deref())?;
+                continue;
+            }
             prepared.insert(volume.clone(), self.prepare_one(volume, order)?);
         }
         self.restores().insert(id, prepared);
@@ -60,6 +64,13 @@ impl HostService {
     pub fn switch_restore(self: &Arc<Self>, id: Uuid, order: &RestoreOrder) -> Result<(), HostError> {
         let mut prepared = self.restores().remove(&id).unwrap_or_default();
         for name in &order.volumes {
+            if let Some(external) = self.external(name) {
+                if external.record.restored() != Some(id) {
+                    external.restore(&order.snapshot, id)?;
+                    tracing::info!(volume = name, snapshot = order.snapshot, "restored");
+                }
+                continue;
+            }
             if self.volume(name)?.restored() == Some(id) {
                 continue;
             }

@@ -106,9 +106,13 @@ impl HostService {
         Ok(self.serve(imported))
     }
 
-    fn refuse_if_known(&self, volume: &str) -> Result<(), HostError> {
+    pub(super) fn refuse_if_known(&self, volume: &str) -> Result<(), HostError> {
         let known = self.volumes.read().unwrap_or_else(PoisonError::into_inner).contains_key(volume);
-        if known { Err(VolumeError::Exists { name: volume.to_owned() }.into()) } else { Ok(()) }
+        if known || self.external(volume).is_some() {
+            Err(VolumeError::Exists { name: volume.to_owned() }.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Takes a new volume among the others.

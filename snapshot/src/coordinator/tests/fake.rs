@@ -163,6 +163,7 @@ async fn describe(State(host): Host) -> Answer<HostDescription> {
         layers: 1,
         allocated: 0,
         clients: 0,
+        external: None,
     };
     Ok(Json(HostDescription {
         name: host.name.to_owned(),
@@ -250,7 +251,14 @@ async fn seal(State(host): Host, Segments(id): Segments<AttemptId>) -> Answer<Se
         held: 3,
         stretch_ns: Stretch { p50: 1, p99: 2, max: 3 },
     };
-    Ok(Json(Sealed { host: reporter, server: cut.order.server, mode, readings, nonce: cut.nonce }))
+    Ok(Json(Sealed {
+        host: reporter,
+        server: cut.order.server,
+        mode,
+        readings,
+        nonce: cut.nonce,
+        externals: Vec::new(),
+    }))
 }
 
 async fn commit(

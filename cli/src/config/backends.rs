@@ -1,0 +1,151 @@
+//! `[[backend]]` of a host's configuration: its volumes outside Coeval.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use snapshot::backend::command::{CommandBackend, CommandOptions};
+use snapshot::backend::{Backend, BackendError};
+use snapshot::host::ExternalVolume;
+use timesync::time::Nanos;
+
+use super::{ConfigError, HostConfig, in_range};
+use crate::units::deserialize_duration;
+
+/// A volume outside Coeval, by the kind of what keeps it.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum BackendConfig {
+    /// `kind = "command"`: a file system whose snapshots are taken by a command.
+    Command(CommandConfig),
+}
+
+/// `kind = "command"`. Each command is a list: a program and its arguments, without a shell; `{snapshot}` in them stands for
+/// the snapshot's name.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommandConfig {
+    /// The volume's name, in all reports and orders.
+    pub volume: String,
+    /// The mount point of the file system, which is frozen while the command runs. Default: it is not frozen, and its
+    /// snapshots are taken alone.
+    pub freeze: Option<PathBuf>,
+    /// It is thawed so long after the freeze began, whatever happens, and the snapshot is void; 10ms ..= 20s. Default 2s.
+    #[serde(default = "two_seconds", deserialize_with = "deserialize_duration")]
+    pub deadline: Nanos,
+    /// Takes a snapshot.
+    pub snapshot: Vec<String>,
+    /// Prints the snapshots' names, one a line.
+    pub list: Vec<String>,
+    /// How a line of `list` reads for a snapshot, such as `tank/data@{snapshot}`. Default `{snapshot}`.
+    #[serde(default = "whole_line")]
+    pub entry: String,
+    /// Deletes a snapshot.
+    pub delete: Vec<String>,
+    /// Puts the volume back to a snapshot. Default: that is not done here.
+    pub restore: Option<Vec<String>>,
+    /// After the thaw: makes a snapshot survive a loss of power, where `snapshot` does not do so. Default: nothing.
+    pub sync: Option<Vec<String>>,
+}
+
+fn two_seconds() -> Nanos {
+    Nanos::from_millis(2_000)
+}
+
+fn whole_line() -> String {
+    "{snapshot}".to_owned()
+}
+
+impl BackendConfig {
+    fn volume(&self) -> &str {
+        match self {
+            BackendConfig::Command(config) => &config.volume,
+        }
+    }
+
+    fn deadline(&self) -> Nanos {
+        match self {
+            BackendConfig::Command(config) => config.deadline,
+        }
+    }
+
+    /// `ours`: what the daemon and its watchdog cannot do without.
+    fn backend(&self, ours: &[PathBuf]) -> Result<Arc<dyn Backend>, BackendError> {
+        match self {
+            BackendConfig::Command(config) => {
+                let config = config.clone();
+                let options = CommandOptions {
+                    freeze: config.freeze,
+                    snapshot: config.snapshot,
+                    list: config.list,
+                    entry: config.entry,
+                    delete: config.delete,
+                    restore: config.restore,
+                    sync: config.sync,
+                };
+                Ok(Arc::new(CommandBackend::new(options, ours.to_vec())?))
+            }
+        }
+    }
+}
+
+impl HostConfig {
+    /// The volumes outside Coeval.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with one, in one sentence.
+    pub fn externals(&self) -> Result<Vec<ExternalVolume>, ConfigError> {
+        let ours = [self.volumes.clone()];
+        let external = |config: &BackendConfig| {
+            let name = config.volume();
+            let deadline = config.deadline();
+            let invalid = |why| ConfigError::Invalid(format!("backend of volume {name}: {why}"));
+            in_range("deadline (in ns)", deadline.get(), 10_000_000, 20_000_000_000)
+                .map_err(|why| invalid(why.to_string()))?;
+            let backend = config.backend(&ours).map_err(|why| invalid(why.to_string()))?;
+            Ok::<_, ConfigError>(ExternalVolume { name: name.to_owned(), backend, deadline })
+        };
+        self.backends.iter().map(external).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::parse;
+    use super::*;
+
+    const BTRFS: &str = r#"
+        [[backend]]
+        kind = "command"
+        volume = "www"
+        freeze = "/srv/www"
+        snapshot = ["btrfs", "subvolume", "snapshot", "-r", "/images/www", "/images/.snapshots/{snapshot}"]
+        list = ["ls", "/images/.snapshots"]
+        delete = ["btrfs", "subvolume", "delete", "/images/.snapshots/{snapshot}"]
+    "#;
+
+    fn externals(text: &str) -> Result<Vec<ExternalVolume>, String> {
+        let config: HostConfig = parse(text, Path::new("h.toml")).map_err(|error| error.to_string())?;
+        config.externals().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_backend_by_configuration_alone() {
+        let externals = externals(BTRFS).unwrap();
+        assert_eq!((externals[0].name.as_str(), externals[0].deadline), ("www", two_seconds()));
+        assert!(self::externals("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let refused = |from: &str, to: &str| externals(&BTRFS.replace(from, to)).unwrap_err();
+        assert!(refused("\"command\"", "\"tape\"").contains("tape"));
+        assert!(refused("freeze =", "freze =").contains("freze"));
+        assert!(refused("volume = \"www\"", "volume = \"www\"\ndeadline = \"1ms\"").contains("volume www"));
+        assert!(
+            refused("list = [\"ls\", \"/images/.snapshots\"]", "list = []").contains("list names no program")
+        );
+    }
+}
