@@ -1,5 +1,6 @@
 //! Benchmarks. Each prints medians and ratios against a peer in the same run; `--json` gives the rows.
 
+mod backends;
 mod chaos;
 mod coverage;
 mod nbd_peers;
@@ -20,6 +21,8 @@ struct Arguments {
 enum Benchmark {
     /// How many hosts one server can probe, and how many requests a module can answer.
     ProbeScale(probe_scale::Arguments),
+    /// How long a snapshot pauses volumes outside Coeval, beside the stretch of its own.
+    Backends(backends::Arguments),
     /// Whether the bound is ever wrong, and how much narrower it could be, against known truth.
     Coverage(coverage::Arguments),
     /// Timed snapshots on a fleet whose processes are killed, stopped and cut off at random.
@@ -35,6 +38,7 @@ enum Benchmark {
 fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     match Arguments::parse().benchmark {
         Benchmark::ProbeScale(arguments) => probe_scale::run(&arguments),
+        Benchmark::Backends(arguments) => backends::run(&arguments),
         Benchmark::Chaos(arguments) => chaos::run(&arguments),
         Benchmark::Coverage(arguments) => coverage::run(&arguments),
         Benchmark::NbdPeers(arguments) => nbd_peers::run(&arguments),
