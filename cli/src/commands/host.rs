@@ -106,7 +106,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
 /// This very program, also when its file was replaced since; its clock is the daemon's.
 fn watchdog(simulate: Option<&str>) -> WatchdogProgram {
     let mut words: Vec<OsString> = vec!["/proc/self/exe".into(), "watchdog".into()];
-    words.extend(simulate.map(|spec| format!("--simulate-clock={spec}").into()));
+    words.extend(simulate.map(|spec| OsString::from(format!("--simulate-clock={spec}"))));
     WatchdogProgram(words)
 }
 

@@ -155,7 +155,7 @@ impl HostConfig {
             in_range("deadline (in ns)", deadline.get(), 10_000_000, 20_000_000_000)
                 .map_err(|why| invalid(why.to_string()))?;
             let backend = config.backend(&ours).map_err(|why| invalid(why.to_string()))?;
-            Ok(ExternalVolume { name: name.to_owned(), backend, deadline })
+            Ok::<_, ConfigError>(ExternalVolume { name: name.to_owned(), backend, deadline })
         };
         self.backends.iter().map(external).collect()
     }
