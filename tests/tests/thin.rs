@@ -208,7 +208,7 @@ fn thin_volumes_that_are_paused_together_are_cut_as_of_one_instant() {
         write_some(&workload);
         // As hosts do it, but for the clocks: the last has paused before the first one is resumed.
         let mut held = backends.each_ref().map(|backend| backend.prepare(name).unwrap().unwrap());
-        held.each_mut().map(|held| held.pause(PATIENCE).unwrap());
+        held.iter_mut().for_each(|held| held.pause(PATIENCE).unwrap());
         let cut = backends.each_ref().map(|backend| backend.cut(name, PATIENCE.to_std()));
         let resumed = held.each_mut().map(|held| held.resume().unwrap());
         assert_eq!(resumed, [Resumption::Ours; 2]);
@@ -233,7 +233,7 @@ fn thin_volumes_that_are_paused_together_are_cut_as_of_one_instant() {
         for device in ["thin0", "thin1"] {
             dmsetup(&["remove", "--retry", &format!("{device}-{name}")]);
         }
-        backends.each_ref().map(|backend| backend.delete(name).unwrap());
+        backends.iter().for_each(|backend| backend.delete(name).unwrap());
     }
     // What a crash has left is removed: before the cut, and after it.
     for cut in [false, true] {
