@@ -20,10 +20,10 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Turns of each server in each job.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     turns: usize,
     /// Seconds of a turn.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 0.5)]
     seconds: f64,
     /// MiB of each volume or file.
     #[arg(long, default_value_t = 256)]
@@ -169,9 +169,9 @@ fn median(turns: &[Measured], of: impl Fn(&Measured) -> f64) -> f64 {
     values[values.len() / 2]
 }
 
-fn print(rows: &[Row]) {
+fn print(all: &[Row]) {
     let same = |a: &Row, b: &Row| (a.job, a.connections, a.chain) == (b.job, b.connections, b.chain);
-    for rows in rows.chunk_by(same) {
+    for rows in all.chunk_by(same) {
         let [first, ..] = rows else { continue };
         println!("\n{}, {} connections, chain of {}", first.job, first.connections, first.chain);
         println!(
@@ -189,12 +189,34 @@ fn print(rows: &[Row]) {
                 row.cpu_us_per_op,
             );
         }
-        let ours = rows.iter().find(|row| row.server == Kind::Ours.name());
-        if let (Some(ours), Some(best)) = (ours, best_peer(rows)) {
-            println!(
-                "processor time per operation, of the best peer's: {:.2}",
-                ours.cpu_us_per_op / best.cpu_us_per_op
-            );
-        }
+        summarise(first, rows, all);
+    }
+}
+
+/// What ours is measured by: the best peer, the client's ceiling, and itself without snapshots.
+fn summarise(at: &Row, rows: &[Row], all: &[Row]) {
+    let is = |row: &&Row, kind: Kind| row.server == kind.name();
+    let Some(ours) = rows.iter().find(|row| is(row, Kind::Ours)) else { return };
+    let mut said = Vec::new();
+    if let Some(best) = best_peer(rows) {
+        said.push(format!(
+            "processor time of the best peer's: {:.2}",
+            ours.cpu_us_per_op / best.cpu_us_per_op
+        ));
+    }
+    if let Some(null) = rows.iter().find(|row| is(row, Kind::Null)) {
+        said.push(format!("IOPS of the null server's: {:.2}", ours.iops / null.iops));
+    }
+    // A first write is compared with one into a file that is there.
+    let job = at.job.trim_start_matches("first-");
+    let alone =
+        |row: &&Row| is(row, Kind::Ours) && (row.job, row.connections, row.chain) == (job, at.connections, 0);
+    if at.chain > 0
+        && let Some(alone) = all.iter().find(alone)
+    {
+        said.push(format!("IOPS of those without snapshots: {:.2}", ours.iops / alone.iops));
+    }
+    if !said.is_empty() {
+        println!("coeval's {}", said.join(", "));
     }
 }

@@ -104,6 +104,9 @@ pub fn measure(
     if operations < 1.0 {
         return Err(format!("fio did nothing: {direction}").into());
     }
+    if !job.sync && job.rw.ends_with("write") {
+        server.flush()?;
+    }
     let percentile = |which: &str| latency["percentile"][which].as_u64().unwrap_or(0);
     Ok(Measured {
         iops: direction["iops"].as_f64().unwrap_or(0.0),

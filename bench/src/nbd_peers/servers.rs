@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use coeval_cli::cluster::{Cluster, Place};
 use harness::tools;
+use nix::time::ClockId;
+use nix::unistd::Pid;
 use snapshot::device::{Device, Exports, Outcome};
-use snapshot::nbd::{self, Endpoint};
+use snapshot::nbd::{self, Client, Endpoint};
 use tempfile::TempDir;
 use timesync::clock::HostClock;
 
@@ -192,11 +194,18 @@ impl Server {
     /// The processor time that it has used, of children that have ended too.
     pub fn cpu(&self) -> Result<Duration, Failure> {
         match &self.serving {
-            Serving::Ours(cluster) => cpu(cluster.hosts[0].daemon.id(), true),
+            Serving::Ours(cluster) => own_cpu(cluster.hosts[0].daemon.id()),
             // Its children are the clients.
-            Serving::Null(_) => cpu(std::process::id(), false),
-            Serving::Peer(process) => cpu(process.id(), true),
+            Serving::Null(_) => own_cpu(std::process::id()),
+            Serving::Peer(process) => Ok(own_cpu(process.id())? + children_cpu(process.id())?),
         }
+    }
+
+    /// Has everything written back, so that nobody's turn pays for the one before.
+    pub fn flush(&self) -> Result<(), Failure> {
+        let mut client = Client::connect(&Endpoint::Unix(self.socket.clone()), NAME)?;
+        client.flush()?;
+        Ok(client.disconnect()?)
     }
 
     /// Takes a snapshot, or puts an image on top of the topmost one.
@@ -397,22 +406,25 @@ impl Drop for Process {
     }
 }
 
-/// User and system time (`proc_pid_stat`(5), fields 14 to 17: own, and of children that were waited for).
-fn cpu(pid: u32, with_children: bool) -> Result<Duration, Failure> {
+/// User and system time of a process, exactly: of its threads, those that have ended too.
+fn own_cpu(pid: u32) -> Result<Duration, Failure> {
+    Ok(ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed()))?.now()?.into())
+}
+
+/// The same of its children, in hundredths of a second (`proc_pid_stat`(5), fields 16 and 17): nbd-server has a
+/// process for each client.
+fn children_cpu(pid: u32) -> Result<Duration, Failure> {
     // Linux counts in hundredths of a second here, whatever its own tick is.
     const TICK: Duration = Duration::from_millis(10);
-    if with_children {
-        // A process for each client has to end first.
-        let none = || match std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) {
-            Ok(children) if !children.trim().is_empty() => Err(format!("{children} still run")),
-            _ => Ok(()),
-        };
-        harness::eventually(none);
-    }
+    // They count once they have ended.
+    let none = || match std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) {
+        Ok(children) if !children.trim().is_empty() => Err(format!("{children} still run")),
+        _ => Ok(()),
+    };
+    harness::eventually(none);
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, in parentheses, may hold spaces.
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
-    let ticks: u32 =
-        fields.take(if with_children { 4 } else { 2 }).map(|field| field.parse().unwrap_or(0)).sum();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(13);
+    let ticks: u32 = fields.take(2).map(|field| field.parse().unwrap_or(0)).sum();
     Ok(TICK * ticks)
 }

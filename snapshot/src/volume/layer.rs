@@ -344,7 +344,11 @@ impl Layer {
         if let Some(map) = &self.map {
             map.map.set(blocks, state);
         }
-        self.unsynced.store(true, Ordering::SeqCst);
+        // One that is set is cleared, if ever, later than this look, and the sync that does so begins later still. So
+        // connections do not contend for it.
+        if !self.unsynced.load(Ordering::SeqCst) {
+            self.unsynced.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Whether a range of the data file is a hole, as far as the file system says.

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::lock;
 use super::page::{self, BLOCKS_PER_PAGE, BLOCKS_PER_WORD, LOW_BITS, WORDS, Words};
@@ -38,6 +38,8 @@ struct Page {
     places: [AtomicU16; FEW],
     few: [AtomicU64; FEW],
     all: OnceLock<Box<[AtomicU64; WORDS]>>,
+    /// Changes under way: each counts from before it changes a word until it has marked the page as dirty.
+    changes: AtomicU32,
     /// The generation that is on disk. Only the one who syncs the layer changes it.
     generation: AtomicU64,
 }
@@ -46,6 +48,12 @@ impl Page {
     fn get(&self, word: usize) -> u64 {
         let found = self.all.get().map(|all| &all[word]).or_else(|| self.find(word));
         found.map_or(0, |word| word.load(Ordering::SeqCst))
+    }
+
+    /// Whether the bits `mask` of a word are those of `bits`, and whoever made them so has marked the page as dirty since:
+    /// he counted himself before he changed them, so he has left if they are seen first and then nobody is counted.
+    fn has_settled(&self, word: usize, mask: u64, bits: u64) -> bool {
+        self.get(word) & mask == bits & mask && self.changes.load(Ordering::SeqCst) == 0
     }
 
     /// Replaces the bits `mask` of a word by those of `bits`, in one step: a reader must never see a block absent on its
@@ -189,10 +197,21 @@ impl Map {
             let (page, word, first) = place(block);
             let count = (BLOCKS_PER_WORD - first).min(blocks.end - block);
             let mask = (u64::MAX >> (64 - count * 2)) << (first * 2);
-            self.page(page).put(word, mask, pattern);
-            self.mark(page);
+            self.change(page, word, mask, pattern);
             block += count;
         }
+    }
+
+    /// Changes nothing where nothing changes: a block that is written again must not have its page written again.
+    fn change(&self, number: usize, word: usize, mask: u64, bits: u64) {
+        let page = self.page(number);
+        if page.has_settled(word, mask, bits) {
+            return;
+        }
+        page.changes.fetch_add(1, Ordering::SeqCst);
+        page.put(word, mask, bits);
+        self.mark(number);
+        page.changes.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// The first run of blocks from `from` on that are not absent and have the same state.
@@ -339,6 +358,42 @@ mod tests {
         map.written(&again);
         map.set(6..7, State::Data);
         assert_eq!(map.take_dirty()[0].generation, 2);
+    }
+
+    #[test]
+    fn what_changes_nothing_is_not_written_again() {
+        let map = Map::new(BLOCKS);
+        map.set(5..40, State::Data);
+        map.written(&map.take_dirty());
+        map.set(7..39, State::Data);
+        assert!(map.take_dirty().is_empty());
+        map.set(39..41, State::Data);
+        assert_eq!(map.take_dirty().len(), 1, "block 40 is new");
+        map.set(5..6, State::Zero);
+        assert_eq!(map.take_dirty().len(), 1, "another state");
+    }
+
+    #[test]
+    fn a_state_that_somebody_else_is_setting_is_in_the_next_image() {
+        // Two write the same block at once; whoever is done first has its own flush, which must have the block.
+        for _ in 0..2000 {
+            let map = Map::new(BLOCKS_PER_PAGE);
+            let flushed = Mutex::new(Vec::new());
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        map.set(9..10, State::Data);
+                        let mut flushed = lock(&flushed);
+                        flushed.extend(map.take_dirty());
+                        let has_block = |image: &Image| match &image.copied {
+                            Copied::Few(few) => few.contains(&(0, 0b01 << 18)),
+                            Copied::All(words) => words[0] == 0b01 << 18,
+                        };
+                        assert!(flushed.iter().any(has_block));
+                    });
+                }
+            });
+        }
     }
 
     #[test]
