@@ -36,7 +36,7 @@ impl Coordinator {
 
     /// Deletes the oldest snapshots without names of their own, where the policy of a volume of `group` asks for it.
     /// Whether there is room now on all of these volumes.
-    pub(super) async fn make_room(&self, group: &[Member]) -> bool {
+    pub(super) async fn make_room(self: &std::sync::Arc<Self>, group: &[Member]) -> bool {
         let mut full = full(group, &self.usage().await);
         if full.is_empty() {
             return false;
