@@ -5,6 +5,7 @@
 //! It waits for no message and takes no lock on its way to the release but the cut's own.
 
 mod attempt;
+mod records;
 mod restore;
 mod volumes;
 
@@ -26,7 +27,7 @@ use crate::orders::{
     PrepareOrder, Quota, ReleaseOrder, Sealed, Struck, VolumeDescription, VolumeUsage,
 };
 use crate::sync::{Mutex, MutexGuard, RwLock, thread};
-use crate::volume::{Directory, SnapshotExtents, Volume, VolumeError};
+use crate::volume::{Directory, Records, SnapshotExtents, Volume, VolumeError};
 use attempt::Attempt;
 
 /// A T further ahead than this is refused: nothing that long-lived should wait armed.
@@ -61,6 +62,8 @@ pub struct HostService {
     volumes: RwLock<BTreeMap<String, Result<Arc<Volume>, String>>>,
     attempts: Mutex<Attempts>,
     restores: Mutex<restore::Restores>,
+    /// Locked while a record is put and its attempt named.
+    records: Mutex<Records>,
     imports: volumes::Imports,
     nbd: OnceLock<Vec<String>>,
     /// The volume directory,
@@ -166,18 +169,22 @@ impl HostService {
             }
             volumes.insert(name, volume);
         }
-        Ok(Arc::new(HostService {
+        let records = Mutex::new(Records::beside(&root));
+        let service = Arc::new(HostService {
             options,
             incarnation,
             clock,
             volumes: RwLock::new(volumes),
             attempts: Mutex::default(),
             restores: Mutex::default(),
+            records,
             imports: volumes::Imports::default(),
             nbd: OnceLock::new(),
             root,
             _lock: lock,
-        }))
+        });
+        service.tidy_records();
+        Ok(service)
     }
 
     /// What it was told at start.
@@ -284,7 +291,11 @@ impl HostService {
     /// When the attempt is over or void, or a volume cannot store the name; no volume keeps it then.
     pub fn commit(&self, id: AttemptId, order: &CommitOrder) -> Result<(), HostError> {
         let attempt = self.current(id)?;
-        let outcome = attempt.commit(&order.name);
+        let outcome = {
+            let mut kept = self.kept();
+            let put = order.record.as_ref().map(|record| kept.put(id, record.to_string().as_bytes())).transpose();
+            put.map_err(HostError::from).and_then(|_| attempt.commit(&order.name))
+        };
         self.end(id);
         if outcome.is_err() {
             // Some volumes may have taken the name before one could not.
@@ -326,7 +337,7 @@ impl HostService {
         let nonce = self.strike(id)?.nonce;
         self.release(id, &ReleaseOrder { nonces: vec![nonce] })?;
         self.seal(id)?;
-        self.commit(id, &CommitOrder { name: name.to_owned() })
+        self.commit(id, &CommitOrder { name: name.to_owned(), record: None })
     }
 
     /// Creates a volume of zeros.
@@ -360,7 +371,11 @@ impl HostService {
                 Err(VolumeError::SnapshotInUse { .. }) if self.clock.now() < patience_ends => {
                     thread::sleep(std::time::Duration::from_millis(5));
                 }
-                result => return Ok(result?),
+                result => {
+                    result?;
+                    self.tidy_records();
+                    return Ok(());
+                }
             }
         }
     }
@@ -469,6 +484,7 @@ impl HostService {
                 volume.delete_snapshot(&name)?;
             }
         }
+        self.tidy_records();
         Ok(())
     }
 
