@@ -405,7 +405,11 @@ impl ServerConfig {
 impl ServerConfig {
     /// The commands after finished snapshots.
     pub fn hooks(&self) -> Vec<Hook> {
-        let hook = |HookEntry { command, group, deadline }: HookEntry| Hook { command, group, deadline: deadline.to_std() };
+        let hook = |HookEntry { command, group, deadline }: HookEntry| Hook {
+            command,
+            group,
+            deadline: deadline.to_std(),
+        };
         self.hooks.iter().cloned().map(hook).collect()
     }
 

@@ -6,7 +6,8 @@ use clap::Parser;
 use coeval_cli::args::groups::GroupCommand;
 use coeval_cli::args::{Cli, Command, ScheduleCommand, SnapshotCommand, VolumeCommand};
 use coeval_cli::commands::{
-    self, Failure, Finding, doctor, export, generate, group, host, life, pki, probe, schedule, server, skew, snapshot, volume,
+    self, Failure, Finding, doctor, export, generate, group, host, life, pki, probe, schedule, server, skew,
+    snapshot, volume,
 };
 use coeval_cli::demo;
 

@@ -17,8 +17,8 @@ use uuid::Uuid;
 use crate::host::{HostError, HostService};
 use crate::http::{JsonBody, Refusal, Segments};
 use crate::orders::{
-    ArmOrder, Armed, AttemptId, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
-    ReleaseOrder, RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
+    ArmOrder, Armed, AttemptId, ContentDigest, CreateVolume, HostDescription, PrepareOrder, ReleaseOrder,
+    RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
 };
 use crate::sync::task;
 

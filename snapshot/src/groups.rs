@@ -113,9 +113,9 @@ pub fn listed(list: &[Member], hosts: &[Seen]) -> Resolved {
     if list.is_empty() {
         for Seen { host, volumes, .. } in hosts {
             match volumes {
-                Ok(volumes) => volumes
-                    .keys()
-                    .for_each(|volume| resolved.take(Member { host: host.clone(), volume: volume.clone() }, hosts)),
+                Ok(volumes) => volumes.keys().for_each(|volume| {
+                    resolved.take(Member { host: host.clone(), volume: volume.clone() }, hosts)
+                }),
                 Err(why) => {
                     resolved.missing.insert(Missing { host: host.clone(), volume: None, why: why.clone() });
                 }

@@ -129,8 +129,10 @@ impl Hook {
         let group = Pid::from_raw(child.id().cast_signed());
         let words = Arc::new(Mutex::new(VecDeque::new()));
         let (silent, silence) = channel();
-        let pipes: [Option<Box<dyn Read + Send>>; 2] =
-            [child.stdout.take().map(|pipe| Box::new(pipe) as _), child.stderr.take().map(|pipe| Box::new(pipe) as _)];
+        let pipes: [Option<Box<dyn Read + Send>>; 2] = [
+            child.stdout.take().map(|pipe| Box::new(pipe) as _),
+            child.stderr.take().map(|pipe| Box::new(pipe) as _),
+        ];
         for pipe in pipes.into_iter().flatten() {
             let (words, silent) = (Arc::clone(&words), silent.clone());
             std::thread::spawn(move || {
@@ -216,7 +218,10 @@ mod tests {
             schedule: None,
         };
         let outcome = none.run(&finished);
-        assert!(!outcome.is_good() && outcome.to_string().starts_with("it could not be started: "), "{outcome}");
+        assert!(
+            !outcome.is_good() && outcome.to_string().starts_with("it could not be started: "),
+            "{outcome}"
+        );
     }
 
     #[test]

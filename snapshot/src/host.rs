@@ -293,7 +293,8 @@ impl HostService {
         let attempt = self.current(id)?;
         let outcome = {
             let mut kept = self.kept();
-            let put = order.record.as_ref().map(|record| kept.put(id, record.to_string().as_bytes())).transpose();
+            let put =
+                order.record.as_ref().map(|record| kept.put(id, record.to_string().as_bytes())).transpose();
             put.map_err(HostError::from).and_then(|_| attempt.commit(&order.name))
         };
         self.end(id);

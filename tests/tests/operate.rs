@@ -107,7 +107,9 @@ fn a_lost_catalogue_is_made_again_from_what_the_hosts_keep() {
         run(&mut small.command(&["volume", "create", volume, "1MiB"]));
     }
     run(&mut small.command(&["snapshot", "create", "all", "--attempts", "10"]));
-    run(&mut small.command(&["snapshot", "create", "one", "--mode", "barrier", "--volume", "a/data", "--volume", "b/data"]));
+    run(&mut small.command(&[
+        "snapshot", "create", "one", "--mode", "barrier", "--volume", "a/data", "--volume", "b/data",
+    ]));
     run(&mut small.command(&["snapshot", "create", "gone", "--attempts", "10"]));
     run(&mut small.command(&["snapshot", "delete", "gone"]));
     small.wait_for_digests("all");
@@ -140,7 +142,10 @@ fn a_lost_catalogue_is_made_again_from_what_the_hosts_keep() {
     }
     let config = small.at("server.toml");
     let record = std::fs::read_dir(small.at("b").join(".records")).unwrap().map(|file| file.unwrap().path());
-    let half = record.filter(|file| std::fs::read_to_string(file).unwrap().contains("\"name\":\"half\"")).next().unwrap();
+    let half = record
+        .filter(|file| std::fs::read_to_string(file).unwrap().contains("\"name\":\"half\""))
+        .next()
+        .unwrap();
     std::fs::remove_file(half).unwrap();
 
     let mut rebuild = Command::new(coeval());
@@ -221,14 +226,21 @@ fn the_doctor_finds_what_is_wrong() {
     };
     run(&mut small.command(&["volume", "create", "a/data", "1MiB"]));
     let (good, fleet) = findings(finish(&mut small.command(&["doctor", "--fleet", "--json"])));
-    assert!(good && fleet.iter().any(|(about, _, what)| about == "snapshot" && what.contains("a snapshot of")), "{fleet:?}");
+    assert!(
+        good && fleet.iter().any(|(about, _, what)| about == "snapshot" && what.contains("a snapshot of")),
+        "{fleet:?}"
+    );
     let server = small.at("server.toml");
     let here = |small: &Small| {
         let mut command = small.command(&["doctor", "--json", "--server-config"]);
         findings(finish(command.arg(&server)))
     };
     let (_, all) = here(&small);
-    assert!(all.iter().any(|(about, level, what)| about == "clock" && level != "fail" && what.contains("clock source")), "{all:?}");
+    assert!(
+        all.iter()
+            .any(|(about, level, what)| about == "clock" && level != "fail" && what.contains("clock source")),
+        "{all:?}"
+    );
     assert!(all.iter().any(|(about, level, _)| about == "reach" && level == "ok"), "{all:?}");
 
     drop(small.server.take());
@@ -251,7 +263,10 @@ fn the_doctor_finds_what_is_wrong() {
     std::fs::write(&broken, "lisen = 1\n").unwrap();
     let mut command = small.command(&["doctor", "--json", "--host-config"]);
     let (good, all) = findings(finish(command.arg(&broken)));
-    assert!(!good && all.iter().any(|(about, _, what)| about == "config" && what.contains("did you mean `listen`")));
+    assert!(
+        !good
+            && all.iter().any(|(about, _, what)| about == "config" && what.contains("did you mean `listen`"))
+    );
 }
 
 #[test]

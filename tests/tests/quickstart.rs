@@ -43,10 +43,15 @@ fn type_in(commands: &[String], directory: &Path) -> Vec<String> {
         .stderr(Stdio::inherit())
         .spawn()
         .unwrap();
-    let mut script = "mount -t tmpfs tmpfs /run && mount -t proc proc /proc && ip link set lo up\n".to_owned();
+    let mut script =
+        "mount -t tmpfs tmpfs /run && mount -t proc proc /proc && ip link set lo up\n".to_owned();
     // In the shell itself, so that exports and jobs stay.
     for command in commands {
-        let redirected = if command.ends_with('&') { command.clone() } else { format!("{{ {command}\n}} 2>&1") };
+        let redirected = if command.ends_with('&') {
+            command.clone()
+        } else {
+            format!("{{ {command}\n}} < /dev/null 2>&1")
+        };
         writeln!(script, "{redirected}\necho \"{MARK}$?\"").unwrap();
     }
     let mut stdin = shell.stdin.take().unwrap();
@@ -93,7 +98,12 @@ fn with_transcript(text: &str, said: &[String]) -> String {
         if inside && line.starts_with("$ ") {
             let answer = said.next().unwrap();
             // Job numbers are the shell's.
-            written.extend(answer.lines().filter(|line| !line.starts_with('[')).map(|line| format!("{}\n", line.trim_end())));
+            written.extend(
+                answer
+                    .lines()
+                    .filter(|line| !line.starts_with('['))
+                    .map(|line| format!("{}\n", line.trim_end())),
+            );
         }
     }
     written
@@ -111,8 +121,8 @@ fn the_quick_start_works_as_it_stands() {
         let at = commands.iter().position(|command| command.contains(begin)).unwrap();
         said[at].as_str()
     };
-    assert!(of("snapshot create").starts_with("before-upgrade: consistent, timed"), "{}", of("snapshot create"));
-    assert!(of("snapshot verify").contains("reads as it did"), "{}", of("snapshot verify"));
+    assert!(of("snapshot create").starts_with("before-upgrade: consistent"), "{}", of("snapshot create"));
+    assert!(said.iter().any(|said| said.contains("db2/data: reads as it did")), "{said:?}");
     assert!(of("as it was").contains("as it was"));
     assert!(of("schedule list").contains("good"));
     assert!(of("doctor").contains("would be timed"), "{}", of("doctor"));
@@ -123,10 +133,12 @@ fn the_quick_start_works_as_it_stands() {
     }
     // The figures differ from run to run, the words do not.
     let words = |text: &str| -> Vec<String> {
-        let letters = |line: &str| line.chars().filter(|it| it.is_ascii_alphabetic() || *it == ' ').collect::<String>();
+        let letters =
+            |line: &str| line.chars().filter(|it| it.is_ascii_alphabetic() || *it == ' ').collect::<String>();
         let plain = text.lines().filter(|line| !line.contains(['┼', '━', '░', '├', '│', '─']));
-        let mut words: Vec<String> =
-            plain.flat_map(|line| letters(line).split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect();
+        let mut words: Vec<String> = plain
+            .flat_map(|line| letters(line).split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+            .collect();
         // Units, and what a table says where there is nothing.
         words.retain(|word| word.len() > 3);
         words.sort();
@@ -135,5 +147,8 @@ fn the_quick_start_works_as_it_stands() {
     };
     let (now, before) = (words(&written), words(&text));
     let missing: Vec<_> = before.iter().filter(|word| !now.contains(word)).collect();
-    assert_eq!(missing, [""; 0], "the document says what the program does not: COEVAL_WRITE_DOCS=1 writes it anew");
+    assert_eq!(
+        missing, [""; 0],
+        "the document says what the program does not: COEVAL_WRITE_DOCS=1 writes it anew"
+    );
 }

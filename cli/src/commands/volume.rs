@@ -29,7 +29,9 @@ pub async fn create(args: &CreateVolumeArgs) -> Result<(), Failure> {
     if !labels.is_empty() {
         let change = labels.iter().cloned().map(|(key, value)| (key, Some(value))).collect();
         client.label_volume(volume, &change).await.map_err(|why| {
-            format!("the volume is there, but without its labels (set them with `coeval volume label`): {why}")
+            format!(
+                "the volume is there, but without its labels (set them with `coeval volume label`): {why}"
+            )
         })?;
     }
     if remote.json {

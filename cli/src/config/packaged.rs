@@ -10,7 +10,9 @@ const SERVER: &str = include_str!("../../../packaging/server.toml");
 /// What stands behind `#` as TOML is TOML: explanations begin with a space.
 fn with_examples(text: &str) -> String {
     let uncommented = |line: &str| match line.strip_prefix('#') {
-        Some(key) if key.starts_with(|first: char| first.is_ascii_lowercase() || first == '[') => key.to_owned(),
+        Some(key) if key.starts_with(|first: char| first.is_ascii_lowercase() || first == '[') => {
+            key.to_owned()
+        }
         _ => line.to_owned(),
     };
     text.lines().map(uncommented).collect::<Vec<_>>().join("\n")
@@ -43,7 +45,9 @@ fn assert_names_all<T: DeserializeOwned>(text: &str, tables: &[&str]) {
     let named = named(text);
     assert_eq!(named.len(), tables.len() + 1, "{:?}", named.keys());
     for table in [""].iter().chain(tables) {
-        let plain = |key: &String| !tables.contains(&format!("[{key}]").as_str()) && !tables.contains(&format!("[[{key}]]").as_str());
+        let plain = |key: &String| {
+            !tables.contains(&format!("[{key}]").as_str()) && !tables.contains(&format!("[[{key}]]").as_str())
+        };
         let mut missing = keys::<T>(table);
         missing.retain(|key| plain(key) && !named[*table].contains(key));
         assert_eq!(missing, [""; 0], "in {table:?}");
@@ -90,7 +94,10 @@ fn what_is_shown_in_comments_is_valid_and_shows_the_defaults() {
     };
     assert_eq!(server, plain);
     let entry = &server.hosts[0];
-    assert_eq!((entry.rate_ppm, entry.min_forward, entry.agentless), (default_rate_ppm(), Nanos::ZERO, false));
+    assert_eq!(
+        (entry.rate_ppm, entry.min_forward, entry.agentless),
+        (default_rate_ppm(), Nanos::ZERO, false)
+    );
     assert_eq!(server.hooks[0].deadline, default_deadline());
 }
 

@@ -55,7 +55,8 @@ fn clock(machine: &Machine, findings: &mut Vec<Finding>) {
             "mount /sys, or take a kernel that tells",
         )),
         Some(source) if is_trusted_source(source) => {
-            findings.push(Finding::ok("clock", format!("the clock source is {source}, an oscillator's counter")));
+            findings
+                .push(Finding::ok("clock", format!("the clock source is {source}, an oscillator's counter")));
         }
         Some(source) => {
             let better = machine.clock_sources.iter().find(|name| is_trusted_source(name));
@@ -113,7 +114,9 @@ fn judge_card(card: &Card, net_admin: bool) -> Finding {
         } else {
             Finding::warn(
                 "network",
-                format!("{name}: nobody stamps what leaves it, so time is known to the scheduler's accuracy only"),
+                format!(
+                    "{name}: nobody stamps what leaves it, so time is known to the scheduler's accuracy only"
+                ),
                 "use a card whose driver stamps what it sends (`ethtool -T`)",
             )
         };
@@ -140,7 +143,9 @@ fn judge_card(card: &Card, net_admin: bool) -> Finding {
         }
         (Ok(_), Setting::Off) => Finding::warn(
             "network",
-            format!("{name}: the card can stamp packets, that is off, and who runs this may not switch it on"),
+            format!(
+                "{name}: the card can stamp packets, that is off, and who runs this may not switch it on"
+            ),
             "give the daemon CAP_NET_ADMIN, or switch it on once with `hwstamp_ctl -i INTERFACE -t 1 -r 12`",
         ),
         (Ok(_), Setting::Taken) => Finding::warn(
@@ -190,7 +195,9 @@ fn judge_port(port: &Port, runs: bool) -> Option<Finding> {
     Some(match bound {
         Bound::Free if runs => return None,
         Bound::Free => Finding::ok("ports", format!("{address}, for {what}, is free")),
-        Bound::InUse if runs => Finding::ok("ports", format!("{address}, for {what}, is in use, by the daemon")),
+        Bound::InUse if runs => {
+            Finding::ok("ports", format!("{address}, for {what}, is in use, by the daemon"))
+        }
         Bound::InUse => Finding::fail(
             "ports",
             format!("{address}, for {what}, is in use by another program"),
@@ -206,9 +213,11 @@ fn judge_port(port: &Port, runs: bool) -> Option<Finding> {
             format!("{address}, for {what}, is not an address of this machine"),
             "correct the configuration, or bring up the interface that has it",
         ),
-        Bound::Failed(why) => {
-            Finding::fail("ports", format!("{address}, for {what}, cannot be bound: {why}"), "correct the configuration")
-        }
+        Bound::Failed(why) => Finding::fail(
+            "ports",
+            format!("{address}, for {what}, cannot be bound: {why}"),
+            "correct the configuration",
+        ),
     })
 }
 
@@ -238,9 +247,13 @@ fn judge_certificate(certificate: &Certificate) -> Finding {
     let file = certificate.file.display();
     let todo = "issue a new one with `coeval pki issue`, put it in the same place, and restart the daemon";
     match &certificate.days_left {
-        Err(why) => Finding::fail("tls", format!("{file}: {why}"), "correct [tls]: `coeval pki issue` prints one"),
+        Err(why) => {
+            Finding::fail("tls", format!("{file}: {why}"), "correct [tls]: `coeval pki issue` prints one")
+        }
         Ok(days) if *days < 0 => Finding::fail("tls", format!("{file} expired {} days ago", -days), todo),
-        Ok(days) if *days < EXPIRES_SOON => Finding::warn("tls", format!("{file} expires in {days} days"), todo),
+        Ok(days) if *days < EXPIRES_SOON => {
+            Finding::warn("tls", format!("{file} expires in {days} days"), todo)
+        }
         Ok(days) => Finding::ok("tls", format!("{file} is valid for {days} days")),
     }
 }

@@ -159,7 +159,11 @@ fn symptoms_of_a_firewall_are_told_from_a_daemon_that_does_not_run() {
     let some = Exchanges::Answered { lost: 3, round_trip: Nanos::from_micros(50) };
     assert_one(&of(Some(some), Connection::Made), Level::Warn, "3 time exchanges");
     assert_one(&of(Some(Exchanges::Silence), Connection::Made), Level::Fail, "a firewall drops UDP");
-    assert_one(&of(Some(Exchanges::Refused), Connection::Made), Level::Fail, "nothing listens at 10.0.0.1:319");
+    assert_one(
+        &of(Some(Exchanges::Refused), Connection::Made),
+        Level::Fail,
+        "nothing listens at 10.0.0.1:319",
+    );
     assert_one(&of(Some(answered), Connection::Silence), Level::Fail, "allow TCP");
     assert_one(&of(None, Connection::Refused), Level::Fail, "start `coeval host` there");
     let both = of(Some(Exchanges::Silence), Connection::Silence);

@@ -5,12 +5,12 @@ use timesync::time::{Host as HostTimeline, Nanos, Time};
 use uuid::Uuid;
 
 use super::*;
-use crate::orders::CommitOrder;
 use crate::certificate::Mode;
 use crate::cut::Cause;
 use crate::host::HostOptions;
 use crate::http::{Admits, Connector, ControlError, Listener, StopHandle};
 use crate::orders::ArmTiming;
+use crate::orders::CommitOrder;
 use crate::remote::{HostEndpoint, Limits, RemoteHost};
 use crate::simulated::incarnation;
 
@@ -35,7 +35,8 @@ impl Rig {
         };
         let host = HostService::open(options, incarnation, HostClock::real()).unwrap();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, false).unwrap();
-        let endpoint = HostEndpoint { name: "a".to_owned(), control: listener.url(), ..HostEndpoint::default() };
+        let endpoint =
+            HostEndpoint { name: "a".to_owned(), control: listener.url(), ..HostEndpoint::default() };
         tokio::spawn(listener.serve(router(host, simulation), Admits::TheServer, StopHandle::new()));
         let connector = Connector::new(None, false).unwrap();
         let remote = RemoteHost::new(&connector, &endpoint, Limits::default()).unwrap();

@@ -48,7 +48,8 @@ impl Catalogue {
         let labels = {
             let mut query =
                 transaction.prepare("SELECT label, value FROM labels WHERE host = ?1 AND volume = ?2")?;
-            let rows = query.query_map([&volume.host, &volume.volume], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let rows =
+                query.query_map([&volume.host, &volume.volume], |row| Ok((row.get(0)?, row.get(1)?)))?;
             rows.collect::<Result<_, _>>()?
         };
         transaction.commit()?;
@@ -90,9 +91,13 @@ impl Catalogue {
     pub fn add_group(&self, group: &Group) -> Result<(), CatalogueError> {
         let insert = "INSERT INTO saved_groups (name, definition) VALUES (?1, ?2)";
         let definition = serde_json::to_string(group)?;
-        self.lock().execute(insert, [&group.name, &definition]).map_err(|why| match why.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::ConstraintViolation) => CatalogueError::GroupExists(group.name.clone()),
-            _ => why.into(),
+        self.lock().execute(insert, [&group.name, &definition]).map_err(|why| {
+            match why.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::ConstraintViolation) => {
+                    CatalogueError::GroupExists(group.name.clone())
+                }
+                _ => why.into(),
+            }
         })?;
         Ok(())
     }

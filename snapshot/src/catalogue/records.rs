@@ -43,7 +43,8 @@ impl Catalogue {
                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
         let manifest_text = manifest.as_ref().map(serde_json::to_string).transpose()?;
         let evidence = evidence.as_ref().map(serde_json::to_string).transpose()?;
-        let row = params![id.to_string(), name, word(state)?, why, created, manifest_text, evidence, schedule];
+        let row =
+            params![id.to_string(), name, word(state)?, why, created, manifest_text, evidence, schedule];
         transaction.execute(insert, row).map_err(|why| match why.sqlite_error_code() {
             Some(rusqlite::ErrorCode::ConstraintViolation) => CatalogueError::NameTaken(name.clone()),
             _ => why.into(),

@@ -145,7 +145,10 @@ fn a_catalogue_of_version_three_is_taken_over_with_all_it_holds() {
         let expected = [(nightly, SnapshotState::Complete), ("by-hand", SnapshotState::Failed)];
         assert_eq!(names, expected.map(|(name, state)| (name.to_owned(), state)));
         let manifest = catalogue.find(nightly).unwrap().manifest.unwrap();
-        assert_eq!((manifest.name.as_str(), manifest.hosts[0].volumes[0].digest.as_deref()), (nightly, Some("00")));
+        assert_eq!(
+            (manifest.name.as_str(), manifest.hosts[0].volumes[0].digest.as_deref()),
+            (nightly, Some("00"))
+        );
         assert_eq!(catalogue.owed().unwrap().len(), 1);
         assert_eq!(catalogue.story(catalogue.find("by-hand").unwrap().id).unwrap()[0].step, Step::Arm);
         let schedules = catalogue.schedules().unwrap();

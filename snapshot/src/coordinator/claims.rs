@@ -49,7 +49,9 @@ impl Claims {
     pub(super) fn claim(self: &Arc<Self>, id: Uuid, what: &'static str) -> Result<Claim, CoordinatorError> {
         let mut state = self.state();
         if state.leaving.contains(&id) {
-            return Err(CoordinatorError::Conflict(format!("the snapshot cannot be {what}: it is being deleted")));
+            return Err(CoordinatorError::Conflict(format!(
+                "the snapshot cannot be {what}: it is being deleted"
+            )));
         }
         state.held.entry(id).or_default().push(what);
         Ok(Claim { claims: Arc::clone(self), id, what })

@@ -71,7 +71,11 @@ impl Coordinator {
     }
 
     /// Changes a volume's labels, and answers with what it has then, its host's not among them.
-    pub async fn label_volume(&self, volume: Member, change: LabelChange) -> Result<Labels, CoordinatorError> {
+    pub async fn label_volume(
+        &self,
+        volume: Member,
+        change: LabelChange,
+    ) -> Result<Labels, CoordinatorError> {
         if let Some(wrong) = not_a_label(&change) {
             return Err(CoordinatorError::Request(format!(
                 "`{wrong}` cannot be part of a label: keys and values have up to 64 letters, digits, `-`, `_` or `.`, \
@@ -104,7 +108,9 @@ impl Coordinator {
         }
         if let Which::List(list) = &group.volumes {
             if list.is_empty() {
-                return Err(CoordinatorError::Request("a group has at least one volume; list some".to_owned()));
+                return Err(CoordinatorError::Request(
+                    "a group has at least one volume; list some".to_owned(),
+                ));
             }
             for member in list {
                 self.host(&member.host)?;

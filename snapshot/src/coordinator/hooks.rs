@@ -29,7 +29,11 @@ impl Coordinator {
         let finished = Finished {
             snapshot: manifest.name.clone(),
             id: manifest.id.to_string(),
-            volumes: manifest.group.iter().map(|member| format!("{}/{}", member.host, member.volume)).collect(),
+            volumes: manifest
+                .group
+                .iter()
+                .map(|member| format!("{}/{}", member.host, member.volume))
+                .collect(),
             group,
             schedule,
         };

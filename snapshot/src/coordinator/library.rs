@@ -219,8 +219,9 @@ impl Coordinator {
     /// Gives every host of a complete snapshot what it keeps of it, the digests among it.
     async fn hand_records(&self, manifest: &Manifest) -> Result<(), CoordinatorError> {
         let id = manifest.id;
-        let (attempt, record) =
-            self.with_catalogue(move |catalogue| Ok((catalogue.attempt_of(id)?, catalogue.record(id)?))).await?;
+        let (attempt, record) = self
+            .with_catalogue(move |catalogue| Ok((catalogue.attempt_of(id)?, catalogue.record(id)?)))
+            .await?;
         // One that is being deleted needs none.
         let Some(attempt) = attempt.filter(|_| record.complete) else { return Ok(()) };
         for host in &manifest.hosts {

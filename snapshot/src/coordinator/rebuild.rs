@@ -59,23 +59,31 @@ pub async fn rebuild(catalogue: &Catalogue, hosts: &[RemoteHost]) -> Result<Rebu
         ));
     }
     let kept = join_all(hosts.iter().map(ask)).await;
-    let kept: BTreeMap<String, Kept> =
-        hosts.iter().map(|host| host.name().to_owned()).zip(kept).map(|(host, kept)| Ok((host, kept?))).collect::<Result<_, CoordinatorError>>()?;
+    let kept: BTreeMap<String, Kept> = hosts
+        .iter()
+        .map(|host| host.name().to_owned())
+        .zip(kept)
+        .map(|(host, kept)| Ok((host, kept?)))
+        .collect::<Result<_, CoordinatorError>>()?;
     let mut rebuilt = Rebuilt { unknown: unknown(&kept), ..Rebuilt::default() };
-    let (standing, doubtful): (Vec<Row>, Vec<Row>) = judge(&kept).into_iter().partition(|row| row.doubt.is_none());
+    let (standing, doubtful): (Vec<Row>, Vec<Row>) =
+        judge(&kept).into_iter().partition(|row| row.doubt.is_none());
     for Row { attempt, mut record, doubt } in standing.into_iter().chain(doubtful) {
         let name = record.snapshot.name.clone();
-        record.snapshot.state = match (&doubt, record.snapshot.manifest.as_ref().map(|manifest| manifest.verdict)) {
-            (Some(_), _) => SnapshotState::Deleting,
-            (None, Some(Verdict::Consistent)) => SnapshotState::Complete,
-            (None, _) => SnapshotState::Inconsistent,
-        };
+        record.snapshot.state =
+            match (&doubt, record.snapshot.manifest.as_ref().map(|manifest| manifest.verdict)) {
+                (Some(_), _) => SnapshotState::Deleting,
+                (None, Some(Verdict::Consistent)) => SnapshotState::Complete,
+                (None, _) => SnapshotState::Inconsistent,
+            };
         record.snapshot.why = doubt.clone();
         match (catalogue.restore_row(attempt, &record), doubt) {
             (Ok(()), None) => rebuilt.standing.push(name),
             (Ok(()), Some(why)) => drop(rebuilt.doubtful.insert(name, why)),
             // Only where the name is another's by now.
-            (Err(why), _) => drop(rebuilt.doubtful.insert(format!("{name} ({})", record.snapshot.id), why.to_string())),
+            (Err(why), _) => {
+                drop(rebuilt.doubtful.insert(format!("{name} ({})", record.snapshot.id), why.to_string()))
+            }
         }
     }
     Ok(rebuilt)
@@ -83,9 +91,10 @@ pub async fn rebuild(catalogue: &Catalogue, hosts: &[RemoteHost]) -> Result<Rebu
 
 async fn ask(host: &RemoteHost) -> Result<Kept, CoordinatorError> {
     let description = host.describe().await?;
-    let snapshots = description.volumes.iter().flat_map(|volume| {
-        volume.snapshots.iter().map(|snapshot| (volume.name.clone(), snapshot.clone()))
-    });
+    let snapshots = description
+        .volumes
+        .iter()
+        .flat_map(|volume| volume.snapshots.iter().map(|snapshot| (volume.name.clone(), snapshot.clone())));
     let mut kept = Kept { snapshots: snapshots.collect(), ..Kept::default() };
     for attempt in host.records().await? {
         let record = host.record(attempt).await?;
@@ -103,11 +112,16 @@ async fn ask(host: &RemoteHost) -> Result<Kept, CoordinatorError> {
 
 /// Which snapshots stand, oldest attempt first.
 pub(super) fn judge(hosts: &BTreeMap<String, Kept>) -> Vec<Row> {
-    let attempts: BTreeSet<AttemptId> = hosts.values().flat_map(|kept| kept.records.keys().copied()).collect();
+    let attempts: BTreeSet<AttemptId> =
+        hosts.values().flat_map(|kept| kept.records.keys().copied()).collect();
     let rows = attempts.into_iter().filter_map(|attempt| {
         let records: Vec<&Record> = hosts.values().filter_map(|kept| kept.records.get(&attempt)).collect();
         let digests = |record: &Record| {
-            record.snapshot.manifest.as_ref().map_or(0, |it| volumes(it).filter(|(_, digest)| digest.is_some()).count())
+            record
+                .snapshot
+                .manifest
+                .as_ref()
+                .map_or(0, |it| volumes(it).filter(|(_, digest)| digest.is_some()).count())
         };
         let best = records.iter().max_by_key(|record| (record.complete, digests(record)))?;
         Some(Row { attempt, record: (*best).clone(), doubt: doubt(attempt, best, &records, hosts) })
@@ -122,7 +136,9 @@ fn doubt(
     records: &[&Record],
     hosts: &BTreeMap<String, Kept>,
 ) -> Option<String> {
-    let Some(manifest) = &best.snapshot.manifest else { return Some("its record has no manifest".to_owned()) };
+    let Some(manifest) = &best.snapshot.manifest else {
+        return Some("its record has no manifest".to_owned());
+    };
     if records.iter().any(|record| plain(record) != plain(best)) {
         return Some("its hosts keep different records of it".to_owned());
     }

@@ -34,9 +34,7 @@ impl Coordinator {
             )));
         }
         if schedule.request.group_name.is_some() && !schedule.request.group.is_empty() {
-            return Err(CoordinatorError::Request(
-                "name a saved group or list volumes, not both".to_owned(),
-            ));
+            return Err(CoordinatorError::Request("name a saved group or list volumes, not both".to_owned()));
         }
         let stored = schedule.clone();
         let now = now();

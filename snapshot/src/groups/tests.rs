@@ -21,7 +21,11 @@ fn hosts() -> Vec<Seen> {
             volumes: volumes(&[("data", None), ("wal", None)]),
         },
         Seen { host: "b".to_owned(), labels: labels(&[]), volumes: volumes(&[("data", Some("torn"))]) },
-        Seen { host: "c".to_owned(), labels: labels(&[("tier", "web")]), volumes: Err("it is off".to_owned()) },
+        Seen {
+            host: "c".to_owned(),
+            labels: labels(&[("tier", "web")]),
+            volumes: Err("it is off".to_owned()),
+        },
     ]
 }
 
@@ -78,5 +82,8 @@ fn a_labelled_volume_that_is_gone_or_out_of_reach_is_missing() {
 fn a_host_out_of_reach_whose_own_labels_fit_may_have_members() {
     assert_eq!(select("tier=web", &[]), expect(&[], &["c/*"]));
     assert_eq!(select("tier=web", &[("c/data", &[("tier", "db")])]), expect(&[], &["c/*"]));
-    assert_eq!(select("tier=db", &[("c/data", &[("tier", "db")])]), expect(&["a/data", "a/wal"], &["c/data"]));
+    assert_eq!(
+        select("tier=db", &[("c/data", &[("tier", "db")])]),
+        expect(&["a/data", "a/wal"], &["c/data"])
+    );
 }

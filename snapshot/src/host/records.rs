@@ -22,8 +22,9 @@ impl HostService {
     /// [`HostError::Gone`] where there is none, or when it cannot be read.
     pub fn record(&self, attempt: AttemptId) -> Result<serde_json::Value, HostError> {
         let text = self.kept().get(attempt)?.ok_or(HostError::Gone)?;
-        serde_json::from_slice(&text)
-            .map_err(|why| HostError::Failed(format!("the record of attempt {attempt} does not parse: {why}")))
+        serde_json::from_slice(&text).map_err(|why| {
+            HostError::Failed(format!("the record of attempt {attempt} does not parse: {why}"))
+        })
     }
 
     /// Replaces a record that is kept.

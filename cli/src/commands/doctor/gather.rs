@@ -116,7 +116,11 @@ fn of_host(file: &Path) -> Daemon {
     });
     Daemon {
         runs: answers(config.listen),
-        ports: [tcp("the server", config.listen)].into_iter().chain(time_ports(config.time)).chain(nbd).collect(),
+        ports: [tcp("the server", config.listen)]
+            .into_iter()
+            .chain(time_ports(config.time))
+            .chain(nbd)
+            .collect(),
         disks: vec![disk("volumes", &config.volumes)],
         certificates: certificates(config.tls.as_ref()),
         ..daemon
@@ -151,7 +155,8 @@ fn of_server(file: &Path) -> Daemon {
 fn answers(listen: SocketAddr) -> bool {
     let mut at = listen;
     if at.ip().is_unspecified() {
-        let loopback: IpAddr = if at.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
+        let loopback: IpAddr =
+            if at.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
         at.set_ip(loopback);
     }
     TcpStream::connect_timeout(&at, PATIENCE.to_std()).is_ok()

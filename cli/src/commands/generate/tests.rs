@@ -39,7 +39,8 @@ fn section(command: &clap::Command, name: &str) -> String {
         let mut rows = String::new();
         for argument in options {
             let value = argument.get_num_args().is_some_and(|range| range.takes_values());
-            let value = if value { argument.get_value_names().map(|names| format!(" {}", names[0])) } else { None };
+            let value =
+                if value { argument.get_value_names().map(|names| format!(" {}", names[0])) } else { None };
             let long = argument.get_long().unwrap_or_default();
             let default = argument.get_default_values().first().and_then(|value| value.to_str());
             let default = default.filter(|_| value.is_some()).map(|value| format!(" (default {value})"));
@@ -142,7 +143,8 @@ fn invocations(line: &str) -> Vec<Vec<String>> {
     if begun && !redirected {
         commands.last_mut().unwrap().push(word);
     }
-    let from_coeval = |words: Vec<String>| words.iter().position(|word| word == "coeval").map(|at| words[at..].to_vec());
+    let from_coeval =
+        |words: Vec<String>| words.iter().position(|word| word == "coeval").map(|at| words[at..].to_vec());
     commands.into_iter().filter_map(from_coeval).collect()
 }
 

@@ -86,7 +86,10 @@ async fn a_schedule_whose_group_lacks_a_member_is_degraded_and_takes_nothing_les
     let status = coordinator.add_schedule(schedule.clone()).await.unwrap();
     assert_eq!((status.state, status.missing.len()), (ScheduleState::Good, 0));
     let error = coordinator.remove_group("shop").await.unwrap_err();
-    assert!(error.status() == 409 && error.to_string().contains("schedule often takes group shop"), "{error}");
+    assert!(
+        error.status() == 409 && error.to_string().contains("schedule often takes group shop"),
+        "{error}"
+    );
 
     fleet.hosts[1].refuses("describe", 500, u32::MAX);
     let status = coordinator.schedules().await.unwrap().remove(0);
@@ -124,7 +127,11 @@ async fn hooks_run_after_their_groups_snapshots_and_their_outcome_is_told() {
         command: ["/bin/sh", "-c", script].map(str::to_owned).into(),
         deadline: Duration::from_secs(600),
     };
-    coordinator.set_hooks(vec![hook(Some("shop"), &script), hook(None, "true"), hook(Some("other"), "exit 9")]);
+    coordinator.set_hooks(vec![
+        hook(Some("shop"), &script),
+        hook(None, "true"),
+        hook(Some("other"), "exit 9"),
+    ]);
     coordinator.create(of_group("s1", "shop"), |_| {}).await.unwrap();
 
     // Whatever is exported is not deleted, by a retention rule no more than by hand.

@@ -11,7 +11,8 @@ async fn kept() -> (BTreeMap<String, Kept>, Record, Uuid) {
     let fleet = Fleet::new(near());
     let coordinator = fleet.coordinator(|_| {});
     let manifest = coordinator.create(timed(), |_| {}).await.unwrap();
-    eventually(async || fleet.hosts.iter().all(|host| host.record().is_some_and(|record| record.complete))).await;
+    eventually(async || fleet.hosts.iter().all(|host| host.record().is_some_and(|record| record.complete)))
+        .await;
     let attempt = coordinator.catalogue.attempt_of(manifest.id).unwrap().unwrap();
     let records: Vec<Record> = fleet.hosts.iter().map(|host| host.record().unwrap()).collect();
     let of = |record: &Record| Kept {
@@ -31,7 +32,9 @@ fn doubt(hosts: &BTreeMap<String, Kept>) -> String {
 #[tokio::test]
 async fn what_all_hosts_keep_alike_and_the_evidence_proves_stands() {
     let (hosts, record, attempt) = kept().await;
-    assert!(record.snapshot.manifest.iter().flat_map(|it| &it.hosts).all(|host| host.volumes[0].digest.is_some()));
+    assert!(
+        record.snapshot.manifest.iter().flat_map(|it| &it.hosts).all(|host| host.volumes[0].digest.is_some())
+    );
     assert_eq!(judge(&hosts), [Row { attempt, record, doubt: None }]);
     assert_eq!(unknown(&hosts), [""; 0]);
 }

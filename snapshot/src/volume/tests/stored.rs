@@ -76,7 +76,8 @@ fn a_later_version_is_refused_in_a_sentence_and_left_alone() {
 #[ignore = "writes a fixture"]
 fn write_fixture() {
     let (root, volume) = create(4);
-    let write = |block: u64, fill: u8| done(volume.attach().unwrap().write(block * BLOCK, &[fill; 4096], true));
+    let write =
+        |block: u64, fill: u8| done(volume.attach().unwrap().write(block * BLOCK, &[fill; 4096], true));
     write(0, 1);
     write(1, 2);
     take(&volume, "first");
