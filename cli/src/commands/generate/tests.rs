@@ -145,7 +145,8 @@ fn invocations(line: &str) -> Vec<Vec<String>> {
     }
     let from_coeval =
         |words: Vec<String>| words.iter().position(|word| word == "coeval").map(|at| words[at..].to_vec());
-    commands.into_iter().filter_map(from_coeval).collect()
+    // `cd coeval` is none.
+    commands.into_iter().filter_map(from_coeval).filter(|words| words.len() > 1).collect()
 }
 
 #[test]
