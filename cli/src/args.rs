@@ -1,5 +1,7 @@
 //! The command line's grammar.
 
+pub mod doctor;
+pub mod groups;
 pub mod volumes;
 
 use std::net::SocketAddr;
@@ -46,12 +48,22 @@ pub enum Command {
     /// Look after volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Give sets of volumes a name
+    #[command(subcommand)]
+    Group(groups::GroupCommand),
     /// Take snapshots again and again, and keep some of them
     #[command(subcommand)]
     Schedule(ScheduleCommand),
     /// Make the certificates that daemons and people show each other
     #[command(subcommand)]
     Pki(PkiCommand),
+    /// Look at this machine or the fleet, and say what to do about what is not as it should be
+    Doctor(doctor::DoctorArgs),
+    /// Print the script that completes commands in a shell
+    Completions(doctor::CompletionsArgs),
+    /// Write man pages
+    #[command(hide = true)]
+    Man(doctor::ManArgs),
 }
 
 /// `coeval schedule …`
@@ -226,6 +238,9 @@ pub struct ServerArgs {
     /// The directory of the catalogue
     #[arg(long, value_name = "DIRECTORY")]
     pub state: Option<PathBuf>,
+    /// Make the lost catalogue again from the certificates that the hosts keep, and exit
+    #[arg(long, conflicts_with = "check")]
+    pub rebuild_catalogue: bool,
     /// Accept hosts with simulated clocks, and orders to take snapshots wrongly
     #[arg(long, hide = true)]
     pub simulation: bool,
@@ -376,6 +391,9 @@ pub struct CutArgs {
     /// A volume of the group (may be repeated); without any, all volumes of all hosts
     #[arg(long = "volume", value_name = "HOST/VOLUME", value_parser = member)]
     pub group: Vec<Member>,
+    /// A saved group (`coeval group`): what it means when the snapshot is taken
+    #[arg(long = "group", value_name = "NAME", conflicts_with = "group")]
+    pub group_name: Option<String>,
     /// By clocks, by messages, or by clocks first
     #[arg(long, value_enum, default_value_t = ModeArg::Auto)]
     pub mode: ModeArg,
@@ -487,6 +505,8 @@ pub enum VolumeCommand {
     Create(CreateVolumeArgs),
     /// List volumes
     List(Remote),
+    /// Set or remove a volume's labels, by which groups select it
+    Label(groups::LabelArgs),
     /// Make a raw image on a host a volume, without copying it
     Import(volumes::ImportArgs),
     /// Give a volume another size
@@ -575,6 +595,9 @@ pub struct CreateVolumeArgs {
     /// What it holds.
     #[command(flatten)]
     pub source: volumes::SourceArgs,
+    /// A label, by which groups select it (may be repeated)
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = groups::label)]
+    pub labels: Vec<(String, String)>,
     /// How to reach the server.
     #[command(flatten)]
     pub remote: Remote,

@@ -1,7 +1,10 @@
 //! What each command does.
 
 mod daemon;
+pub mod doctor;
 pub mod export;
+pub mod generate;
+pub mod group;
 pub mod host;
 pub mod life;
 pub mod pki;

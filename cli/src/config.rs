@@ -2,11 +2,14 @@
 
 mod backends;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use snapshot::groups::is_label;
+use snapshot::hooks::Hook;
 use snapshot::http::TlsFiles;
 use snapshot::nbd::Endpoint;
 use timesync::bound::{Assumptions, AsymmetryBudget};
@@ -18,7 +21,7 @@ use timesync::wire::EVENT_PORT;
 
 pub use backends::{BackendConfig, CommandConfig};
 
-use crate::units::{deserialize_duration, deserialize_size, deserialize_some_duration};
+use crate::units::{deserialize_duration, deserialize_size, deserialize_some_duration, deserialize_span};
 
 /// Where `coeval server` listens, and where its clients look for it, unless told otherwise.
 const SERVER_PORT: u16 = 7420;
@@ -46,6 +49,9 @@ pub struct ServerConfig {
     /// The hosts.
     #[serde(rename = "host")]
     pub hosts: Vec<HostEntry>,
+    /// Commands that are run after each finished snapshot.
+    #[serde(rename = "hook")]
+    pub hooks: Vec<HookEntry>,
 }
 
 impl Default for ServerConfig {
@@ -58,6 +64,7 @@ impl Default for ServerConfig {
             cut: CutConfig::default(),
             tls: None,
             hosts: Vec::new(),
+            hooks: Vec::new(),
         }
     }
 }
@@ -122,6 +129,9 @@ pub struct HostEntry {
     pub time: SocketAddr,
     /// The URL of its `coeval host`. A host without one only appears in skew reports.
     pub control: Option<String>,
+    /// Labels that all its volumes have, by which saved groups select them. Default: none.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// A plain PTP responder, without `coeval host`. Default false.
     #[serde(default)]
     pub agentless: bool,
@@ -150,6 +160,26 @@ pub struct HostEntry {
     /// The largest rate of its clock relative to the server's, in ppm, 1 ..= 10000. Default 200.
     #[serde(default = "default_rate_ppm")]
     pub rate_ppm: u32,
+}
+
+/// `[[hook]]`: a command that is run after each finished snapshot, by this server and as its user. It learns of the snapshot
+/// by COEVAL_SNAPSHOT, COEVAL_SNAPSHOT_ID, COEVAL_VOLUMES, COEVAL_GROUP and COEVAL_SCHEDULE in its environment; the snapshot
+/// is not deleted while it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HookEntry {
+    /// The program, by its absolute path, and its arguments.
+    pub command: Vec<String>,
+    /// Only after snapshots of this saved group. Default: after all.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// It is ended, with all that it started, after this time. 1s ..= 7d. Default 1h.
+    #[serde(default = "default_deadline", deserialize_with = "deserialize_span")]
+    pub deadline: Nanos,
+}
+
+fn default_deadline() -> Nanos {
+    Nanos::from_millis(3_600_000)
 }
 
 fn default_rate_ppm() -> u32 {
@@ -337,7 +367,21 @@ impl ServerConfig {
         in_range("cut.lead (in ns)", self.cut.lead.get(), 1_000_000, 10_000_000_000)?;
         let time = self.time_server(false).check();
         time.map_err(|error| ConfigError::Invalid(error.to_string()))?;
+        for hook in &self.hooks {
+            if !hook.command.first().is_some_and(|program| Path::new(program).is_absolute()) {
+                let what = "hook.command: give the program's absolute path first, then its arguments";
+                return Err(ConfigError::Invalid(what.to_owned()));
+            }
+        }
         for host in &self.hosts {
+            let mut words = host.labels.iter().flat_map(|(key, value)| [key, value]);
+            if let Some(wrong) = words.find(|word| !is_label(word)) {
+                let what = format!(
+                    "host {}: `{wrong}` cannot be part of a label; use letters, digits, `-`, `_` and `.`",
+                    host.name
+                );
+                return Err(ConfigError::Invalid(what));
+            }
             in_range("host.rate_ppm", host.rate_ppm, 1, 10_000)?;
             match &host.control {
                 None if !host.agentless => {
@@ -367,6 +411,16 @@ impl ServerConfig {
 }
 
 impl ServerConfig {
+    /// The commands after finished snapshots.
+    pub fn hooks(&self) -> Vec<Hook> {
+        let hook = |HookEntry { command, group, deadline }: HookEntry| Hook {
+            command,
+            group,
+            deadline: deadline.to_std(),
+        };
+        self.hooks.iter().cloned().map(hook).collect()
+    }
+
     /// What the time-sync server is told.
     pub fn time_server(&self, simulation: bool) -> server::ServerConfig {
         let host = |host: &HostEntry| server::HostConfig {
@@ -576,3 +630,6 @@ mod tests {
         assert!(error.starts_with("h.toml:1: ") && error.contains("udp://x"), "{error}");
     }
 }
+
+#[cfg(test)]
+mod packaged;

@@ -47,7 +47,11 @@ pub fn assign(config: &ServerConfig, time: &mut server::ServerConfig) -> Result<
         if config.tls.is_some() && !agentless {
             let key = SessionKey::draw().map_err(|error| ConfigError::Invalid(error.to_string()))?;
             host.key = Some(HostKey { key: key.key(), agentless });
-            let host = HostEndpoint { name: entry.name.clone(), control: control.clone() };
+            let host = HostEndpoint {
+                name: entry.name.clone(),
+                control: control.clone(),
+                ..HostEndpoint::default()
+            };
             handings.push(Handing { host, key });
         }
     }

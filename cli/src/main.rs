@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use coeval_cli::args::groups::GroupCommand;
 use coeval_cli::args::{Cli, Command, ScheduleCommand, SnapshotCommand, VolumeCommand};
 use coeval_cli::commands::{
-    self, Failure, Finding, export, host, life, pki, probe, schedule, server, skew, snapshot, volume,
-    watchdog,
+    self, Failure, Finding, doctor, export, generate, group, host, life, pki, probe, schedule, server, skew,
+    snapshot, volume, watchdog,
 };
 use coeval_cli::demo;
 
@@ -49,10 +50,18 @@ fn run(command: Command) -> Result<Finding, Failure> {
         Command::Volume(VolumeCommand::Check(args)) => return volume::check(&args),
         Command::Volume(VolumeCommand::List(remote)) => wait(volume::list(&remote))?,
         Command::Volume(VolumeCommand::Quota(args)) => wait(volume::quota(&args))?,
+        Command::Volume(VolumeCommand::Label(args)) => wait(group::label(args))?,
+        Command::Group(GroupCommand::Create(args)) => wait(group::create(args))?,
+        Command::Group(GroupCommand::List(remote)) => wait(group::list(&remote))?,
+        Command::Group(GroupCommand::Show(args)) => return wait(group::show(&args)),
+        Command::Group(GroupCommand::Delete(args)) => wait(group::delete(&args))?,
         Command::Schedule(ScheduleCommand::Create(args)) => wait(schedule::create(*args))?,
         Command::Schedule(ScheduleCommand::List(remote)) => return wait(schedule::list(&remote)),
         Command::Schedule(ScheduleCommand::Delete(args)) => wait(schedule::delete(&args))?,
         Command::Pki(command) => pki::run(&command)?,
+        Command::Doctor(args) => return wait(doctor::run(args)),
+        Command::Completions(args) => generate::completions(&args)?,
+        Command::Man(args) => generate::man(&args)?,
     }
     Ok(Finding::Good)
 }

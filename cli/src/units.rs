@@ -58,7 +58,7 @@ pub fn span(text: &str) -> Result<Nanos, String> {
     })?;
     match nanos {
         1_000_000_000..=604_800_000_000_000 => Ok(Nanos::new(nanos)),
-        _ => Err(format!("`{text}` is not between 1s and 7d, which is how long the server remembers")),
+        _ => Err(format!("`{text}` is not between 1s and 7d")),
     }
 }
 
@@ -160,6 +160,15 @@ pub fn deserialize_some_duration<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Nanos>, D::Error> {
     deserialize_duration(deserializer).map(Some)
+}
+
+/// For serde: a span of time in a string.
+///
+/// # Errors
+/// As [`span`].
+pub fn deserialize_span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Nanos, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    span(&text).map_err(serde::de::Error::custom)
 }
 
 /// For serde: a size in a string.

@@ -1,6 +1,7 @@
 //! The control plane's end on a host: a thin HTTP shell around its cut manager.
 
 mod extents;
+mod records;
 mod space;
 mod volumes;
 
@@ -16,8 +17,8 @@ use uuid::Uuid;
 use crate::host::{HostError, HostService};
 use crate::http::{JsonBody, Refusal, Segments};
 use crate::orders::{
-    ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
-    ReleaseOrder, RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
+    ArmOrder, Armed, AttemptId, ContentDigest, CreateVolume, HostDescription, PrepareOrder, ReleaseOrder,
+    RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
 };
 use crate::sync::task;
 
@@ -53,7 +54,6 @@ pub fn router(host: Arc<HostService>, simulation: bool) -> Router {
         .route("/v1/cuts/{attempt}/strike", post(strike))
         .route("/v1/cuts/{attempt}/release", post(release))
         .route("/v1/cuts/{attempt}/seal", post(seal))
-        .route("/v1/cuts/{attempt}/commit", post(commit))
         .route("/v1/cuts/{attempt}/abort", post(abort))
         .route("/v1/restores/{restore}/prepare", post(prepare_restore))
         .route("/v1/restores/{restore}/switch", post(switch_restore))
@@ -67,7 +67,7 @@ pub fn router(host: Arc<HostService>, simulation: bool) -> Router {
     if simulation {
         router = router.route("/v1/cuts/{attempt}/uncoordinated", post(uncoordinated));
     }
-    router.layer(DefaultBodyLimit::max(BODY_LIMIT)).with_state(host)
+    router.layer(DefaultBodyLimit::max(BODY_LIMIT)).merge(records::router()).with_state(host)
 }
 
 /// Runs what may wait for storage or for a stretch's end away from the threads that answer.
@@ -122,14 +122,6 @@ async fn release(
 
 async fn seal(State(host): Host, Segments(attempt): Segments<AttemptId>) -> Answer<Sealed> {
     blocking(host, move |host| host.seal(attempt)).await
-}
-
-async fn commit(
-    State(host): Host,
-    Segments(attempt): Segments<AttemptId>,
-    JsonBody(order): JsonBody<CommitOrder>,
-) -> Answer<()> {
-    blocking(host, move |host| host.commit(attempt, &order)).await
 }
 
 async fn abort(State(host): Host, Segments(attempt): Segments<AttemptId>) -> Answer<()> {

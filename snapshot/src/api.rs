@@ -2,6 +2,7 @@
 
 pub mod dashboard;
 mod export;
+mod groups;
 pub mod skew;
 mod space;
 mod volumes;
@@ -55,6 +56,7 @@ pub fn router(coordinator: Arc<Coordinator>, report: Report) -> Router {
         .route("/api/v1/schedules", get(schedules).post(add_schedule))
         .route("/api/v1/schedules/{name}", axum::routing::delete(remove_schedule))
         .merge(volumes::routes())
+        .merge(groups::router())
         .merge(export::router())
         .merge(space::router())
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -145,7 +147,7 @@ async fn delete(State(coordinator): Server, Segments(key): Segments<String>) -> 
 }
 
 async fn volumes(State(coordinator): Server) -> Answer<Vec<HostVolumes>> {
-    Ok(Json(coordinator.volumes().await))
+    Ok(Json(coordinator.volumes().await?))
 }
 
 async fn create_volume(

@@ -9,6 +9,8 @@
 //! Whatever is found in `planning` or `committing` at start-up has failed, and its hosts are owed an abort until each
 //! has answered one. Every commit is synced (`synchronous=FULL`).
 
+mod groups;
+mod records;
 mod schedules;
 
 pub use schedules::StoredSchedule;
@@ -28,7 +30,7 @@ use crate::coordinator::RestorePlan;
 use crate::messages::{Manifest, Snapshot, SnapshotState, StoryEntry};
 use crate::orders::AttemptId;
 
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 
 /// A failed snapshot gives its name back; any other holds it.
 const SCHEMA: &str = "
@@ -112,6 +114,12 @@ pub enum CatalogueError {
     /// There is no such schedule.
     #[error("there is no schedule {0}")]
     NoSuchSchedule(String),
+    /// The group's name is taken.
+    #[error("a group called {0} exists already; delete it or choose another name")]
+    GroupExists(String),
+    /// There is no such group.
+    #[error("there is no group {0}; `coeval group list` shows what there is")]
+    NoSuchGroup(String),
     /// Its state does not allow it.
     #[error("snapshot {name} is {state}; wait until it is done")]
     Busy {
@@ -137,7 +145,7 @@ fn prepare(connection: &mut Connection) -> Result<(), CatalogueError> {
         return Err(CatalogueError::Newer { found });
     }
     // Each version's schema is what it added to the one before.
-    for (version, added) in (1..).zip([SCHEMA, schedules::SCHEMA, RESTORES]) {
+    for (version, added) in (1..).zip([SCHEMA, schedules::SCHEMA, RESTORES, groups::SCHEMA]) {
         if found < version {
             transaction.execute_batch(added)?;
         }
@@ -358,7 +366,7 @@ impl Catalogue {
             }
             SnapshotState::Failed => Ok(snapshot),
             SnapshotState::Complete | SnapshotState::Inconsistent | SnapshotState::Deleting => {
-                let update = "UPDATE snapshots SET state = 'deleting' WHERE id = ?1";
+                let update = "UPDATE snapshots SET state = 'deleting', why = NULL WHERE id = ?1";
                 self.change(snapshot.id, update, [snapshot.id.to_string()])?;
                 Ok(snapshot)
             }

@@ -1,5 +1,6 @@
 //! The typed client of [`crate::api`], for the command line.
 
+mod groups;
 mod volumes;
 
 use std::time::Duration;

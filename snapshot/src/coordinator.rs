@@ -5,11 +5,15 @@
 //! and keeps its data.
 
 mod attempt;
+mod claims;
 mod delete;
 mod export;
+mod groups;
+mod hooks;
 mod library;
 mod manifest;
 pub mod plan;
+mod rebuild;
 mod rehearsal;
 mod restore;
 mod scheduler;
@@ -18,7 +22,7 @@ mod undo;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use timesync::source::SkewSource;
 use timesync::time::Nanos;
@@ -26,12 +30,15 @@ use uuid::Uuid;
 
 use crate::catalogue::{Catalogue, CatalogueError};
 use crate::certificate::Mode;
+use crate::hooks::Hook;
 use crate::http::{Connector, ControlError, HttpError};
 use crate::messages::{CreateRequest, Manifest, Member, Progress, RequestedMode, RequestedPolicy};
 use crate::remote::{HostEndpoint, Limits, RemoteHost};
 use crate::sync::task;
 use crate::volume::is_name;
 use attempt::{Attempt, Stop};
+use claims::Claims;
+pub use rebuild::{Rebuilt, rebuild};
 pub use restore::RestorePlan;
 use undo::Undo;
 
@@ -75,6 +82,9 @@ pub enum CoordinatorError {
     /// Something of the same name is there already.
     #[error("{0}")]
     Conflict(String),
+    /// A saved group lacks a member.
+    #[error("{0}")]
+    Incomplete(String),
     /// A host failed, refused or did not answer.
     #[error(transparent)]
     Host(#[from] ControlError),
@@ -106,19 +116,22 @@ impl CoordinatorError {
         match self {
             CoordinatorError::Request(_) => 422,
             CoordinatorError::Unknown(_)
-            | CoordinatorError::Catalogue(CatalogueError::NoSuch(_) | CatalogueError::NoSuchSchedule(_)) => {
-                404
-            }
+            | CoordinatorError::Catalogue(
+                CatalogueError::NoSuch(_)
+                | CatalogueError::NoSuchSchedule(_)
+                | CatalogueError::NoSuchGroup(_),
+            ) => 404,
             CoordinatorError::Conflict(_)
             | CoordinatorError::Catalogue(
                 CatalogueError::NameTaken(_)
                 | CatalogueError::ScheduleExists(_)
+                | CatalogueError::GroupExists(_)
                 | CatalogueError::Busy { .. },
             ) => 409,
             CoordinatorError::Catalogue(_) | CoordinatorError::Internal(_) => 500,
             CoordinatorError::Host(error) => error.status().unwrap_or(502),
             CoordinatorError::Unfinished(..) | CoordinatorError::Undeleted(..) => 502,
-            CoordinatorError::Refused { .. } => 503,
+            CoordinatorError::Incomplete(_) | CoordinatorError::Refused { .. } => 503,
         }
     }
 }
@@ -131,9 +144,13 @@ pub struct Coordinator {
     catalogue: Arc<Catalogue>,
     undo: Undo,
     options: Options,
-    deletions: delete::Deletions,
     /// Digests are computed one at a time: they read whole volumes.
     digesting: tokio::sync::Mutex<()>,
+    /// Snapshots that somebody works on.
+    claims: Arc<Claims>,
+    hooks: OnceLock<Vec<Hook>>,
+    /// Hooks run one at a time.
+    hooking: tokio::sync::Mutex<()>,
     /// Wakes the one who takes scheduled snapshots: there is another schedule, or one less.
     rescheduled: tokio::sync::Notify,
 }
@@ -179,8 +196,10 @@ impl Coordinator {
             undo: Undo::new(Arc::clone(&catalogue)),
             catalogue,
             options,
-            deletions: delete::Deletions::default(),
             digesting: tokio::sync::Mutex::new(()),
+            claims: Arc::default(),
+            hooks: OnceLock::new(),
+            hooking: tokio::sync::Mutex::new(()),
             rescheduled: tokio::sync::Notify::new(),
         }))
     }
@@ -206,8 +225,8 @@ impl Coordinator {
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<Manifest, CoordinatorError> {
         let job = Arc::new(self.prepare(request).await?);
-        let (id, name) = (job.id, job.name.clone());
-        self.with_catalogue(move |catalogue| catalogue.begin(id, &name, schedule.as_deref())).await?;
+        let (id, name, owner) = (job.id, job.name.clone(), schedule.clone());
+        self.with_catalogue(move |catalogue| catalogue.begin(id, &name, owner.as_deref())).await?;
         let mut taken = self.take(&job, &progress).await;
         // A volume's snapshots hold as much as they may.
         if taken.as_ref().is_err_and(|error| error.status() == 507) && self.make_room(&job.group).await {
@@ -216,6 +235,7 @@ impl Coordinator {
         match taken {
             Ok(manifest) => {
                 self.digest_later(manifest.clone());
+                self.run_hooks_later(&manifest, job.request.group_name.clone(), schedule);
                 Ok(manifest)
             }
             Err(error) => {
@@ -262,7 +282,13 @@ impl Coordinator {
         if request.control.is_some() && request.mode != RequestedMode::Timed {
             return invalid("the controls are timed snapshots; ask for mode timed");
         }
-        let group = self.resolve(&request.group).await?;
+        let group = match &request.group_name {
+            None => self.resolve(&request.group).await?,
+            Some(_) if !request.group.is_empty() => {
+                return invalid("name a saved group or list volumes, not both");
+            }
+            Some(name) => self.whole_group(name).await?,
+        };
         Ok(Job { id, name, group, request, lead, attempts })
     }
 

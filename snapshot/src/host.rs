@@ -9,6 +9,7 @@ mod external;
 #[cfg(feature = "simulation")]
 mod inherited;
 mod pausing;
+mod records;
 mod restore;
 mod volumes;
 
@@ -31,7 +32,7 @@ use crate::orders::{
     PrepareOrder, Quota, ReleaseOrder, Sealed, Struck, VolumeDescription, VolumeUsage,
 };
 use crate::sync::{Mutex, MutexGuard, RwLock, thread};
-use crate::volume::{Directory, SnapshotExtents, Volume, VolumeError};
+use crate::volume::{Directory, Records, SnapshotExtents, Volume, VolumeError};
 use attempt::Attempt;
 pub use external::ExternalVolume;
 use pausing::PausingCut;
@@ -70,6 +71,8 @@ pub struct HostService {
     externals: OnceLock<BTreeMap<String, Arc<external::External>>>,
     attempts: Mutex<Attempts>,
     restores: Mutex<restore::Restores>,
+    /// Locked while a record is put and its attempt named.
+    records: Mutex<Records>,
     imports: volumes::Imports,
     nbd: OnceLock<Vec<String>>,
     /// The volume directory,
@@ -185,6 +188,7 @@ impl HostService {
             }
             volumes.insert(name, volume);
         }
+        let records = Mutex::new(Records::beside(&root));
         Ok(Arc::new(HostService {
             options,
             incarnation,
@@ -193,6 +197,7 @@ impl HostService {
             externals: OnceLock::new(),
             attempts: Mutex::default(),
             restores: Mutex::default(),
+            records,
             imports: volumes::Imports::default(),
             nbd: OnceLock::new(),
             root,
@@ -329,10 +334,16 @@ impl HostService {
             return self.commit_inherited(id, &order.name);
         }
         let attempt = self.current(id)?;
-        let outcome = attempt.commit(&order.name);
+        let outcome = {
+            let mut kept = self.kept();
+            let put =
+                order.record.as_ref().map(|record| kept.put(id, record.to_string().as_bytes())).transpose();
+            put.map_err(HostError::from).and_then(|_| attempt.commit(&order.name))
+        };
         if matches!(outcome, Err(HostError::Gone)) {
             // An order that comes twice finds the attempt over while the first one still carries it out: what that names
             // is not this one's to drop.
+            self.tidy_records();
             return outcome;
         }
         self.end(id);
@@ -376,7 +387,7 @@ impl HostService {
         let nonce = self.strike(id)?.nonce;
         self.release(id, &ReleaseOrder { nonces: vec![nonce] })?;
         self.seal(id)?;
-        self.commit(id, &CommitOrder { name: name.to_owned() })
+        self.commit(id, &CommitOrder { name: name.to_owned(), record: None })
     }
 
     /// Creates a volume of zeros.
@@ -397,7 +408,9 @@ impl HostService {
     /// When it is in use, or the volume is busy.
     pub fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), HostError> {
         if let Some(external) = self.external(volume) {
-            return external.delete(snapshot);
+            external.delete(snapshot)?;
+            self.tidy_records();
+            return Ok(());
         }
         let volume = self.volume(volume)?;
         if !volume.describe().snapshots.iter().any(|name| name == snapshot) {
@@ -410,7 +423,11 @@ impl HostService {
                 Err(VolumeError::SnapshotInUse { .. }) if self.clock.now() < patience_ends => {
                     thread::sleep(std::time::Duration::from_millis(5));
                 }
-                result => return Ok(result?),
+                result => {
+                    result?;
+                    self.tidy_records();
+                    return Ok(());
+                }
             }
         }
     }
@@ -535,7 +552,9 @@ impl HostService {
                 volume.delete_snapshot(&name)?;
             }
         }
-        self.drop_external_snapshots(id)
+        self.drop_external_snapshots(id)?;
+        self.tidy_records();
+        Ok(())
     }
 
     fn current(&self, id: AttemptId) -> Result<Arc<Attempt>, HostError> {

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::certificate::{Evidence, Mode};
 use crate::cut::{Cause, Stretch};
+use crate::groups::Labels;
 use crate::orders::{AttemptId, ExternalPart, Problem, VolumeDescription, VolumeUsage};
 
 /// One volume of a group.
@@ -72,8 +73,11 @@ pub enum Control {
 pub struct CreateRequest {
     /// Its name, by the rule for volume names; none: the server makes one up.
     pub name: Option<String>,
-    /// The volumes; empty: all volumes of all hosts.
+    /// The volumes; empty, and without `group_name`: all volumes of all hosts.
     pub group: Vec<Member>,
+    /// A saved group instead: what it means when the snapshot is taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_name: Option<String>,
     /// How.
     pub mode: RequestedMode,
     /// By which bound.
@@ -112,6 +116,8 @@ pub enum Step {
     Commit,
     /// Undo the attempt on every host.
     Abort,
+    /// Run a command of the server's configuration, after the snapshot is complete.
+    Hook,
 }
 
 /// What is happening, as it happens.
@@ -484,6 +490,9 @@ pub struct HostVolumes {
     /// The volumes that images are being copied to, and how many hundredths are done.
     #[serde(default)]
     pub importing: BTreeMap<String, u8>,
+    /// The volumes' labels, their host's among them. Left out: a volume without any.
+    #[serde(default)]
+    pub labels: BTreeMap<String, Labels>,
     /// Where its NBD server listens.
     pub nbd: Vec<String>,
     /// Why it does not answer.

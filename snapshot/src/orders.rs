@@ -126,6 +126,9 @@ pub struct PauseTimes {
 pub struct CommitOrder {
     /// The snapshot's name, as in the export `volume@name`.
     pub name: String,
+    /// What the host keeps of the snapshot for as long as it stands here: a [`crate::record::Record`].
+    #[serde(default)]
+    pub record: Option<serde_json::Value>,
 }
 
 /// Put volumes back to a snapshot. `POST /v1/restores/{restore}/prepare`, then `POST /v1/restores/{restore}/switch`,

@@ -1,5 +1,6 @@
 //! A host as the coordinator sees it: the typed client of [`crate::agent`].
 
+mod records;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use timesync::publish::ServerTime;
 use uuid::Uuid;
 
 use crate::agent::UncoordinatedOrder;
+use crate::groups::Labels;
 use crate::http::{Connector, ControlClient, ControlError, HttpError, Lines};
 use crate::orders::{
     ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
@@ -19,12 +21,14 @@ use crate::orders::{
 };
 
 /// Where a host's control plane is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostEndpoint {
     /// The host's name, the same as in its own configuration and in time exchanges.
     pub name: String,
     /// Its control URL, such as `https://host-a:7411`.
     pub control: String,
+    /// Labels that all its volumes have.
+    pub labels: Labels,
 }
 
 /// How long a host may take.
@@ -53,6 +57,7 @@ impl Default for Limits {
 #[derive(Clone, Debug)]
 pub struct RemoteHost {
     name: String,
+    labels: Labels,
     client: ControlClient,
     limits: Limits,
 }
@@ -62,12 +67,17 @@ impl RemoteHost {
     /// A client for `endpoint`.
     pub fn new(connector: &Connector, endpoint: &HostEndpoint, limits: Limits) -> Result<Self, HttpError> {
         let client = connector.connect(&format!("host {}", endpoint.name), &endpoint.control)?;
-        Ok(RemoteHost { name: endpoint.name.clone(), client, limits })
+        Ok(RemoteHost { name: endpoint.name.clone(), labels: endpoint.labels.clone(), client, limits })
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Labels that all its volumes have.
+    pub fn labels(&self) -> &Labels {
+        &self.labels
     }
 
     fn cut(&self, attempt: AttemptId, step: &str) -> Url {

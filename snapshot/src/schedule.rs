@@ -11,6 +11,7 @@ use croner::Cron;
 use croner::parser::{CronParser, Seconds};
 use serde::{Deserialize, Serialize};
 
+use crate::groups::Missing;
 use crate::messages::CreateRequest;
 
 /// A snapshot that is due is still taken when the server comes to it this late, in seconds; after that it was missed.
@@ -112,6 +113,22 @@ pub struct ScheduleStatus {
     pub missed: u64,
     /// How the last one went.
     pub last: Option<Outcome>,
+    /// How it does.
+    pub state: ScheduleState,
+    /// What the next snapshot would lack if it were taken now.
+    pub missing: Vec<Missing>,
+}
+
+/// How a schedule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleState {
+    /// Its last snapshot is there, and the next one can be taken.
+    Good,
+    /// A member is missing: while it is, no snapshot is taken.
+    Degraded,
+    /// All members are there, but the last snapshot is not, or an old one could not be deleted.
+    Failed,
 }
 
 /// How one snapshot of a schedule went.

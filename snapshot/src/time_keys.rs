@@ -77,7 +77,8 @@ mod tests {
     async fn a_silent_host_is_handed_its_key() {
         let keyring = Arc::new(Keyring::default());
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, false).unwrap();
-        let endpoint = HostEndpoint { name: "a".to_owned(), control: listener.url() };
+        let endpoint =
+            HostEndpoint { name: "a".to_owned(), control: listener.url(), ..HostEndpoint::default() };
         let stop = StopHandle::new();
         let serving =
             tokio::spawn(listener.serve(router(Arc::clone(&keyring)), Admits::TheServer, stop.clone()));

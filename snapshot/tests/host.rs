@@ -117,7 +117,7 @@ fn id() -> AttemptId {
 }
 
 fn commit(name: &str) -> CommitOrder {
-    CommitOrder { name: name.to_owned() }
+    CommitOrder { name: name.to_owned(), record: None }
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn only_certificates_of_the_fleets_authority_are_admitted() {
 }
 
 /// Method and path of everything that the server offers; then of everything that a host does.
-const API: [&str; 17] = [
+const API: [&str; 22] = [
     "GET api/v1/me",
     "GET api/v1/dashboard/history",
     "GET api/v1/dashboard/snapshots",
@@ -67,9 +67,14 @@ const API: [&str; 17] = [
     "POST api/v1/snapshots/none/restore",
     "POST api/v1/volumes",
     "DELETE api/v1/snapshots/none",
+    "GET api/v1/groups",
+    "GET api/v1/groups/none",
+    "POST api/v1/groups",
+    "DELETE api/v1/groups/none",
+    "POST api/v1/volumes/a/none/labels",
 ];
 const ATTEMPT: &str = "01940000-0000-7000-8000-000000000000";
-const HOST: [&str; 17] = [
+const HOST: [&str; 20] = [
     "GET v1/host",
     "GET v1/ping",
     "GET v1/volumes",
@@ -87,6 +92,9 @@ const HOST: [&str; 17] = [
     "POST v1/restores/ATTEMPT/switch",
     "POST v1/restores/ATTEMPT/give-up",
     "POST v1/time-key",
+    "GET v1/records",
+    "GET v1/records/ATTEMPT",
+    "POST v1/records/ATTEMPT",
 ];
 
 #[test]

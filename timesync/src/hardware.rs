@@ -5,6 +5,8 @@
 //! first, changed only if it does not suffice, and only to a setting that stamps at least what was stamped before. It is
 //! left as it is at the end.
 
+mod survey;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
@@ -21,6 +23,9 @@ use crate::phc::Phc;
 use crate::phc::device::Device;
 use crate::sys;
 use crate::time::{Nanos, Raw, Span, Time};
+
+pub use crate::phc::device::Method;
+pub use survey::{Card, CardStamps, Setting, survey};
 
 /// Which timestamps are used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,10 +1,10 @@
 //! `coeval schedule`
 
 use chrono::{DateTime, Utc};
-use snapshot::schedule::{Retention, Schedule, ScheduleStatus};
+use snapshot::schedule::{Retention, Schedule, ScheduleState, ScheduleStatus};
 
 use super::snapshot::request;
-use super::{Failure, Finding, connect, print, print_json};
+use super::{Failure, Finding, connect, print, print_json, word};
 use crate::args::{Remote, ScheduleArgs, ScheduleNameArgs};
 use crate::table::Table;
 
@@ -35,7 +35,7 @@ pub async fn list(remote: &Remote) -> Result<Finding, Failure> {
         print_json(&schedules)?;
         return Ok(finding);
     }
-    let mut table = Table::new(&["name", "when (UTC)", "keeps", "next", "missed", "last"]);
+    let mut table = Table::new(&["name", "when (UTC)", "keeps", "next", "missed", "state", "last"]);
     for status in &schedules {
         table.row(vec![
             status.schedule.name.clone(),
@@ -43,6 +43,7 @@ pub async fn list(remote: &Remote) -> Result<Finding, Failure> {
             kept(status.schedule.keep),
             when(status.next),
             status.missed.to_string(),
+            word(&status.state),
             match &status.last {
                 None => "-".to_owned(),
                 Some(last) if last.problem.is_some() => format!("FAILED {}", when(Some(last.due))),
@@ -52,8 +53,12 @@ pub async fn list(remote: &Remote) -> Result<Finding, Failure> {
     }
     let mut text = table.to_string();
     for status in schedules.iter().filter(|status| !is_well(status)) {
-        let problem = status.last.as_ref().and_then(|last| last.problem.as_deref()).unwrap_or_default();
-        text += &format!("\n{}: {problem}", status.schedule.name);
+        for missing in &status.missing {
+            text += &format!("\n{}: MISSING {missing}", status.schedule.name);
+        }
+        if let Some(problem) = status.last.as_ref().and_then(|last| last.problem.as_deref()) {
+            text += &format!("\n{}: {problem}", status.schedule.name);
+        }
     }
     print(&text)?;
     Ok(finding)
@@ -72,7 +77,7 @@ pub async fn delete(args: &ScheduleNameArgs) -> Result<(), Failure> {
 }
 
 fn is_well(status: &ScheduleStatus) -> bool {
-    status.last.as_ref().is_none_or(|last| last.problem.is_none())
+    status.state == ScheduleState::Good
 }
 
 fn kept(keep: Retention) -> String {

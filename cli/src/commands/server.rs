@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use snapshot::api;
 use snapshot::catalogue::Catalogue;
-use snapshot::coordinator::{Coordinator, Options};
+use snapshot::coordinator::{self, Coordinator, Options, Rebuilt};
 use snapshot::history::Keeper;
 use snapshot::http::{Admits, Connector, Listener};
 use snapshot::remote::{HostEndpoint, Limits, RemoteHost};
@@ -27,8 +27,11 @@ const UNHEARD_AFTER: Nanos = Nanos::from_millis(1_500);
 /// # Errors
 /// When the configuration is wrong or something it needs cannot be had.
 pub async fn run(args: ServerArgs) -> Result<(), Failure> {
-    let simulation = args.simulation;
+    let (simulation, rebuild_catalogue) = (args.simulation, args.rebuild_catalogue);
     let (daemon_args, config) = configure(args)?;
+    if rebuild_catalogue {
+        return rebuild(&config).await;
+    }
     let mut time_config = config.time_server(simulation);
     let handings = keys::assign(&config, &mut time_config)?;
     if daemon_args.check {
@@ -47,14 +50,9 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     let options =
         Options { lead: config.cut.lead, attempts: config.cut.attempts, simulation, ..Options::default() };
     let connector = Connector::new(config.tls.as_ref(), config.insecure)?;
-    let endpoint = |(name, control): (String, String)| HostEndpoint { name, control };
-    let endpoints: Vec<HostEndpoint> = config
-        .hosts
-        .iter()
-        .filter_map(|host| Some((host.name.clone(), host.control.clone()?)))
-        .map(endpoint)
-        .collect();
+    let endpoints = endpoints(&config);
     let coordinator = Coordinator::new(time.clone(), &endpoints, catalogue, &connector, options)?;
+    coordinator.set_hooks(config.hooks());
     coordinator.recover().await?;
     coordinator.keep_schedules();
 
@@ -78,6 +76,34 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     let report = Arc::new(move || serde_json::to_value(time.report()).unwrap_or_default());
     daemon::serve(listener, api::router(coordinator, report).merge(clocks).merge(dashboard), Admits::People)
         .await
+}
+
+/// The hosts that take orders.
+fn endpoints(config: &ServerConfig) -> Vec<HostEndpoint> {
+    let hosts = config.hosts.iter().filter_map(|host| {
+        let control = host.control.clone()?;
+        Some(HostEndpoint { name: host.name.clone(), control, labels: host.labels.clone() })
+    });
+    hosts.collect()
+}
+
+/// Makes the catalogue again from what the hosts keep.
+async fn rebuild(config: &ServerConfig) -> Result<(), Failure> {
+    let catalogue = Catalogue::open(&config.state)?;
+    let connector = Connector::new(config.tls.as_ref(), config.insecure)?;
+    let hosts = endpoints(config);
+    let hosts = hosts.iter().map(|host| RemoteHost::new(&connector, host, Limits::default()));
+    let Rebuilt { standing, doubtful, unknown } =
+        coordinator::rebuild(&catalogue, &hosts.collect::<Result<Vec<_>, _>>()?).await?;
+    let mut text = format!("{} snapshots stand again\n", standing.len());
+    for (name, why) in &doubtful {
+        text += &format!("DOUBTFUL {name}: {why}; delete it with `coeval snapshot delete`\n");
+    }
+    for snapshot in &unknown {
+        text += &format!("left alone: {snapshot}, of which no host keeps a certificate\n");
+    }
+    text += "schedules, groups and labels are not kept by hosts: set them again";
+    super::print(&text)
 }
 
 /// The configuration file with the flags over it.

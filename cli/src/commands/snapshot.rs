@@ -24,6 +24,7 @@ pub fn request(cut: CutArgs) -> CreateRequest {
     CreateRequest {
         name: None,
         group: cut.group,
+        group_name: cut.group_name,
         mode: cut.mode.into(),
         policy,
         lead_ns: cut.lead,

@@ -15,7 +15,7 @@ use crate::units;
 /// # Errors
 /// When the server or the host refuses.
 pub async fn create(args: &CreateVolumeArgs) -> Result<(), Failure> {
-    let CreateVolumeArgs { volume, size, source, remote } = args;
+    let CreateVolumeArgs { volume, size, source, labels, remote } = args;
     let client = connect(remote)?;
     let created = if let Some(path) = &source.from {
         let order = ImportOrder { path: path.clone(), format: source.format.clone(), in_place: false };
@@ -26,6 +26,14 @@ pub async fn create(args: &CreateVolumeArgs) -> Result<(), Failure> {
         let order = CreateVolumeOn { host: volume.host.clone(), name: volume.volume.clone(), size };
         client.create_volume(&order).await?
     };
+    if !labels.is_empty() {
+        let change = labels.iter().cloned().map(|(key, value)| (key, Some(value))).collect();
+        client.label_volume(volume, &change).await.map_err(|why| {
+            format!(
+                "the volume is there, but without its labels (set them with `coeval volume label`): {why}"
+            )
+        })?;
+    }
     if remote.json {
         return print_json(&created);
     }
@@ -103,6 +111,9 @@ pub async fn list(remote: &Remote) -> Result<(), Failure> {
         };
         for (volume, done) in &host.importing {
             text += &format!("host {}: an image is being copied to volume {volume}: {done} %\n", host.host);
+        }
+        for (volume, labels) in &host.labels {
+            text += &format!("{}/{volume}: {}\n", host.host, super::group::written(labels));
         }
         for (volume, why) in &host.unserved {
             text += &format!("host {}: volume {volume} is not served: {why}\n", host.host);

@@ -10,6 +10,7 @@ use crate::cut::Cause;
 use crate::host::HostOptions;
 use crate::http::{Admits, Connector, ControlError, Listener, StopHandle};
 use crate::orders::ArmTiming;
+use crate::orders::CommitOrder;
 use crate::remote::{HostEndpoint, Limits, RemoteHost};
 use crate::simulated::incarnation;
 
@@ -34,7 +35,8 @@ impl Rig {
         };
         let host = HostService::open(options, incarnation, HostClock::real()).unwrap();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, false).unwrap();
-        let endpoint = HostEndpoint { name: "a".to_owned(), control: listener.url() };
+        let endpoint =
+            HostEndpoint { name: "a".to_owned(), control: listener.url(), ..HostEndpoint::default() };
         tokio::spawn(listener.serve(router(host, simulation), Admits::TheServer, StopHandle::new()));
         let connector = Connector::new(None, false).unwrap();
         let remote = RemoteHost::new(&connector, &endpoint, Limits::default()).unwrap();
@@ -76,7 +78,7 @@ async fn a_timed_cut_goes_through_every_step() {
     assert_eq!(sealed.readings.released_by, Cause::Time);
     assert!(sealed.readings.p < at && sealed.readings.q >= at + stretch);
     assert!(rig.snapshots().await.is_empty(), "not named yet");
-    rig.remote.commit(attempt, &CommitOrder { name: "s1".to_owned() }).await.unwrap();
+    rig.remote.commit(attempt, &CommitOrder { name: "s1".to_owned(), record: None }).await.unwrap();
     assert_eq!(rig.snapshots().await, ["s1"]);
 
     let digest = rig.remote.digest("data", "s1", true).await.unwrap();
@@ -106,7 +108,7 @@ async fn an_abort_undoes_a_commit_and_refuses_what_comes_later() {
     let attempt = Uuid::now_v7();
     rig.arm(attempt, ArmTiming::Timed { at: in_200_ms(), stretch: Nanos::ZERO }).await.unwrap();
     rig.remote.seal(attempt, std::time::Duration::ZERO).await.unwrap();
-    rig.remote.commit(attempt, &CommitOrder { name: "s1".to_owned() }).await.unwrap();
+    rig.remote.commit(attempt, &CommitOrder { name: "s1".to_owned(), record: None }).await.unwrap();
     for _ in 0..2 {
         rig.remote.abort(attempt).await.unwrap();
         assert!(rig.snapshots().await.is_empty());

@@ -130,3 +130,30 @@ fn a_catalogue_of_version_one_is_taken_over_with_all_it_holds() {
         assert_eq!(catalogue.schedules().unwrap(), []);
     }
 }
+
+#[test]
+fn a_catalogue_of_version_three_is_taken_over_with_all_it_holds() {
+    let directory = TempDir::new().unwrap();
+    {
+        let old = Connection::open(directory.path().join("catalogue.sqlite")).unwrap();
+        old.execute_batch(include_str!("../../../tests/fixtures/catalogue-3.sql")).unwrap();
+    }
+    for _ in 0..2 {
+        let catalogue = open(&directory);
+        let names: Vec<_> = catalogue.list().unwrap().into_iter().map(|it| (it.name, it.state)).collect();
+        let nightly = "nightly-20261122T0300Z";
+        let expected = [(nightly, SnapshotState::Complete), ("by-hand", SnapshotState::Failed)];
+        assert_eq!(names, expected.map(|(name, state)| (name.to_owned(), state)));
+        let manifest = catalogue.find(nightly).unwrap().manifest.unwrap();
+        assert_eq!(
+            (manifest.name.as_str(), manifest.hosts[0].volumes[0].digest.as_deref()),
+            (nightly, Some("00"))
+        );
+        assert_eq!(catalogue.owed().unwrap().len(), 1);
+        assert_eq!(catalogue.story(catalogue.find("by-hand").unwrap().id).unwrap()[0].step, Step::Arm);
+        let schedules = catalogue.schedules().unwrap();
+        assert_eq!((schedules[0].schedule.name.as_str(), schedules[0].missed), ("nightly", 2));
+        assert_eq!(schedules[0].schedule.request.group_name, None);
+        assert_eq!((catalogue.groups().unwrap().len(), catalogue.labels().unwrap().len()), (0, 0));
+    }
+}

@@ -451,12 +451,17 @@ impl<'a> Attempt<'a> {
     /// Stores the verdict, then names the cut on every host.
     async fn keep(&self, manifest: Manifest, evidence: Evidence) -> Result<Manifest, Stop> {
         let stored = manifest.clone();
-        self.coordinator
-            .with_catalogue(move |catalogue| catalogue.committing(&stored, Some(&evidence)))
+        let record = self
+            .coordinator
+            .with_catalogue(move |catalogue| {
+                catalogue.committing(&stored, Some(&evidence))?;
+                Ok(serde_json::to_value(catalogue.record(stored.id)?)?)
+            })
             .await?;
         self.report(Step::Commit, "naming the snapshot on every host".to_owned());
         let commit = |_, host: Arc<RemoteHost>| {
-            let (id, order) = (self.id, CommitOrder { name: self.job.name.clone() });
+            let order = CommitOrder { name: self.job.name.clone(), record: Some(record.clone()) };
+            let id = self.id;
             async move { host.commit(id, &order).await }
         };
         self.everywhere(Step::Commit, commit).await?;

@@ -2,10 +2,11 @@
 //!
 //! The row says `deleting` from before the first host is asked until after the last one has answered. While it is there
 //! its name is taken, so what is repeated cannot hit a later snapshot of the same name. That needs one try at a time for
-//! each snapshot: a second one might still be asking hosts when the first has removed the row.
+//! each snapshot ([`Claims::leave`]): a second one might still be asking hosts when the first has removed the row.
+//!
+//! [`Claims::leave`]: super::claims::Claims::leave
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -20,31 +21,6 @@ use crate::sync::task;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// The snapshots of which a deletion is being tried at this moment.
-#[derive(Debug, Default)]
-pub(super) struct Deletions(Arc<Mutex<BTreeSet<Uuid>>>);
-
-/// Held while one snapshot's deletion is tried.
-struct Try {
-    all: Arc<Mutex<BTreeSet<Uuid>>>,
-    id: Uuid,
-}
-
-impl Deletions {
-    /// None while another try is under way.
-    fn begin(&self, id: Uuid) -> Option<Try> {
-        // One insertion or removal under the lock; a panic cannot leave it half done.
-        let begun = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
-        begun.then(|| Try { all: Arc::clone(&self.0), id })
-    }
-}
-
-impl Drop for Try {
-    fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
-    }
-}
 
 impl Coordinator {
     /// Deletes a snapshot on every host, then forgets it. Where a host fails, the row stays as `deleting` and the server
@@ -61,39 +37,36 @@ impl Coordinator {
                 found.name
             )));
         }
+        let (id, name) = (found.id, found.name);
+        let leaving = self.claims.leave(id, &name)?;
         // Before anything is deleted anywhere: what one host cannot delete should not be gone on the others.
+        let begun = found.state == SnapshotState::Deleting && found.why.is_none();
         if let Some(manifest) = &found.manifest
-            && !matches!(found.state, SnapshotState::Failed | SnapshotState::Deleting)
+            && found.state != SnapshotState::Failed
+            && !begun
         {
             self.refuse_if_in_use(manifest).await?;
         }
-        let (id, name) = (found.id, found.name);
-        match self.try_to_delete(id).await {
-            Some(Err(CoordinatorError::Host(why))) => {
-                self.delete_later(id);
+        let deleted = self.delete_everywhere(id).await;
+        drop(leaving);
+        match deleted {
+            Err(CoordinatorError::Host(why)) => {
+                self.delete_later(id, name.clone());
                 Err(CoordinatorError::Undeleted(name, why.to_string()))
             }
-            Some(result) => result,
-            None => {
-                Err(CoordinatorError::Conflict(format!("snapshot {name} is being deleted at this moment")))
-            }
+            result => result,
         }
     }
 
-    /// Takes up the deletions that were begun before the last server died.
+    /// Takes up the deletions that were begun before the last server died. One with a reason is a doubtful snapshot of a
+    /// catalogue that was made again: nobody has asked for its deletion yet.
     pub(super) async fn recover_deletions(self: &Arc<Self>) -> Result<(), CoordinatorError> {
-        for Snapshot { id, state, .. } in self.list().await? {
-            if state == SnapshotState::Deleting {
-                self.delete_later(id);
+        for Snapshot { id, name, state, why, .. } in self.list().await? {
+            if state == SnapshotState::Deleting && why.is_none() {
+                self.delete_later(id, name);
             }
         }
         Ok(())
-    }
-
-    /// None while somebody else tries.
-    async fn try_to_delete(&self, id: Uuid) -> Option<Result<(), CoordinatorError>> {
-        let _one_at_a_time = self.deletions.begin(id)?;
-        Some(self.delete_everywhere(id).await)
     }
 
     async fn delete_everywhere(&self, id: Uuid) -> Result<(), CoordinatorError> {
@@ -110,18 +83,20 @@ impl Coordinator {
     }
 
     /// Goes on until every host has deleted its part.
-    fn delete_later(self: &Arc<Self>, id: Uuid) {
+    fn delete_later(self: &Arc<Self>, id: Uuid, name: String) {
         let coordinator = Arc::clone(self);
         task::spawn(async move {
             let mut pause = FIRST_PAUSE;
             loop {
                 task::sleep(pause).await;
-                match coordinator.try_to_delete(id).await {
-                    Some(Ok(())) => return tracing::info!(snapshot = %id, "deleted on every host"),
-                    // Somebody asked for it again, and it was done then.
-                    Some(Err(CoordinatorError::Catalogue(CatalogueError::NoSuch(_)))) => return,
-                    Some(Err(why)) => tracing::warn!(snapshot = %id, %why, "not deleted everywhere yet"),
-                    None => {}
+                // Otherwise somebody else tries at this moment.
+                if let Ok(_leaving) = coordinator.claims.leave(id, &name) {
+                    match coordinator.delete_everywhere(id).await {
+                        Ok(()) => return tracing::info!(snapshot = %id, "deleted on every host"),
+                        // Somebody asked for it again, and it was done then.
+                        Err(CoordinatorError::Catalogue(CatalogueError::NoSuch(_))) => return,
+                        Err(why) => tracing::warn!(snapshot = %id, %why, "not deleted everywhere yet"),
+                    }
                 }
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }

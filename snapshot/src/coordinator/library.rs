@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 
 use super::{Coordinator, CoordinatorError};
 use crate::certificate::certify;
+use crate::groups::{Labels, effective};
 use crate::messages::{
     CreateVolumeOn, DigestCheck, HostVolumes, Manifest, Member, Snapshot, SnapshotDetails, SnapshotState,
     Verdict, VerifyReport,
@@ -124,22 +125,33 @@ impl Coordinator {
     }
 
     /// Every host's volumes. A host that does not answer is listed with the reason.
-    pub async fn volumes(&self) -> Vec<HostVolumes> {
+    pub async fn volumes(&self) -> Result<Vec<HostVolumes>, CoordinatorError> {
+        let own = self.with_catalogue(|catalogue| catalogue.labels()).await?;
         let answers = join_all(self.hosts.values().map(|host| host.describe())).await;
+        let none = Labels::new();
+        let labels = |host: &str, volume: &str| {
+            let member = Member { host: host.to_owned(), volume: volume.to_owned() };
+            let hosts = self.hosts.get(host).map_or(&none, |host| host.labels());
+            let labels = effective(hosts, own.get(&member).unwrap_or(&none));
+            (!labels.is_empty()).then_some((member.volume, labels))
+        };
         let listed = self.hosts.keys().cloned().zip(answers).map(|(host, answer)| match answer {
             Ok(HostDescription { volumes, unserved, importing, nbd, .. }) => {
-                HostVolumes { host, volumes, unserved, importing, nbd, problem: None }
+                let names = volumes.iter().map(|volume| &volume.name).chain(unserved.keys());
+                let labels = names.filter_map(|name| labels(&host, name)).collect();
+                HostVolumes { host, volumes, unserved, importing, labels, nbd, problem: None }
             }
             Err(why) => HostVolumes {
                 host,
                 volumes: Vec::new(),
                 unserved: BTreeMap::new(),
                 importing: BTreeMap::new(),
+                labels: BTreeMap::new(),
                 nbd: Vec::new(),
                 problem: Some(why.to_string()),
             },
         });
-        listed.collect()
+        Ok(listed.collect())
     }
 
     /// Creates a volume on a host.
@@ -175,7 +187,24 @@ impl Coordinator {
                     tracing::warn!(snapshot = manifest.name, volume = member.volume, %why, "no digest");
                 }
             }
+            if let Err(why) = coordinator.hand_records(&manifest).await {
+                tracing::warn!(snapshot = manifest.name, %why, "its hosts do not keep its digests");
+            }
         });
+    }
+
+    /// Gives every host of a complete snapshot what it keeps of it, the digests among it.
+    async fn hand_records(&self, manifest: &Manifest) -> Result<(), CoordinatorError> {
+        let id = manifest.id;
+        let (attempt, record) = self
+            .with_catalogue(move |catalogue| Ok((catalogue.attempt_of(id)?, catalogue.record(id)?)))
+            .await?;
+        // One that is being deleted needs none.
+        let Some(attempt) = attempt.filter(|_| record.complete) else { return Ok(()) };
+        for host in &manifest.hosts {
+            self.host(&host.host)?.replace_record(attempt, &record).await?;
+        }
+        Ok(())
     }
 
     async fn digest(

@@ -8,10 +8,12 @@ use chrono::{DateTime, Utc};
 use timesync::clock;
 use tokio::task::JoinHandle;
 
+use super::groups::View;
 use super::{Coordinator, CoordinatorError};
 use crate::catalogue::StoredSchedule;
+use crate::groups::Group;
 use crate::messages::CreateRequest;
-use crate::schedule::{Outcome, Retention, Schedule, ScheduleStatus, snapshot_name};
+use crate::schedule::{Outcome, Retention, Schedule, ScheduleState, ScheduleStatus, snapshot_name};
 use crate::volume::is_name;
 
 /// The wall clock may be set: it is looked at this often at least.
@@ -31,11 +33,20 @@ impl Coordinator {
                 schedule.name
             )));
         }
+        if schedule.request.group_name.is_some() && !schedule.request.group.is_empty() {
+            return Err(CoordinatorError::Request("name a saved group or list volumes, not both".to_owned()));
+        }
         let stored = schedule.clone();
         let now = now();
-        self.with_catalogue(move |catalogue| catalogue.add_schedule(&stored, now)).await?;
+        self.with_catalogue(move |catalogue| {
+            // It must be there; what it means is looked up each time.
+            stored.request.group_name.as_deref().map(|name| catalogue.group(name)).transpose()?;
+            catalogue.add_schedule(&stored, now)
+        })
+        .await?;
         self.rescheduled.notify_one();
-        Ok(status(StoredSchedule { schedule, handled: now, missed: 0, last: None }))
+        let stored = StoredSchedule { schedule, handled: now, missed: 0, last: None };
+        Ok(status(stored, &self.view().await?, &self.groups().await?))
     }
 
     /// Forgets a schedule; its snapshots stay.
@@ -47,7 +58,11 @@ impl Coordinator {
     /// All schedules, by name.
     pub async fn schedules(&self) -> Result<Vec<ScheduleStatus>, CoordinatorError> {
         let schedules = self.with_catalogue(|catalogue| catalogue.schedules()).await?;
-        Ok(schedules.into_iter().map(status).collect())
+        if schedules.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (view, groups) = (self.view().await?, self.groups().await?);
+        Ok(schedules.into_iter().map(|stored| status(stored, &view, &groups)).collect())
     }
 
     /// Takes scheduled snapshots for as long as this coordinator exists.
@@ -151,9 +166,16 @@ async fn look(
     Some(pause)
 }
 
-fn status(stored: StoredSchedule) -> ScheduleStatus {
-    let next = stored.schedule.cron.next_after(stored.handled);
-    ScheduleStatus { next, missed: stored.missed, last: stored.last, schedule: stored.schedule }
+fn status(stored: StoredSchedule, view: &View, groups: &[Group]) -> ScheduleStatus {
+    let StoredSchedule { schedule, handled, missed, last } = stored;
+    let lacking = view.missing(&schedule.request, groups);
+    let state = match &last {
+        _ if !lacking.is_empty() => ScheduleState::Degraded,
+        Some(Outcome { problem: Some(_), .. }) => ScheduleState::Failed,
+        _ => ScheduleState::Good,
+    };
+    let next = schedule.cron.next_after(handled);
+    ScheduleStatus { schedule, next, missed, last, state, missing: lacking }
 }
 
 fn now() -> DateTime<Utc> {

@@ -1,4 +1,6 @@
 mod fake;
+mod groups;
+mod rebuild;
 mod restore;
 mod schedules;
 

@@ -19,6 +19,9 @@ impl Coordinator {
         request: CloneRequest,
     ) -> Result<CloneReport, CoordinatorError> {
         let snapshot = self.show(key, false).await?.snapshot;
+        // Before it is looked whether it stands: from here on it is not deleted.
+        let _claim = self.claims.claim(snapshot.id, "cloned")?;
+        let snapshot = self.show(&snapshot.id.to_string(), false).await?.snapshot;
         let standing = matches!(snapshot.state, SnapshotState::Complete | SnapshotState::Inconsistent);
         let Some(manifest) = snapshot.manifest.filter(|_| standing) else {
             return Err(CoordinatorError::Request(format!(
@@ -99,7 +102,9 @@ impl Coordinator {
         for snapshot in part_of {
             self.delete(&snapshot.id.to_string()).await?;
         }
-        self.delete_one(volume, with_snapshots).await
+        self.delete_one(volume, with_snapshots).await?;
+        let gone = volume.clone();
+        self.with_catalogue(move |catalogue| catalogue.forget_labels(&gone)).await
     }
 
     async fn delete_one(&self, volume: &Member, with_snapshots: bool) -> Result<(), CoordinatorError> {

@@ -129,7 +129,8 @@ impl External {
 }
 
 impl HostService {
-    /// Serves these volumes outside Coeval too. To be called once, before orders are taken. Discards what earlier runs left.
+    /// Serves these volumes outside Coeval too. To be called once, before orders are taken. Discards what earlier runs
+    /// left.
     ///
     /// # Errors
     /// When a name is taken or not allowed, or a record of a volume cannot be read.
@@ -163,7 +164,16 @@ impl HostService {
         }
         self.externals
             .set(externals)
-            .map_err(|_| HostError::Failed("the volumes are served already".to_owned()))
+            .map_err(|_| HostError::Failed("the volumes are served already".to_owned()))?;
+        // Not before: a record may be of a snapshot of these volumes alone.
+        self.tidy_records();
+        Ok(())
+    }
+
+    /// Whether a snapshot that an attempt made stands on one of them.
+    pub(super) fn has_external_snapshot_of(&self, attempt: AttemptId) -> bool {
+        let made = |entry: &Entry| entry.committed && entry.attempt == attempt;
+        self.all_external().any(|external| external.record.snapshots().iter().any(made))
     }
 
     pub(super) fn external(&self, name: &str) -> Option<&Arc<External>> {

@@ -77,6 +77,7 @@ impl HostService {
         self.volume(volume)?.delete(with_snapshots)?;
         self.volumes.write().unwrap_or_else(PoisonError::into_inner).remove(volume);
         tracing::info!(volume, "deleted");
+        self.tidy_records();
         // Others may have shared layers with it.
         self.usable().iter().for_each(|other| other.tidy());
         Ok(())

@@ -5,6 +5,7 @@ mod crash;
 mod life;
 mod model;
 mod status;
+mod stored;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -87,6 +87,7 @@ pub fn start(index: usize, run: u128, catalogue: Option<Arc<Catalogue>>) {
         .map(|host| HostEndpoint {
             name: World::name(host),
             control: format!("http://127.0.0.1:{}", usize::from(FIRST_PORT) + host),
+            ..HostEndpoint::default()
         })
         .collect();
     let step = std::time::Duration::from_millis(300);

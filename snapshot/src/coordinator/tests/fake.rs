@@ -70,6 +70,7 @@ struct Inner {
     names: BTreeMap<String, AttemptId>,
     log: Vec<(&'static str, AttemptId)>,
     digest: String,
+    record: Option<serde_json::Value>,
 }
 
 type Host = State<Arc<FakeHost>>;
@@ -97,6 +98,11 @@ impl FakeHost {
     /// How often it was asked for a step.
     pub fn asked(&self, step: &str) -> usize {
         self.inner().log.iter().filter(|(logged, _)| *logged == step).count()
+    }
+
+    /// What it was last given to keep.
+    pub fn record(&self) -> Option<crate::record::Record> {
+        self.inner().record.clone().map(|record| serde_json::from_value(record).unwrap())
     }
 
     /// Whether nothing of any attempt is left, named or not.
@@ -142,6 +148,7 @@ impl FakeHost {
             .route("/v1/cuts/{attempt}/release", post(release))
             .route("/v1/cuts/{attempt}/seal", post(seal))
             .route("/v1/cuts/{attempt}/commit", post(commit))
+            .route("/v1/records/{attempt}", post(replace_record))
             .route("/v1/cuts/{attempt}/abort", post(abort))
             .route("/v1/cuts/{attempt}/uncoordinated", post(uncoordinated))
             .route("/v1/restores/{restore}/prepare", post(prepare_restore))
@@ -270,6 +277,17 @@ async fn commit(
     let mut inner = host.inner();
     inner.cuts.remove(&id).ok_or_else(|| Refusal::new(410, "no such attempt"))?;
     inner.names.insert(order.name, id);
+    inner.record = order.record;
+    Ok(Json(()))
+}
+
+async fn replace_record(
+    State(host): Host,
+    Segments(id): Segments<AttemptId>,
+    JsonBody(record): JsonBody<serde_json::Value>,
+) -> Answer<()> {
+    host.enter("record", id).await?;
+    host.inner().record = Some(record);
     Ok(Json(()))
 }
 
@@ -400,7 +418,11 @@ impl Fleet {
                 state: Mutex::default(),
             });
             let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, false).unwrap();
-            endpoints.push(HostEndpoint { name: name.to_owned(), control: listener.url() });
+            endpoints.push(HostEndpoint {
+                name: name.to_owned(),
+                control: listener.url(),
+                labels: [("letter".to_owned(), name.to_owned())].into(),
+            });
             tokio::spawn(listener.serve(Arc::clone(&host).router(), Admits::TheServer, StopHandle::new()));
             let window = Mutex::new(Window::new(Assumptions::default(), 512));
             known.insert(name.to_owned(), (Arc::clone(&host), path, window));

@@ -1,0 +1,82 @@
+//! Runs the configured commands after a finished snapshot, and tells how they went in its story.
+//!
+//! At most once: a server that dies over a command does not run it again. The story then says that it began, and not how
+//! it ended.
+
+use std::sync::Arc;
+
+use super::Coordinator;
+use crate::hooks::{Finished, Hook};
+use crate::messages::{Manifest, Step, StoryEntry, Verdict};
+use crate::sync::task;
+
+impl Coordinator {
+    /// Says which commands to run after finished snapshots. Once, before the first snapshot.
+    pub fn set_hooks(&self, hooks: Vec<Hook>) {
+        // A second call would be another configuration; the first one stays.
+        let _ = self.hooks.set(hooks);
+    }
+
+    /// Runs the commands that concern a snapshot, in the background and one after the other. The snapshot is not deleted
+    /// until they are done.
+    pub(super) fn run_hooks_later(
+        self: &Arc<Self>,
+        manifest: &Manifest,
+        group: Option<String>,
+        schedule: Option<String>,
+    ) {
+        let hooks = self.hooks.get().map_or(&[][..], Vec::as_slice);
+        let finished = Finished {
+            snapshot: manifest.name.clone(),
+            id: manifest.id.to_string(),
+            volumes: manifest
+                .group
+                .iter()
+                .map(|member| format!("{}/{}", member.host, member.volume))
+                .collect(),
+            group,
+            schedule,
+        };
+        let hooks: Vec<Hook> = hooks.iter().filter(|hook| hook.concerns(&finished)).cloned().collect();
+        if hooks.is_empty() || manifest.verdict != Verdict::Consistent {
+            return;
+        }
+        // Nobody deletes what has only just become a snapshot; if somebody does, there is nothing to run a command for.
+        let Ok(claim) = self.claims.claim(manifest.id, "exported by a hook") else { return };
+        let (coordinator, id) = (Arc::clone(self), manifest.id);
+        task::spawn(async move {
+            let _one_at_a_time = coordinator.hooking.lock().await;
+            for hook in hooks {
+                let program = hook.program().to_owned();
+                coordinator.tell_of_hook(id, format!("{program}: begun")).await;
+                let finished = finished.clone();
+                let outcome = match task::spawn_blocking(move || hook.run(&finished)).await {
+                    Ok(outcome) => outcome,
+                    Err(panic) => {
+                        tracing::error!(snapshot = %id, program, %panic, "a hook could not be run");
+                        continue;
+                    }
+                };
+                if !outcome.is_good() {
+                    tracing::warn!(snapshot = %id, program, %outcome, "a hook failed");
+                }
+                coordinator.tell_of_hook(id, format!("{program}: {outcome}")).await;
+            }
+            drop(claim);
+        });
+    }
+
+    async fn tell_of_hook(&self, id: uuid::Uuid, detail: String) {
+        let at_ns = self.source.0.now();
+        let told = self
+            .with_catalogue(move |catalogue| {
+                // It belongs to the attempt that came to something.
+                let attempt = catalogue.story(id)?.last().map_or(id, |entry| entry.attempt);
+                catalogue.tell(id, &[StoryEntry { attempt, at_ns, step: Step::Hook, host: None, detail }])
+            })
+            .await;
+        if let Err(why) = told {
+            tracing::warn!(snapshot = %id, %why, "how a hook went was not stored");
+        }
+    }
+}
