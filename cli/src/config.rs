@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use snapshot::follow_ups::FollowUp;
 use snapshot::groups::is_label;
-use snapshot::hooks::Hook;
 use snapshot::http::TlsFiles;
 use snapshot::nbd::Endpoint;
 use timesync::bound::{Assumptions, AsymmetryBudget};
@@ -50,8 +50,8 @@ pub struct ServerConfig {
     #[serde(rename = "host")]
     pub hosts: Vec<HostEntry>,
     /// Commands that are run after each finished snapshot.
-    #[serde(rename = "hook")]
-    pub hooks: Vec<HookEntry>,
+    #[serde(rename = "follow_up")]
+    pub follow_ups: Vec<FollowUpEntry>,
 }
 
 impl Default for ServerConfig {
@@ -64,7 +64,7 @@ impl Default for ServerConfig {
             cut: CutConfig::default(),
             tls: None,
             hosts: Vec::new(),
-            hooks: Vec::new(),
+            follow_ups: Vec::new(),
         }
     }
 }
@@ -162,12 +162,12 @@ pub struct HostEntry {
     pub rate_ppm: u32,
 }
 
-/// `[[hook]]`: a command that is run after each finished snapshot, by this server and as its user. It learns of the snapshot
+/// `[[follow_up]]`: a command that is run after each finished snapshot, by this server and as its user. It learns of the snapshot
 /// by COEVAL_SNAPSHOT, COEVAL_SNAPSHOT_ID, COEVAL_VOLUMES, COEVAL_GROUP and COEVAL_SCHEDULE in its environment; the snapshot
 /// is not deleted while it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct HookEntry {
+pub struct FollowUpEntry {
     /// The program, by its absolute path, and its arguments.
     pub command: Vec<String>,
     /// Only after snapshots of this saved group. Default: after all.
@@ -367,9 +367,9 @@ impl ServerConfig {
         in_range("cut.lead (in ns)", self.cut.lead.get(), 1_000_000, 10_000_000_000)?;
         let time = self.time_server(false).check();
         time.map_err(|error| ConfigError::Invalid(error.to_string()))?;
-        for hook in &self.hooks {
-            if !hook.command.first().is_some_and(|program| Path::new(program).is_absolute()) {
-                let what = "hook.command: give the program's absolute path first, then its arguments";
+        for follow_up in &self.follow_ups {
+            if !follow_up.command.first().is_some_and(|program| Path::new(program).is_absolute()) {
+                let what = "follow_up.command: give the program's absolute path first, then its arguments";
                 return Err(ConfigError::Invalid(what.to_owned()));
             }
         }
@@ -412,13 +412,13 @@ impl ServerConfig {
 
 impl ServerConfig {
     /// The commands after finished snapshots.
-    pub fn hooks(&self) -> Vec<Hook> {
-        let hook = |HookEntry { command, group, deadline }: HookEntry| Hook {
+    pub fn follow_ups(&self) -> Vec<FollowUp> {
+        let follow_up = |FollowUpEntry { command, group, deadline }: FollowUpEntry| FollowUp {
             command,
             group,
             deadline: deadline.to_std(),
         };
-        self.hooks.iter().cloned().map(hook).collect()
+        self.follow_ups.iter().cloned().map(follow_up).collect()
     }
 
     /// What the time-sync server is told.

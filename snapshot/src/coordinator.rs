@@ -8,8 +8,8 @@ mod attempt;
 mod claims;
 mod delete;
 mod export;
+mod follow_ups;
 mod groups;
-mod hooks;
 mod library;
 mod manifest;
 pub mod plan;
@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use crate::catalogue::{Catalogue, CatalogueError};
 use crate::certificate::Mode;
-use crate::hooks::Hook;
+use crate::follow_ups::FollowUp;
 use crate::http::{Connector, ControlError, HttpError};
 use crate::messages::{CreateRequest, Manifest, Member, Progress, RequestedMode, RequestedPolicy};
 use crate::remote::{HostEndpoint, Limits, RemoteHost};
@@ -148,9 +148,9 @@ pub struct Coordinator {
     digesting: tokio::sync::Mutex<()>,
     /// Snapshots that somebody works on.
     claims: Arc<Claims>,
-    hooks: OnceLock<Vec<Hook>>,
-    /// Hooks run one at a time.
-    hooking: tokio::sync::Mutex<()>,
+    follow_ups: OnceLock<Vec<FollowUp>>,
+    /// Follow-ups run one at a time.
+    following_up: tokio::sync::Mutex<()>,
     /// Wakes the one who takes scheduled snapshots: there is another schedule, or one less.
     rescheduled: tokio::sync::Notify,
 }
@@ -198,8 +198,8 @@ impl Coordinator {
             options,
             digesting: tokio::sync::Mutex::new(()),
             claims: Arc::default(),
-            hooks: OnceLock::new(),
-            hooking: tokio::sync::Mutex::new(()),
+            follow_ups: OnceLock::new(),
+            following_up: tokio::sync::Mutex::new(()),
             rescheduled: tokio::sync::Notify::new(),
         }))
     }
@@ -235,7 +235,7 @@ impl Coordinator {
         match taken {
             Ok(manifest) => {
                 self.digest_later(manifest.clone());
-                self.run_hooks_later(&manifest, job.request.group_name.clone(), schedule);
+                self.follow_up_later(&manifest, job.request.group_name.clone(), schedule);
                 Ok(manifest)
             }
             Err(error) => {

@@ -117,7 +117,7 @@ pub enum Step {
     /// Undo the attempt on every host.
     Abort,
     /// Run a command of the server's configuration, after the snapshot is complete.
-    Hook,
+    FollowUp,
 }
 
 /// What is happening, as it happens.

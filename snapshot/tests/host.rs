@@ -277,7 +277,7 @@ fn an_order_to_commit_that_comes_twice_drops_nothing() {
         let nonces = vec![fixture.service.strike(attempt).unwrap().nonce];
         fixture.service.release(attempt, &ReleaseOrder { nonces }).unwrap();
         fixture.service.seal(attempt).unwrap();
-        let order = CommitOrder { name: name.clone() };
+        let order = CommitOrder { name: name.clone(), record: None };
         let done = std::thread::scope(|scope| {
             let commits = [(); 4].map(|()| scope.spawn(|| fixture.service.commit(attempt, &order)));
             commits.into_iter().map(|commit| commit.join().unwrap()).filter(Result::is_ok).count()

@@ -1,4 +1,4 @@
-//! What an operator does beside taking snapshots, with the real binary: groups, hooks, doctor, a catalogue that was lost.
+//! What an operator does beside taking snapshots, with the real binary: groups, follow-ups, doctor, a catalogue that was lost.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
@@ -169,13 +169,13 @@ fn a_lost_catalogue_is_made_again_from_what_the_hosts_keep() {
 }
 
 #[test]
-fn groups_hooks_and_schedules_from_the_command_line() {
+fn groups_follow_ups_and_schedules_from_the_command_line() {
     let marker = tempfile::NamedTempFile::new().unwrap();
-    let hook = format!(
-        "[[hook]]\ngroup = \"shop\"\ncommand = [\"/bin/sh\", \"-c\", \"echo $COEVAL_SNAPSHOT $COEVAL_VOLUMES >> {}\"]\ndeadline = \"1h\"",
+    let follow_up = format!(
+        "[[follow_up]]\ngroup = \"shop\"\ncommand = [\"/bin/sh\", \"-c\", \"echo $COEVAL_SNAPSHOT $COEVAL_VOLUMES >> {}\"]\ndeadline = \"1h\"",
         marker.path().display()
     );
-    let mut small = Small::new(&hook);
+    let mut small = Small::new(&follow_up);
     run(&mut small.command(&["volume", "create", "a/data", "1MiB", "--label", "app=shop"]));
     run(&mut small.command(&["volume", "create", "b/data", "1MiB"]));
     run(&mut small.command(&["volume", "create", "b/log", "1MiB"]));
@@ -192,9 +192,9 @@ fn groups_hooks_and_schedules_from_the_command_line() {
     eventually(|| {
         let story = small.json(&["snapshot", "show", "s1"])["story"].clone();
         let told = story.as_array().unwrap().iter().any(|entry| {
-            entry["step"] == "hook" && entry["detail"].as_str().unwrap().ends_with("it did its work")
+            entry["step"] == "follow_up" && entry["detail"].as_str().unwrap().ends_with("it did its work")
         });
-        if told { Ok(()) } else { Err("the hook is not done") }
+        if told { Ok(()) } else { Err("the follow-up is not done") }
     });
     assert_eq!(std::fs::read_to_string(marker.path()).unwrap(), "s1 a/data b/data\n");
 

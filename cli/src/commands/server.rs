@@ -52,7 +52,7 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     let connector = Connector::new(config.tls.as_ref(), config.insecure)?;
     let endpoints = endpoints(&config);
     let coordinator = Coordinator::new(time.clone(), &endpoints, catalogue, &connector, options)?;
-    coordinator.set_hooks(config.hooks());
+    coordinator.set_follow_ups(config.follow_ups());
     coordinator.recover().await?;
     coordinator.keep_schedules();
 

@@ -91,7 +91,7 @@ fn what_is_shown_in_comments_is_valid_and_shows_the_defaults() {
     let plain = ServerConfig {
         tls: server.tls.clone(),
         hosts: server.hosts.clone(),
-        hooks: server.hooks.clone(),
+        follow_ups: server.follow_ups.clone(),
         ..ServerConfig::default()
     };
     assert_eq!(server, plain);
@@ -100,11 +100,11 @@ fn what_is_shown_in_comments_is_valid_and_shows_the_defaults() {
         (entry.rate_ppm, entry.min_forward, entry.agentless),
         (default_rate_ppm(), Nanos::ZERO, false)
     );
-    assert_eq!(server.hooks[0].deadline, default_deadline());
+    assert_eq!(server.follow_ups[0].deadline, default_deadline());
 }
 
 #[test]
 fn every_key_is_named() {
     assert_names_all::<HostConfig>(HOST, &["[publish]", "[tls]", "[[backend]]"]);
-    assert_names_all::<ServerConfig>(SERVER, &["[time]", "[cut]", "[tls]", "[[host]]", "[[hook]]"]);
+    assert_names_all::<ServerConfig>(SERVER, &["[time]", "[cut]", "[tls]", "[[host]]", "[[follow_up]]"]);
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::*;
+use crate::follow_ups::FollowUp;
 use crate::groups::{Group, Which};
-use crate::hooks::Hook;
 use crate::schedule::{Retention, Schedule, ScheduleState};
 
 fn of(host: &str) -> Member {
@@ -112,7 +112,7 @@ async fn a_schedule_whose_group_lacks_a_member_is_degraded_and_takes_nothing_les
 }
 
 #[tokio::test]
-async fn hooks_run_after_their_groups_snapshots_and_their_outcome_is_told() {
+async fn follow_ups_run_after_their_groups_snapshots_and_their_outcome_is_told() {
     let fleet = Fleet::new(near());
     let coordinator = fleet.coordinator(|_| {});
     let list = Group { name: "shop".to_owned(), volumes: Which::List(vec![of("a"), of("b")]) };
@@ -122,25 +122,25 @@ async fn hooks_run_after_their_groups_snapshots_and_their_outcome_is_told() {
         "while [ ! -e {} ]; do sleep 0.01; done; echo $COEVAL_SNAPSHOT of $COEVAL_VOLUMES; exit 2",
         gate.display()
     );
-    let hook = |group: Option<&str>, script: &str| Hook {
+    let follow_up = |group: Option<&str>, script: &str| FollowUp {
         group: group.map(str::to_owned),
         command: ["/bin/sh", "-c", script].map(str::to_owned).into(),
         deadline: Duration::from_secs(600),
     };
-    coordinator.set_hooks(vec![
-        hook(Some("shop"), &script),
-        hook(None, "true"),
-        hook(Some("other"), "exit 9"),
+    coordinator.set_follow_ups(vec![
+        follow_up(Some("shop"), &script),
+        follow_up(None, "true"),
+        follow_up(Some("other"), "exit 9"),
     ]);
     coordinator.create(of_group("s1", "shop"), |_| {}).await.unwrap();
 
     // Whatever is exported is not deleted, by a retention rule no more than by hand.
     let error = coordinator.delete("s1").await.unwrap_err();
-    assert!(error.status() == 409 && error.to_string().contains("exported by a hook"), "{error}");
+    assert!(error.status() == 409 && error.to_string().contains("worked on by a follow-up"), "{error}");
     std::fs::write(&gate, "").unwrap();
     let told = async || {
         let story = coordinator.show("s1", false).await.unwrap().story;
-        story.into_iter().filter(|entry| entry.step == Step::Hook).map(|it| it.detail).collect::<Vec<_>>()
+        story.into_iter().filter(|entry| entry.step == Step::FollowUp).map(|it| it.detail).collect::<Vec<_>>()
     };
     eventually(async || told().await.len() == 4).await;
     assert_eq!(

@@ -32,7 +32,7 @@ const KEPT: usize = 1024;
 
 /// A command to run after finished snapshots.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hook {
+pub struct FollowUp {
     /// Only after snapshots of this saved group.
     pub group: Option<String>,
     /// The program and its arguments.
@@ -93,7 +93,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-impl Hook {
+impl FollowUp {
     /// Whether it is to be run after this snapshot.
     pub fn concerns(&self, finished: &Finished) -> bool {
         self.group.is_none() || self.group == finished.group
@@ -193,7 +193,7 @@ mod tests {
             group: Some("shop".to_owned()),
             schedule: None,
         };
-        Hook { group: None, command, deadline }.run(&finished)
+        FollowUp { group: None, command, deadline }.run(&finished)
     }
 
     const LONG: Duration = Duration::from_secs(600);
@@ -209,7 +209,7 @@ mod tests {
     fn how_it_failed_is_told() {
         assert_eq!(run("echo no >&2; exit 3", LONG).to_string(), "it failed with status 3; it said: no");
         assert_eq!(run("kill -9 $$", LONG).to_string(), "it was ended by signal 9");
-        let none = Hook { group: None, command: vec!["/none".to_owned()], deadline: LONG };
+        let none = FollowUp { group: None, command: vec!["/none".to_owned()], deadline: LONG };
         let finished = Finished {
             snapshot: String::new(),
             id: String::new(),

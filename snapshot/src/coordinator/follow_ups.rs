@@ -6,26 +6,26 @@
 use std::sync::Arc;
 
 use super::Coordinator;
-use crate::hooks::{Finished, Hook};
+use crate::follow_ups::{Finished, FollowUp};
 use crate::messages::{Manifest, Step, StoryEntry, Verdict};
 use crate::sync::task;
 
 impl Coordinator {
     /// Says which commands to run after finished snapshots. Once, before the first snapshot.
-    pub fn set_hooks(&self, hooks: Vec<Hook>) {
+    pub fn set_follow_ups(&self, follow_ups: Vec<FollowUp>) {
         // A second call would be another configuration; the first one stays.
-        let _ = self.hooks.set(hooks);
+        let _ = self.follow_ups.set(follow_ups);
     }
 
     /// Runs the commands that concern a snapshot, in the background and one after the other. The snapshot is not deleted
     /// until they are done.
-    pub(super) fn run_hooks_later(
+    pub(super) fn follow_up_later(
         self: &Arc<Self>,
         manifest: &Manifest,
         group: Option<String>,
         schedule: Option<String>,
     ) {
-        let hooks = self.hooks.get().map_or(&[][..], Vec::as_slice);
+        let follow_ups = self.follow_ups.get().map_or(&[][..], Vec::as_slice);
         let finished = Finished {
             snapshot: manifest.name.clone(),
             id: manifest.id.to_string(),
@@ -37,46 +37,47 @@ impl Coordinator {
             group,
             schedule,
         };
-        let hooks: Vec<Hook> = hooks.iter().filter(|hook| hook.concerns(&finished)).cloned().collect();
-        if hooks.is_empty() || manifest.verdict != Verdict::Consistent {
+        let follow_ups: Vec<FollowUp> =
+            follow_ups.iter().filter(|follow_up| follow_up.concerns(&finished)).cloned().collect();
+        if follow_ups.is_empty() || manifest.verdict != Verdict::Consistent {
             return;
         }
         // Nobody deletes what has only just become a snapshot; if somebody does, there is nothing to run a command for.
-        let Ok(claim) = self.claims.claim(manifest.id, "exported by a hook") else { return };
+        let Ok(claim) = self.claims.claim(manifest.id, "worked on by a follow-up") else { return };
         let (coordinator, id) = (Arc::clone(self), manifest.id);
         task::spawn(async move {
-            let _one_at_a_time = coordinator.hooking.lock().await;
-            for hook in hooks {
-                let program = hook.program().to_owned();
-                coordinator.tell_of_hook(id, format!("{program}: begun")).await;
+            let _one_at_a_time = coordinator.following_up.lock().await;
+            for follow_up in follow_ups {
+                let program = follow_up.program().to_owned();
+                coordinator.tell_of_follow_up(id, format!("{program}: begun")).await;
                 let finished = finished.clone();
-                let outcome = match task::spawn_blocking(move || hook.run(&finished)).await {
+                let outcome = match task::spawn_blocking(move || follow_up.run(&finished)).await {
                     Ok(outcome) => outcome,
                     Err(panic) => {
-                        tracing::error!(snapshot = %id, program, %panic, "a hook could not be run");
+                        tracing::error!(snapshot = %id, program, %panic, "a follow-up could not be run");
                         continue;
                     }
                 };
                 if !outcome.is_good() {
-                    tracing::warn!(snapshot = %id, program, %outcome, "a hook failed");
+                    tracing::warn!(snapshot = %id, program, %outcome, "a follow-up failed");
                 }
-                coordinator.tell_of_hook(id, format!("{program}: {outcome}")).await;
+                coordinator.tell_of_follow_up(id, format!("{program}: {outcome}")).await;
             }
             drop(claim);
         });
     }
 
-    async fn tell_of_hook(&self, id: uuid::Uuid, detail: String) {
+    async fn tell_of_follow_up(&self, id: uuid::Uuid, detail: String) {
         let at_ns = self.source.0.now();
         let told = self
             .with_catalogue(move |catalogue| {
                 // It belongs to the attempt that came to something.
                 let attempt = catalogue.story(id)?.last().map_or(id, |entry| entry.attempt);
-                catalogue.tell(id, &[StoryEntry { attempt, at_ns, step: Step::Hook, host: None, detail }])
+                catalogue.tell(id, &[StoryEntry { attempt, at_ns, step: Step::FollowUp, host: None, detail }])
             })
             .await;
         if let Err(why) = told {
-            tracing::warn!(snapshot = %id, %why, "how a hook went was not stored");
+            tracing::warn!(snapshot = %id, %why, "how a follow-up went was not stored");
         }
     }
 }
