@@ -39,6 +39,10 @@ pub struct Place {
     pub flags: Vec<String>,
     /// Its certificates; none: plain HTTP.
     pub tls: Option<TlsFiles>,
+    /// What its configuration file ends with: sections of TOML.
+    pub sections: String,
+    /// A host: more lines for its entry in the server's configuration.
+    pub entry: String,
 }
 
 impl Place {
@@ -49,6 +53,8 @@ impl Place {
             launcher: Vec::new(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             tls: None,
+            sections: String::new(),
+            entry: String::new(),
         }
     }
 
@@ -102,7 +108,7 @@ impl Cluster {
         mut route: impl FnMut(usize, SocketAddr) -> std::io::Result<SocketAddr>,
     ) -> Result<Cluster, DaemonError> {
         let directory = tempfile::Builder::new().prefix("coeval-").tempdir()?;
-        let hosts = hosts
+        let started = hosts
             .iter()
             .map(|(name, place)| start_host(program, directory.path(), name, place))
             .collect::<Result<Vec<Host>, DaemonError>>()?;
@@ -112,16 +118,17 @@ impl Cluster {
             directory.path().join("server"),
             server.security(),
         );
-        for (number, host) in hosts.iter().enumerate() {
+        for (number, (host, (_, place))) in started.iter().zip(hosts).enumerate() {
             let time = route(number, host.ready.time)?;
             config += &format!(
-                "[[host]]\nname = {:?}\ntime = \"{time}\"\ncontrol = {:?}\n",
-                host.name, host.ready.control
+                "[[host]]\nname = {:?}\ntime = \"{time}\"\ncontrol = {:?}\n{}",
+                host.name, host.ready.control, place.entry
             );
         }
+        config += &server.sections;
         let daemon = start_daemon(program, "server", directory.path(), "server", server, &config)?;
         let ready: ServerReady = daemon.ready()?;
-        Ok(Cluster { hosts, server: daemon, api: ready.api, _directory: directory })
+        Ok(Cluster { hosts: started, server: daemon, api: ready.api, _directory: directory })
     }
 
     /// Starts the server again on the same state, after killing it if it still runs.
@@ -152,7 +159,7 @@ fn start_host(program: &Path, directory: &Path, name: &str, place: &Place) -> Re
     let nbd_socket = directory.join(format!("{name}.nbd"));
     let config = format!(
         "name = {name:?}\nlisten = \"{0}:0\"\ntime = \"{0}:0\"\nvolumes = {1:?}\n\
-         nbd = [\"unix://{2}\", \"tcp://{0}:0\"{4}]\n{3}{5}",
+         nbd = [\"unix://{2}\", \"tcp://{0}:0\"{4}]\n{3}{5}{6}",
         place.address,
         directory.join(name),
         nbd_socket.display(),
@@ -160,6 +167,7 @@ fn start_host(program: &Path, directory: &Path, name: &str, place: &Place) -> Re
         if place.tls.is_some() { format!(", \"tls://{}:0\"", place.address) } else { String::new() },
         // The workload's own NBD client speaks no TLS.
         if place.tls.is_some() { "insecure = true\n" } else { "" },
+        place.sections,
     );
     let daemon = start_daemon(program, "host", directory, name, place, &config)?;
     let ready = daemon.ready()?;

@@ -1,5 +1,7 @@
 //! The daemons' configuration files (TOML).
 
+pub mod hooks;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +15,8 @@ use timesync::net_sync::Mechanism;
 use timesync::server;
 use timesync::time::Nanos;
 use timesync::wire::EVENT_PORT;
+
+use hooks::{GroupHookConfig, HooksConfig};
 
 use crate::units::{deserialize_duration, deserialize_size, deserialize_some_duration};
 
@@ -42,6 +46,9 @@ pub struct ServerConfig {
     /// The hosts.
     #[serde(rename = "host")]
     pub hosts: Vec<HostEntry>,
+    /// What runs on the server before and after snapshots.
+    #[serde(rename = "hook")]
+    pub hooks: Vec<GroupHookConfig>,
 }
 
 impl Default for ServerConfig {
@@ -54,6 +61,7 @@ impl Default for ServerConfig {
             cut: CutConfig::default(),
             tls: None,
             hosts: Vec::new(),
+            hooks: Vec::new(),
         }
     }
 }
@@ -189,6 +197,8 @@ pub struct HostConfig {
     pub merge_rate: u64,
     /// How other programs on this host learn of its bound. Default: not at all.
     pub publish: PublishConfig,
+    /// What runs on this host before and after snapshots that its volumes are in. Default: nothing.
+    pub hooks: HooksConfig,
     /// Plain HTTP (where there is no [tls]) and plain NBD beyond loopback: anybody on the network can then give orders,
     /// and read and write the volumes. Default false.
     pub insecure: bool,
@@ -231,6 +241,7 @@ impl Default for HostConfig {
             max_stretch: Nanos::from_millis(100),
             merge_rate: 256 << 20,
             publish: PublishConfig::default(),
+            hooks: HooksConfig::default(),
             insecure: false,
             tls: None,
         }
@@ -329,6 +340,7 @@ impl ServerConfig {
         in_range("cut.lead (in ns)", self.cut.lead.get(), 1_000_000, 10_000_000_000)?;
         let time = self.time_server(false).check();
         time.map_err(|error| ConfigError::Invalid(error.to_string()))?;
+        hooks::check_all(&self.hooks)?;
         for host in &self.hosts {
             in_range("host.rate_ppm", host.rate_ppm, 1, 10_000)?;
             match &host.control {
@@ -416,6 +428,7 @@ impl HostConfig {
             return Err(ConfigError::Invalid(what));
         }
         in_range("publish.max_drift_ppm", self.publish.max_drift_ppm, 1, 10_000)?;
+        self.hooks.check()?;
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ pub mod device;
 pub mod digest;
 pub mod export;
 pub mod history;
+pub mod hooks;
 pub mod host;
 pub mod http;
 pub mod messages;
@@ -23,6 +24,7 @@ pub mod server_time;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod sync;
+mod sys;
 pub mod time_keys;
 pub mod volume;
 

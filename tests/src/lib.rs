@@ -4,6 +4,8 @@
 
 pub mod chaos;
 pub mod clocks;
+pub mod controls;
+pub mod distance;
 pub mod durable;
 pub mod filesystem;
 pub mod fleet;
@@ -13,6 +15,7 @@ pub mod postgres;
 pub mod ptp4l;
 #[cfg(feature = "simulator")]
 pub mod simulator;
+pub mod sys;
 pub mod tls;
 pub mod tools;
 
