@@ -3,6 +3,7 @@
 mod backends;
 mod chaos;
 mod coverage;
+mod cut_scale;
 mod nbd_peers;
 mod probe_scale;
 mod stall;
@@ -25,6 +26,8 @@ enum Benchmark {
     Backends(backends::Arguments),
     /// Whether the bound is ever wrong, and how much narrower it could be, against known truth.
     Coverage(coverage::Arguments),
+    /// How long a snapshot takes with 3 to 10 000 hosts, from the command to the certificate.
+    CutScale(cut_scale::Arguments),
     /// Timed snapshots on a fleet whose processes are killed, stopped and cut off at random.
     Chaos(chaos::Arguments),
     /// Our NBD server against nbdkit, nbd-server and QEMU's, with and without snapshots.
@@ -41,6 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Benchmark::Backends(arguments) => backends::run(&arguments),
         Benchmark::Chaos(arguments) => chaos::run(&arguments),
         Benchmark::Coverage(arguments) => coverage::run(&arguments),
+        Benchmark::CutScale(arguments) => cut_scale::run(&arguments),
         Benchmark::NbdPeers(arguments) => nbd_peers::run(&arguments),
         Benchmark::Stall(arguments) => stall::run(&arguments),
         Benchmark::TimePeers(arguments) => time_peers::run(&arguments),

@@ -406,6 +406,9 @@ pub struct CutArgs {
     /// Attempts before giving up
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub attempts: Option<u32>,
+    /// A hook of the server's configuration that is to run before and after (may be repeated)
+    #[arg(long = "hook", value_name = "NAME")]
+    pub hooks: Vec<String>,
 }
 
 /// How to take a snapshot.
@@ -603,7 +606,7 @@ pub struct CreateVolumeArgs {
     pub remote: Remote,
 }
 
-fn member(text: &str) -> Result<Member, String> {
+pub(crate) fn member(text: &str) -> Result<Member, String> {
     match text.split_once('/') {
         Some((host, volume)) if !host.is_empty() && !volume.is_empty() => {
             Ok(Member { host: host.to_owned(), volume: volume.to_owned() })

@@ -37,10 +37,12 @@ pub struct Place {
     pub launcher: Vec<String>,
     /// Flags after its own ones.
     pub flags: Vec<String>,
-    /// What its configuration file ends with.
+    /// What its configuration file ends with: sections of TOML.
     pub config: String,
     /// Its certificates; none: plain HTTP.
     pub tls: Option<TlsFiles>,
+    /// A host: more lines for its entry in the server's configuration.
+    pub entry: String,
 }
 
 impl Place {
@@ -52,6 +54,7 @@ impl Place {
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             config: String::new(),
             tls: None,
+            entry: String::new(),
         }
     }
 
@@ -105,7 +108,7 @@ impl Cluster {
         mut route: impl FnMut(usize, SocketAddr) -> std::io::Result<SocketAddr>,
     ) -> Result<Cluster, DaemonError> {
         let directory = tempfile::Builder::new().prefix("coeval-").tempdir()?;
-        let hosts = hosts
+        let started = hosts
             .iter()
             .map(|(name, place)| start_host(program, directory.path(), name, place))
             .collect::<Result<Vec<Host>, DaemonError>>()?;
@@ -115,16 +118,17 @@ impl Cluster {
             directory.path().join("server"),
             server.security(),
         );
-        for (number, host) in hosts.iter().enumerate() {
+        for (number, (host, (_, place))) in started.iter().zip(hosts).enumerate() {
             let time = route(number, host.ready.time)?;
             config += &format!(
-                "[[host]]\nname = {:?}\ntime = \"{time}\"\ncontrol = {:?}\n",
-                host.name, host.ready.control
+                "[[host]]\nname = {:?}\ntime = \"{time}\"\ncontrol = {:?}\n{}",
+                host.name, host.ready.control, place.entry
             );
         }
+        config += &server.config;
         let daemon = start_daemon(program, "server", directory.path(), "server", server, &config)?;
         let ready: ServerReady = daemon.ready()?;
-        Ok(Cluster { hosts, server: daemon, api: ready.api, directory })
+        Ok(Cluster { hosts: started, server: daemon, api: ready.api, directory })
     }
 
     /// The server's state directory.

@@ -1,6 +1,7 @@
 //! The daemons' configuration files (TOML).
 
 mod backends;
+pub mod hooks;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,6 +21,7 @@ use timesync::time::Nanos;
 use timesync::wire::EVENT_PORT;
 
 pub use backends::{BackendConfig, CommandConfig};
+use hooks::{GroupHookConfig, HooksConfig};
 
 use crate::units::{deserialize_duration, deserialize_size, deserialize_some_duration, deserialize_span};
 
@@ -52,6 +54,9 @@ pub struct ServerConfig {
     /// Commands that are run after each finished snapshot.
     #[serde(rename = "follow_up")]
     pub follow_ups: Vec<FollowUpEntry>,
+    /// What runs on the server before and after snapshots.
+    #[serde(rename = "hook")]
+    pub hooks: Vec<GroupHookConfig>,
 }
 
 impl Default for ServerConfig {
@@ -65,6 +70,7 @@ impl Default for ServerConfig {
             tls: None,
             hosts: Vec::new(),
             follow_ups: Vec::new(),
+            hooks: Vec::new(),
         }
     }
 }
@@ -226,6 +232,8 @@ pub struct HostConfig {
     pub backends: Vec<BackendConfig>,
     /// How other programs on this host learn of its bound. Default: not at all.
     pub publish: PublishConfig,
+    /// What runs on this host before and after snapshots that its volumes are in. Default: nothing.
+    pub hooks: HooksConfig,
     /// Plain HTTP (where there is no [tls]) and plain NBD beyond loopback: anybody on the network can then give orders,
     /// and read and write the volumes. Default false.
     pub insecure: bool,
@@ -269,6 +277,7 @@ impl Default for HostConfig {
             merge_rate: 256 << 20,
             backends: Vec::new(),
             publish: PublishConfig::default(),
+            hooks: HooksConfig::default(),
             insecure: false,
             tls: None,
         }
@@ -373,6 +382,7 @@ impl ServerConfig {
                 return Err(ConfigError::Invalid(what.to_owned()));
             }
         }
+        hooks::check_all(&self.hooks)?;
         for host in &self.hosts {
             let mut words = host.labels.iter().flat_map(|(key, value)| [key, value]);
             if let Some(wrong) = words.find(|word| !is_label(word)) {
@@ -479,6 +489,7 @@ impl HostConfig {
         }
         in_range("publish.max_drift_ppm", self.publish.max_drift_ppm, 1, 10_000)?;
         self.externals()?;
+        self.hooks.check()?;
         Ok(())
     }
 }

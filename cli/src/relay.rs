@@ -35,7 +35,8 @@ impl Relay {
     /// When sockets or the thread cannot be created.
     pub fn start(target: SocketAddr, forward: Nanos, backward: Nanos) -> io::Result<Relay> {
         let front = Direction::new(UdpSocket::bind("127.0.0.1:0")?, forward)?;
-        let back = Direction::new(UdpSocket::bind("127.0.0.1:0")?, backward)?;
+        // Where the target is no loopback address, it could not answer one.
+        let back = Direction::new(UdpSocket::bind("0.0.0.0:0")?, backward)?;
         back.socket.connect(target)?;
         let address = front.socket.local_addr()?;
         let stop = Arc::new(AtomicBool::new(false));

@@ -10,9 +10,11 @@
 //! has answered one. Every commit is synced (`synchronous=FULL`).
 
 mod groups;
+mod hooks;
 mod records;
 mod schedules;
 
+pub use hooks::Debt;
 pub use schedules::StoredSchedule;
 
 use std::path::{Path, PathBuf};
@@ -22,15 +24,15 @@ use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use timesync::time::Time;
+use timesync::time::{Server, Time};
 use uuid::Uuid;
 
 use crate::certificate::Evidence;
 use crate::coordinator::RestorePlan;
-use crate::messages::{Manifest, Snapshot, SnapshotState, StoryEntry};
+use crate::messages::{Manifest, Snapshot, SnapshotState, Step, StoryEntry};
 use crate::orders::AttemptId;
 
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 
 /// A failed snapshot gives its name back; any other holds it.
 const SCHEMA: &str = "
@@ -145,7 +147,8 @@ fn prepare(connection: &mut Connection) -> Result<(), CatalogueError> {
         return Err(CatalogueError::Newer { found });
     }
     // Each version's schema is what it added to the one before.
-    for (version, added) in (1..).zip([SCHEMA, schedules::SCHEMA, RESTORES, groups::SCHEMA]) {
+    let versions = [SCHEMA, schedules::SCHEMA, RESTORES, groups::SCHEMA, hooks::SCHEMA];
+    for (version, added) in (1..).zip(versions) {
         if found < version {
             transaction.execute_batch(added)?;
         }
@@ -238,16 +241,27 @@ impl Catalogue {
         Ok(transaction.commit()?)
     }
 
-    /// A host has answered an abort: it is owed none any more.
+    /// A host has answered an abort: it is owed none any more, and the story of the snapshot, if it is still there, says
+    /// so.
     ///
     /// # Errors
     /// [`CatalogueError`].
-    pub fn settle(&self, attempt: AttemptId, host: &str) -> Result<(), CatalogueError> {
-        self.lock().execute(
-            "UPDATE attempts SET owed = 0 WHERE attempt = ?1 AND host = ?2",
+    pub fn settle(&self, attempt: AttemptId, host: &str, at: Time<Server>) -> Result<(), CatalogueError> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        let settled = transaction.execute(
+            "UPDATE attempts SET owed = 0 WHERE attempt = ?1 AND host = ?2 AND owed = 1",
             params![attempt.to_string(), host],
         )?;
-        Ok(())
+        if settled == 1 {
+            transaction.execute(
+                "INSERT INTO story (snapshot, attempt, at_ns, step, host, detail)
+                 SELECT snapshot, attempt, ?3, ?4, host, 'undone there' FROM attempts
+                 WHERE attempt = ?1 AND host = ?2 AND snapshot IN (SELECT id FROM snapshots)",
+                params![attempt.to_string(), host, at.as_nanos(), word(&Step::Abort)?],
+            )?;
+        }
+        Ok(transaction.commit()?)
     }
 
     /// The aborts that are owed, oldest attempt first.
@@ -262,27 +276,17 @@ impl Catalogue {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Adds to the story of a snapshot.
+    /// Adds to the story of a snapshot. This is not synced: nothing rests on it, and it survives the server's death, if
+    /// not the machine's.
     ///
     /// # Errors
     /// [`CatalogueError`].
     pub fn tell(&self, id: Uuid, story: &[StoryEntry]) -> Result<(), CatalogueError> {
         let mut connection = self.lock();
-        let transaction = connection.transaction()?;
-        for entry in story {
-            transaction.execute(
-                "INSERT INTO story (snapshot, attempt, at_ns, step, host, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![
-                    id.to_string(),
-                    entry.attempt.to_string(),
-                    entry.at_ns.as_nanos(),
-                    word(&entry.step)?,
-                    entry.host,
-                    entry.detail,
-                ],
-            )?;
-        }
-        Ok(transaction.commit()?)
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        let told = tell(&mut connection, id, story);
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        told
     }
 
     /// The cut is judged; the hosts may be told the name after this.
@@ -530,6 +534,29 @@ impl Catalogue {
         // A panic under the lock drops its transaction, which rolls back.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn tell(connection: &mut Connection, id: Uuid, story: &[StoryEntry]) -> Result<(), CatalogueError> {
+    let transaction = connection.transaction()?;
+    for entry in story {
+        insert_story(&transaction, id, entry)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+fn insert_story(connection: &Connection, id: Uuid, entry: &StoryEntry) -> Result<(), CatalogueError> {
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO story (snapshot, attempt, at_ns, step, host, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    insert.execute(params![
+        id.to_string(),
+        entry.attempt.to_string(),
+        entry.at_ns.as_nanos(),
+        word(&entry.step)?,
+        entry.host,
+        entry.detail,
+    ])?;
+    Ok(())
 }
 
 fn snapshot(row: &Row<'_>) -> rusqlite::Result<Snapshot> {

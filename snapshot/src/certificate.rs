@@ -232,24 +232,11 @@ pub fn certify(evidence: &Evidence) -> Result<Certificate, Refusal> {
 fn certify_timed(evidence: &Evidence) -> Result<Certificate, Refusal> {
     let placed =
         evidence.hosts.iter().map(|host| place(host, &evidence.policy)).collect::<Result<Vec<_>, _>>()?;
-    let mut least: Option<(Nanos, usize, usize)> = None;
-    for (i, released) in placed.iter().enumerate() {
-        for (j, cut) in placed.iter().enumerate() {
-            let margin = if i == j {
-                // One host orders its own readings by its own monotone clock; alone, that is the whole margin.
-                if placed.len() > 1 {
-                    continue;
-                }
-                let Readings { p, q, .. } = evidence.hosts[i].readings;
-                q - p
-            } else {
-                released.q_earliest - cut.p_latest
-            };
-            if least.is_none_or(|(smallest, ..)| margin < smallest) {
-                least = Some((margin, i, j));
-            }
-        }
-    }
+    // One host orders its own readings by its own monotone clock; alone, that is the whole margin.
+    let least = match placed.as_slice() {
+        [_] => evidence.hosts.first().map(|host| (host.readings.q - host.readings.p, 0, 0)),
+        placed => least_margin(placed),
+    };
     match least {
         None => Err(Refusal::NoHosts),
         Some((margin, ..)) if mutated!(LargerError | ZeroStretch) => {
@@ -262,6 +249,22 @@ fn certify_timed(evidence: &Evidence) -> Result<Certificate, Refusal> {
         }),
         Some((margin, ..)) => Ok(Certificate { margin: Some(margin), placed }),
     }
+}
+
+/// The smallest `q_earliest(i) − p_latest(j)` over all i ≠ j, with i and j; none for fewer than two hosts.
+///
+/// Not by looking at all pairs, of which ten thousand hosts have a hundred million: the earliest Q and the latest P make
+/// the smallest, unless both are one host's; then one of the two is the next one.
+fn least_margin(placed: &[Placed]) -> Option<(Nanos, usize, usize)> {
+    let mut releases: Vec<usize> = (0..placed.len()).collect();
+    releases.sort_by_key(|&i| placed[i].q_earliest);
+    let mut cuts: Vec<usize> = (0..placed.len()).collect();
+    cuts.sort_by_key(|&j| std::cmp::Reverse(placed[j].p_latest));
+    let pairs = releases.iter().take(2).flat_map(|&i| cuts.iter().take(2).map(move |&j| (i, j)));
+    pairs
+        .filter(|(i, j)| i != j)
+        .map(|(i, j)| (placed[i].q_earliest - placed[j].p_latest, i, j))
+        .min_by_key(|(margin, ..)| *margin)
 }
 
 /// A release that carries every host's nonce was composed after every host had cut: each nonce is drawn after its cut

@@ -10,6 +10,7 @@ mod delete;
 mod export;
 mod follow_ups;
 mod groups;
+mod hooks;
 mod library;
 mod manifest;
 pub mod plan;
@@ -22,6 +23,7 @@ mod undo;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use timesync::source::SkewSource;
@@ -32,12 +34,13 @@ use crate::catalogue::{Catalogue, CatalogueError};
 use crate::certificate::Mode;
 use crate::follow_ups::FollowUp;
 use crate::http::{Connector, ControlError, HttpError};
-use crate::messages::{CreateRequest, Manifest, Member, Progress, RequestedMode, RequestedPolicy};
+use crate::messages::{CreateRequest, Manifest, Member, Progress, RequestedMode, RequestedPolicy, Step};
 use crate::remote::{HostEndpoint, Limits, RemoteHost};
 use crate::sync::task;
 use crate::volume::is_name;
 use attempt::{Attempt, Stop};
 use claims::Claims;
+pub use hooks::GroupHook;
 pub use rebuild::{Rebuilt, rebuild};
 pub use restore::RestorePlan;
 use undo::Undo;
@@ -99,6 +102,9 @@ pub enum CoordinatorError {
         /// Why the last one was refused.
         why: String,
     },
+    /// A hook before the snapshot did not do its work.
+    #[error("{0}")]
+    Hook(String),
     /// A restore was decided and is not done on every host.
     #[error("{0} is not restored everywhere yet; the server goes on until it is. Not yet on {1}")]
     Unfinished(String, String),
@@ -132,6 +138,7 @@ impl CoordinatorError {
             CoordinatorError::Host(error) => error.status().unwrap_or(502),
             CoordinatorError::Unfinished(..) | CoordinatorError::Undeleted(..) => 502,
             CoordinatorError::Incomplete(_) | CoordinatorError::Refused { .. } => 503,
+            CoordinatorError::Hook(_) => 424,
         }
     }
 }
@@ -144,6 +151,7 @@ pub struct Coordinator {
     catalogue: Arc<Catalogue>,
     undo: Undo,
     options: Options,
+    hooks: OnceLock<Vec<GroupHook>>,
     /// Digests are computed one at a time: they read whole volumes.
     digesting: tokio::sync::Mutex<()>,
     /// Snapshots that somebody works on.
@@ -155,7 +163,8 @@ pub struct Coordinator {
     rescheduled: tokio::sync::Notify,
 }
 
-/// Only so that [`Coordinator`] can be `Debug`.
+/// Only so that whoever has one can be `Debug`.
+#[derive(Clone)]
 struct Source(Arc<dyn SkewSource>);
 
 impl std::fmt::Debug for Source {
@@ -172,6 +181,8 @@ struct Job {
     request: CreateRequest,
     lead: Nanos,
     attempts: u32,
+    /// Whether the hooks before it were begun.
+    hooks_begun: AtomicBool,
 }
 
 impl Coordinator {
@@ -191,11 +202,12 @@ impl Coordinator {
             .map(|host| Ok((host.name.clone(), Arc::new(RemoteHost::new(connector, host, options.limits)?))))
             .collect::<Result<_, HttpError>>()?;
         Ok(Arc::new(Coordinator {
+            undo: Undo::new(Arc::clone(&catalogue), Arc::clone(&source)),
             source: Source(source),
             hosts,
-            undo: Undo::new(Arc::clone(&catalogue)),
             catalogue,
             options,
+            hooks: OnceLock::new(),
             digesting: tokio::sync::Mutex::new(()),
             claims: Arc::default(),
             follow_ups: OnceLock::new(),
@@ -231,6 +243,15 @@ impl Coordinator {
         // A volume's snapshots hold as much as they may.
         if taken.as_ref().is_err_and(|error| error.status() == 507) && self.make_room(&job.group).await {
             taken = self.take(&job, &progress).await;
+        }
+        if job.hooks_begun.load(Ordering::Relaxed) {
+            progress(Progress {
+                attempt: taken.as_ref().map_or(0, |manifest| manifest.attempts),
+                mode: Mode::Timed,
+                step: Step::After,
+                detail: "running the hooks after it".to_owned(),
+            });
+            self.end_hooks(id).await;
         }
         match taken {
             Ok(manifest) => {
@@ -282,6 +303,7 @@ impl Coordinator {
         if request.control.is_some() && request.mode != RequestedMode::Timed {
             return invalid("the controls are timed snapshots; ask for mode timed");
         }
+        self.check_hooks(&request.hooks)?;
         let group = match &request.group_name {
             None => self.resolve(&request.group).await?,
             Some(_) if !request.group.is_empty() => {
@@ -289,7 +311,7 @@ impl Coordinator {
             }
             Some(name) => self.whole_group(name).await?,
         };
-        Ok(Job { id, name, group, request, lead, attempts })
+        Ok(Job { id, name, group, request, lead, attempts, hooks_begun: AtomicBool::new(false) })
     }
 
     /// The group's volumes, sorted, each once; all volumes of all hosts where it names none.
@@ -329,7 +351,11 @@ impl Coordinator {
         for &mode in modes {
             for _ in 0..job.attempts {
                 number += 1;
-                match Attempt::new(self, job, number, mode, progress).await?.run().await {
+                let attempt = Attempt::new(self, job, number, mode, progress).await?;
+                if !job.hooks_begun.load(Ordering::Relaxed) {
+                    self.begin_hooks(&attempt).await?;
+                }
+                match attempt.run().await {
                     Ok(manifest) => return Ok(manifest),
                     Err(Stop::Failed(error)) => return Err(error),
                     Err(Stop::Refused(why)) => last = why,

@@ -26,6 +26,7 @@ use crate::backend::{BackendError, record};
 use crate::certificate::Mode;
 use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, Exports};
+use crate::hooks::HookLimits;
 use crate::mutation::mutated;
 use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription,
@@ -75,6 +76,7 @@ pub struct HostService {
     records: Mutex<Records>,
     imports: volumes::Imports,
     nbd: OnceLock<Vec<String>>,
+    hooks: OnceLock<HookLimits>,
     /// The volume directory,
     root: Directory,
     /// and the lock on it; none on a simulated disk.
@@ -200,6 +202,7 @@ impl HostService {
             records,
             imports: volumes::Imports::default(),
             nbd: OnceLock::new(),
+            hooks: OnceLock::new(),
             root,
             _lock: lock,
         }))
@@ -214,6 +217,12 @@ impl HostService {
     pub fn set_nbd_endpoints(&self, endpoints: Vec<String>) {
         // A second call would mean a second NBD server for the same volumes; the first one's addresses stay.
         let _ = self.nbd.set(endpoints);
+    }
+
+    /// Says that there are hooks, and how long they may take.
+    pub fn set_hooks(&self, limits: HookLimits) {
+        // As above.
+        let _ = self.hooks.set(limits);
     }
 
     /// How many attempts are under way here.
@@ -237,6 +246,7 @@ impl HostService {
             unserved,
             importing: self.imports.under_way(),
             nbd: self.nbd.get().cloned().unwrap_or_default(),
+            hooks: self.hooks.get().copied(),
         }
     }
 

@@ -15,6 +15,7 @@ pub mod export;
 pub mod follow_ups;
 pub mod groups;
 pub mod history;
+pub mod hooks;
 pub mod host;
 pub mod http;
 pub mod messages;

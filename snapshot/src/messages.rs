@@ -86,6 +86,8 @@ pub struct CreateRequest {
     pub lead_ns: Option<Nanos>,
     /// Attempts in each mode, 1 ..= 100; none: the server's default.
     pub attempts: Option<u32>,
+    /// Hooks of the server's configuration that are to run, beside those that always do for these volumes.
+    pub hooks: Vec<String>,
     /// Do it wrongly.
     pub control: Option<Control>,
 }
@@ -116,6 +118,10 @@ pub enum Step {
     Commit,
     /// Undo the attempt on every host.
     Abort,
+    /// The hooks before the snapshot.
+    Before,
+    /// The hooks after the snapshot.
+    After,
     /// Run a command of the server's configuration, after the snapshot is complete.
     FollowUp,
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::certificate::Mode;
 use crate::cut::Readings;
+use crate::hooks::HookLimits;
 
 /// One attempt at one snapshot (UUID v7, so that ids sort by time). A retry is a new attempt with a new id.
 pub type AttemptId = Uuid;
@@ -171,6 +172,9 @@ pub struct HostDescription {
     pub importing: BTreeMap<String, u8>,
     /// Where its NBD server listens (`nbd://…` and `nbd+unix:///…` without the export name).
     pub nbd: Vec<String>,
+    /// How long its hooks may take; null: it has none.
+    #[serde(default)]
+    pub hooks: Option<HookLimits>,
 }
 
 /// A volume. `GET /v1/volumes`

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::agent::UncoordinatedOrder;
 use crate::groups::Labels;
+use crate::hooks::host::{BeforeOrder, HookReport};
 use crate::http::{Connector, ControlClient, ControlError, HttpError, Lines};
 use crate::orders::{
     ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
@@ -147,6 +148,32 @@ impl RemoteHost {
     /// Tells it what the server's clock reads when its own does.
     pub async fn tell_time(&self, statement: &ServerTime) -> Result<(), ControlError> {
         self.client.post(self.client.page(&["v1", "server-time"]), statement, self.limits.step).await
+    }
+
+    fn hooks(&self, snapshot: Uuid, rest: &[&str]) -> Url {
+        let snapshot = snapshot.to_string();
+        self.client.page(&[&["v1", "hooks", snapshot.as_str()][..], rest].concat())
+    }
+
+    /// Runs its hook before a snapshot. `limit`: how long that may take.
+    pub async fn begin_hooks(
+        &self,
+        snapshot: Uuid,
+        order: &BeforeOrder,
+        limit: Duration,
+    ) -> Result<HookReport, ControlError> {
+        self.client.post(self.hooks(snapshot, &["before"]), order, self.limits.step + limit).await
+    }
+
+    /// Whether what that hook did still holds.
+    pub async fn hooks_hold(&self, snapshot: Uuid) -> Result<bool, ControlError> {
+        self.client.get(self.hooks(snapshot, &[]), self.limits.step).await
+    }
+
+    /// Runs its hook after a snapshot, and says what became of it. It may be repeated.
+    pub async fn end_hooks(&self, snapshot: Uuid, limit: Duration) -> Result<HookReport, ControlError> {
+        let page = self.hooks(snapshot, &["after"]);
+        self.client.post_bytes(page, Bytes::new(), self.limits.step + limit).await
     }
 
     fn restore(&self, restore: Uuid, step: &str) -> Url {

@@ -1,12 +1,14 @@
 //! The system calls that need `unsafe`: those that nix does not wrap.
 #![expect(unsafe_code, reason = "the one module that may: see each block")]
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use nix::unistd::{getpid, getppid};
 
 mod requests {
     // Declared as reading and writing an int, though the kernel ignores it (linux/fs.h).
@@ -55,9 +57,15 @@ pub fn device_mapper(control: BorrowedFd<'_>, command: u8, message: &mut [u8]) -
     nix::errno::Errno::result(outcome).map(|_| ())
 }
 
-/// Has a program killed when the thread that starts it ends, however it ends.
+/// Has the kernel kill the program when the thread that starts it ends, however it ends, also by `kill -9`.
 pub fn die_with_us(command: &mut Command) {
-    // SAFETY: between fork and exec the closure makes one system call and touches no memory that another thread could have
-    // left locked or half written.
-    unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+    let parent = getpid();
+    let arrange = move || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        // It may have ended before the kernel was asked.
+        if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    };
+    // SAFETY: between fork and exec only async-signal-safe functions may be called. `prctl` and `getppid` are bare system
+    // calls; the closure takes no lock and allocates nothing, its errors are numbers.
+    unsafe { command.pre_exec(arrange) };
 }

@@ -22,8 +22,12 @@ use crate::fleet::{Fleet, VOLUME, assert_writes_go_on, kill};
 use crate::tools::stop;
 
 /// Tokens of the workload, and their rest after each write: many small hosts share a machine.
-const TOKENS: usize = 8;
-const REST: Duration = Duration::from_millis(2);
+pub(crate) const TOKENS: usize = 8;
+pub(crate) const REST: Duration = Duration::from_millis(2);
+
+/// How often a calm fleet's live volumes are looked at.
+const CALM_LOOKS: usize = 100;
+const CALM: Duration = Duration::from_millis(100);
 
 /// The control gives up after so many looks.
 const MOST_LOOKS: usize = 1_000;
@@ -42,6 +46,8 @@ pub struct Plan {
     pub snapshots: usize,
     /// or after this time.
     pub time: Duration,
+    /// Nothing is put out of order.
+    pub calm: bool,
 }
 
 /// What happened.
@@ -129,9 +135,13 @@ pub fn run(plan: &Plan) -> Outcome {
             let mut random = Random(plan.seed);
             while !enough.reached() {
                 assert!(!snapshots.is_finished(), "the snapshots' thread met an error");
-                strike(&mut fleet, &mut random, &mut outcome);
-                outcome.looks += 1;
-                outcome.control += usize::from(is_torn(&live));
+                if plan.calm {
+                    std::thread::sleep(CALM);
+                } else {
+                    strike(&mut fleet, &mut random, &mut outcome);
+                    outcome.looks += 1;
+                    outcome.control += usize::from(is_torn(&live));
+                }
                 assert!(!workload.has_failed(), "a token met an error");
             }
         }
@@ -156,7 +166,8 @@ pub fn run(plan: &Plan) -> Outcome {
         }
     }
     // A look that tears nothing may have been lucky: more of them, until the check is seen to see something.
-    while outcome.control == 0 && outcome.looks < MOST_LOOKS {
+    let least = if plan.calm { CALM_LOOKS } else { 0 };
+    while outcome.looks < least || (outcome.control == 0 && outcome.looks < MOST_LOOKS) {
         outcome.looks += 1;
         outcome.control += usize::from(is_torn(&exports(&fleet.cluster.hosts, VOLUME)));
     }
@@ -296,7 +307,7 @@ fn is_torn(exports: &[Export]) -> bool {
 }
 
 /// Through the hosts' own sockets: what runs on a host goes on there whatever happens to its network.
-fn exports(hosts: &[Host], name: &str) -> Vec<Export> {
+pub(crate) fn exports(hosts: &[Host], name: &str) -> Vec<Export> {
     let export =
         |host: &Host| Export { endpoint: Endpoint::Unix(host.nbd_socket.clone()), name: name.to_owned() };
     hosts.iter().map(export).collect()

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use coeval_cli::cluster::{Cluster, Host, Place};
 use coeval_cli::daemon::DaemonError;
+use coeval_cli::relay::Relay;
 use coeval_cli::workload::{Export, Workload, check_exports};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
@@ -16,9 +17,12 @@ use snapshot::http::{Connector, Role, TlsFiles};
 use snapshot::messages::{CreateVolumeOn, Snapshot};
 use snapshot::nbd::{Client, Endpoint};
 use snapshot::orders::VolumeDescription;
+use timesync::clock::ServerClock;
 use timesync::report::Report;
+use timesync::time::Nanos;
 
 use crate::coeval;
+use crate::distance::Distance;
 use crate::eventually;
 use crate::namespaces::{Namespace, Network};
 use crate::tls::Authority;
@@ -39,16 +43,36 @@ const REST: Duration = Duration::from_millis(1);
 const API_PORT: u16 = 7420;
 const HOST_PORT: u16 = 7421;
 const TIME_PORT: u16 = 319;
+/// Where one socket serves event and general messages, so that a relay between two ports carries both.
+const RELAYED_TIME_PORT: u16 = 7319;
 
 /// Each fleet loads the machine, and none should wait for another's processor: one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// A server and hosts with this machine's real clock. All is gone when it is dropped.
+/// What a fleet is like.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Flags of each host.
+    pub host_flags: Vec<String>,
+    /// Flags of the server.
+    pub server_flags: Vec<String>,
+    /// More lines for each host's entry in the server's configuration.
+    pub entry: String,
+    /// What every packet to the server and from it takes longer.
+    pub away: Option<Nanos>,
+    /// A fleet for snapshots that are taken wrongly on purpose: simulated clocks that differ by tens of milliseconds, and
+    /// time exchanges that take so much longer to the first host, and from the last one.
+    pub lopsided: Option<Nanos>,
+}
+
+/// A server and hosts, with this machine's real clock unless told otherwise. All is gone when it is dropped.
 #[derive(Debug)]
 pub struct Fleet {
     // Dropped in this order: first the processes, then their network.
     /// The daemons.
     pub cluster: Cluster,
+    _relays: Vec<Relay>,
+    _distance: Option<Distance>,
     /// Their network: the server is its first host.
     pub network: Network,
     client: TlsFiles,
@@ -62,33 +86,70 @@ impl Fleet {
     /// # Errors
     /// When namespaces cannot be made (that needs root) or a daemon does not start.
     pub fn start(names: &[&str], host_flags: &[&str], server_flags: &[&str]) -> Result<Fleet, DaemonError> {
+        let owned = |flags: &[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let (host_flags, server_flags) = (owned(host_flags), owned(server_flags));
+        Fleet::start_with(names, &Setup { host_flags, server_flags, ..Setup::default() })
+    }
+
+    /// Starts hosts of these names and a server, as `setup` says.
+    ///
+    /// # Errors
+    /// As [`Fleet::start`].
+    pub fn start_with(names: &[&str], setup: &Setup) -> Result<Fleet, DaemonError> {
         // A test that failed has dropped its fleet all the same.
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let network = Network::new(u8::try_from(names.len() + 1).map_err(io::Error::other)?)?;
+        let distance = setup.away.map(|delay| network.move_away(0, delay)).transpose()?;
+        let time_port = if setup.lopsided.is_some() { RELAYED_TIME_PORT } else { TIME_PORT };
         let authority = Authority::new();
-        let place = |role, name: &str, namespace: &Namespace, ports: [String; 2], flags: &[&str]| Place {
+        let place = |role, name: &str, namespace: &Namespace, ports: [String; 2], flags: &[String]| Place {
             address: namespace.address,
             launcher: namespace.launcher(),
-            flags: ports.into_iter().chain(flags.iter().map(|flag| (*flag).to_owned())).collect(),
-            config: String::new(),
+            flags: ports.into_iter().chain(flags.iter().cloned()).collect(),
             tls: Some(authority.issue(role, name, namespace.address)),
+            entry: setup.entry.clone(),
+            ..Place::loopback(&[])
         };
         let hosts: Vec<(&str, Place)> = names
             .iter()
             .zip(&network.hosts[1..])
-            .map(|(name, namespace)| {
+            .enumerate()
+            .map(|(number, (name, namespace))| {
                 let address = namespace.address;
                 let ports =
-                    [format!("--listen={address}:{HOST_PORT}"), format!("--time={address}:{TIME_PORT}")];
-                (*name, place(Role::Host, name, namespace, ports, host_flags))
+                    [format!("--listen={address}:{HOST_PORT}"), format!("--time={address}:{time_port}")];
+                let clock = setup.lopsided.map(|_| format!("--simulate-clock={}", other_clock(number)));
+                let flags: Vec<String> = setup.host_flags.iter().cloned().chain(clock).collect();
+                (*name, place(Role::Host, name, namespace, ports, &flags))
             })
             .collect();
         let server = &network.hosts[0];
         let client = authority.issue(Role::Operator, "client", server.address);
-        let ports = [format!("--listen={}:{API_PORT}", server.address), format!("--time-port={TIME_PORT}")];
-        let server = place(Role::Server, "server", server, ports, server_flags);
-        let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address))?;
-        Ok(Fleet { cluster, network, client, _authority: authority, _turn: turn })
+        let ports = [format!("--listen={}:{API_PORT}", server.address), format!("--time-port={time_port}")];
+        let simulation = setup.lopsided.map(|_| "--simulation".to_owned());
+        let flags: Vec<String> = setup.server_flags.iter().cloned().chain(simulation).collect();
+        let server = place(Role::Server, "server", server, ports, &flags);
+        let mut relays = Vec::new();
+        let cluster = Cluster::start(coeval(), &hosts, &server, |number, address| {
+            let (forward, backward) = match setup.lopsided {
+                Some(added) if number == 0 => (added, Nanos::ZERO),
+                Some(added) if number == names.len() - 1 => (Nanos::ZERO, added),
+                _ => return Ok(address),
+            };
+            let relay = network.hosts[0].inside(|| Relay::start(address, forward, backward))??;
+            let address = relay.address();
+            relays.push(relay);
+            Ok(address)
+        })?;
+        Ok(Fleet {
+            cluster,
+            _relays: relays,
+            _distance: distance,
+            network,
+            client,
+            _authority: authority,
+            _turn: turn,
+        })
     }
 
     /// Three hosts with a volume each, whose clocks are bounded.
@@ -257,6 +318,13 @@ pub fn assert_writes_go_on(workload: &Workload) {
         let all = before.iter().zip(&now).all(|(before, now)| *now > before + 20);
         if all { Ok(()) } else { Err(format!("writes went from {before:?} to {now:?}")) }
     });
+}
+
+/// A clock that is off by up to sixty milliseconds and drifts, otherwise than its neighbours'.
+fn other_clock(number: usize) -> String {
+    let (offset, drift) = ((number * 37) % 121, (number * 29) % 91);
+    let since = ServerClock.now().as_nanos();
+    format!("offset={}ms,drift={}ppm,since={since}", offset as i64 - 60, drift as i64 - 45)
 }
 
 fn endpoint(host: &Host) -> Endpoint {

@@ -5,6 +5,8 @@
 pub mod browser;
 pub mod chaos;
 pub mod clocks;
+pub mod controls;
+pub mod distance;
 pub mod durable;
 pub mod external;
 pub mod filesystem;
@@ -16,6 +18,7 @@ pub mod postgres;
 pub mod ptp4l;
 #[cfg(feature = "simulator")]
 pub mod simulator;
+pub mod sys;
 pub mod tls;
 pub mod tools;
 

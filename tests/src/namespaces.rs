@@ -7,6 +7,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sched::{CloneFlags, setns};
+use timesync::time::Nanos;
+
+use crate::distance::Distance;
+use crate::sys::open_tap;
 
 static NETWORKS: AtomicU32 = AtomicU32::new(0);
 
@@ -93,6 +97,26 @@ impl Network {
     }
 }
 
+impl Network {
+    /// Moves a host away: every frame to it and from it takes so much longer, as long as the result lives. Nothing may
+    /// run on the host yet.
+    ///
+    /// # Errors
+    /// When `ip` fails, or an interface cannot be made.
+    pub fn move_away(&self, host: usize, delay: Nanos) -> io::Result<Distance> {
+        let (place, port) = (&self.hosts[host], format!("port{}", host + 1));
+        let switch = Namespace { name: self.switch.clone(), address: Ipv4Addr::UNSPECIFIED.into() };
+        // Its other end `eth0` goes with it.
+        ip(&["-n", &self.switch, "link", "delete", &port])?;
+        let near = place.inside(|| open_tap("eth0"))??;
+        let far = switch.inside(|| open_tap(&port))??;
+        ip(&["-n", &self.switch, "link", "set", &port, "master", "br0", "up"])?;
+        ip(&["-n", &place.name, "link", "set", "eth0", "up"])?;
+        ip(&["-n", &place.name, "address", "add", &format!("{}/24", place.address), "dev", "eth0"])?;
+        Distance::between(near, far, delay)
+    }
+}
+
 impl Drop for Network {
     fn drop(&mut self) {
         for name in self.hosts.iter().map(|host| &host.name).chain([&self.switch]) {
@@ -158,6 +182,29 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+
+    #[test]
+    fn a_host_that_was_moved_away_is_reached_later() {
+        let network = Network::new(2).unwrap();
+        let delay = Nanos::from_millis(5);
+        let distance = network.move_away(0, delay).unwrap();
+        let bind = |host: &Namespace| host.inside(|| UdpSocket::bind((host.address, 0)).unwrap()).unwrap();
+        let (a, b) = (bind(&network.hosts[0]), bind(&network.hosts[1]));
+        for socket in [&a, &b] {
+            socket.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        }
+        let mut buffer = [0; 8];
+        for _ in 0..10 {
+            let sent = timesync::clock::raw_now();
+            a.send_to(b"hello", b.local_addr().unwrap()).unwrap();
+            let (_, sender) = b.recv_from(&mut buffer).unwrap();
+            assert!(timesync::clock::raw_now() - sent >= delay);
+            b.send_to(b"back", sender).unwrap();
+            a.recv_from(&mut buffer).unwrap();
+            assert!(timesync::clock::raw_now() - sent >= delay + delay);
+        }
+        drop(distance);
+    }
 
     #[test]
     fn hosts_reach_each_other_and_are_gone_afterwards() {

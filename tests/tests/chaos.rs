@@ -7,7 +7,8 @@ use harness::tools::seed;
 
 #[test]
 fn no_fault_tears_a_certified_snapshot_or_leaves_anything_waiting() {
-    let plan = Plan { hosts: 5, seed: seed(), snapshots: usize::MAX, time: Duration::from_secs(45) };
+    let time = Duration::from_secs(45);
+    let plan = Plan { hosts: 5, seed: seed(), snapshots: usize::MAX, time, calm: false };
     let outcome = run(&plan);
     println!("{outcome}");
     assert!(outcome.torn.is_empty(), "torn: {:?}", outcome.torn);

@@ -74,7 +74,7 @@ const API: [&str; 22] = [
     "POST api/v1/volumes/a/none/labels",
 ];
 const ATTEMPT: &str = "01940000-0000-7000-8000-000000000000";
-const HOST: [&str; 20] = [
+const HOST: [&str; 23] = [
     "GET v1/host",
     "GET v1/ping",
     "GET v1/volumes",
@@ -95,6 +95,9 @@ const HOST: [&str; 20] = [
     "GET v1/records",
     "GET v1/records/ATTEMPT",
     "POST v1/records/ATTEMPT",
+    "GET v1/hooks/ATTEMPT",
+    "POST v1/hooks/ATTEMPT/before",
+    "POST v1/hooks/ATTEMPT/after",
 ];
 
 #[test]

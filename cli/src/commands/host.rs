@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use snapshot::agent;
 use snapshot::backend::watchdog::WatchdogProgram;
+use snapshot::hooks::host::{self as hooks, Sessions};
 use snapshot::host::{HostOptions, HostService};
 use snapshot::http::{Admits, Listener};
 use snapshot::nbd::{self, Endpoint};
@@ -76,10 +77,22 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     };
     let keyring = Arc::new(Keyring::new(time_key));
     let module = Module::start_authenticated(&module_config, Arc::clone(&keyring), clock, incarnation)?;
+    let described = Arc::clone(&service);
     let mut router = agent::router(service, simulation);
     if config.tls.is_some() {
         router = router.merge(time_keys::router(keyring));
     }
+    // Also without any: those that a former configuration had may be owed.
+    let sessions = Sessions::open(
+        &config.volumes.join(".hooks"),
+        config.hooks.hooks(),
+        config.hooks.patience,
+        incarnation,
+    )?;
+    if !config.hooks.hooks().is_empty() {
+        described.set_hooks(sessions.limits());
+    }
+    router = router.merge(hooks::router(sessions));
     let publisher = if publishes {
         let max_drift_ppb = config.publish.max_drift_ppm.saturating_mul(1_000);
         let publisher = PublisherThread::start(&outlets, incarnation, max_drift_ppb, module.suspends())?;

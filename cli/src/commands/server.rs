@@ -16,6 +16,7 @@ use timesync::time::Nanos;
 use super::{Failure, daemon};
 use crate::args::{DaemonArgs, ServerArgs};
 use crate::cluster::ServerReady;
+use crate::config::hooks::GroupHookConfig;
 use crate::config::{self, ServerConfig};
 use crate::keys::{self, Handing};
 
@@ -53,6 +54,7 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     let endpoints = endpoints(&config);
     let coordinator = Coordinator::new(time.clone(), &endpoints, catalogue, &connector, options)?;
     coordinator.set_follow_ups(config.follow_ups());
+    coordinator.set_hooks(config.hooks.iter().map(GroupHookConfig::hook).collect());
     coordinator.recover().await?;
     coordinator.keep_schedules();
 

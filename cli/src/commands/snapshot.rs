@@ -1,11 +1,12 @@
 //! `coeval snapshot`
 
 use serde::Serialize;
+use snapshot::cut::Readings;
 use snapshot::messages::{
     CreateRequest, HostResult, Manifest, Member, Progress, RequestedPolicy, RestoreRequest, SnapshotDetails,
     Usage, Verdict,
 };
-use snapshot::orders::{PauseTimes, SnapshotUsage};
+use snapshot::orders::{AttemptId, PauseTimes, SnapshotUsage};
 use timesync::bound::AsymmetryBudget;
 use timesync::time::{Nanos, Server, Time};
 
@@ -29,6 +30,7 @@ pub fn request(cut: CutArgs) -> CreateRequest {
         policy,
         lead_ns: cut.lead,
         attempts: cut.attempts,
+        hooks: cut.hooks,
         control: None,
     }
 }
@@ -142,7 +144,13 @@ pub async fn show(args: &NamedArgs) -> Result<(), Failure> {
     }
     if let Some(began) = story.first().map(|entry| entry.at_ns) {
         text += "What happened\n";
+        let mut attempts: Vec<AttemptId> = Vec::new();
         for entry in story {
+            // What belongs to no attempt, such as a hook, names the snapshot in its place.
+            if entry.attempt != snapshot.id && !attempts.contains(&entry.attempt) {
+                attempts.push(entry.attempt);
+                text += &format!("  attempt {}\n", attempts.len());
+            }
             let who = entry.host.as_deref().unwrap_or("all");
             let after = (entry.at_ns - began).to_string();
             text += &format!("  {after:>10}  {:<9} {who}{}\n", word(&entry.step), retell(&entry.detail));
@@ -297,10 +305,13 @@ fn describe(manifest: &Manifest) -> String {
 fn retell(detail: &str) -> String {
     match serde_json::from_str::<serde_json::Value>(detail) {
         Err(_) => format!(": {detail}"),
-        Ok(answer) => answer["readings"]["q"].as_i64().map_or_else(String::new, |q| {
-            let after = q - answer["readings"]["at"].as_i64().unwrap_or(q);
-            format!(": released {} after its T", Nanos::new(after))
-        }),
+        Ok(answer) => serde_json::from_value::<Readings>(answer["readings"].clone()).map_or_else(
+            |_| String::new(),
+            |Readings { at, p, q, held, released_by, .. }| {
+                let (before, after, cause) = (at - p, q - at, word(&released_by));
+                format!(": P {before} before its T, Q {after} after it, released by {cause}, {held} held")
+            },
+        ),
     }
 }
 

@@ -82,6 +82,11 @@ fn what_is_shown_in_comments_is_valid_and_shows_the_defaults() {
         time_key: host.time_key.clone(),
         publish: host.publish.clone(),
         backends: host.backends.clone(),
+        hooks: HooksConfig {
+            before: host.hooks.before.clone(),
+            after: host.hooks.after.clone(),
+            ..HooksConfig::default()
+        },
         tls: host.tls.clone(),
         ..HostConfig::default()
     };
@@ -91,6 +96,7 @@ fn what_is_shown_in_comments_is_valid_and_shows_the_defaults() {
     let plain = ServerConfig {
         tls: server.tls.clone(),
         hosts: server.hosts.clone(),
+        hooks: server.hooks.clone(),
         follow_ups: server.follow_ups.clone(),
         ..ServerConfig::default()
     };
@@ -105,6 +111,9 @@ fn what_is_shown_in_comments_is_valid_and_shows_the_defaults() {
 
 #[test]
 fn every_key_is_named() {
-    assert_names_all::<HostConfig>(HOST, &["[publish]", "[tls]", "[[backend]]"]);
-    assert_names_all::<ServerConfig>(SERVER, &["[time]", "[cut]", "[tls]", "[[host]]", "[[follow_up]]"]);
+    assert_names_all::<HostConfig>(HOST, &["[hooks]", "[publish]", "[tls]", "[[backend]]"]);
+    assert_names_all::<ServerConfig>(
+        SERVER,
+        &["[time]", "[cut]", "[tls]", "[[host]]", "[[hook]]", "[[follow_up]]"],
+    );
 }

@@ -86,7 +86,7 @@ fn debts_outlive_the_snapshot_and_the_server() {
     let catalogue = open(&directory);
     catalogue.begin(id, "s1", None).unwrap();
     catalogue.begin_attempt(id, attempt, &["a".to_owned(), "b".to_owned()]).unwrap();
-    catalogue.settle(attempt, "a").unwrap();
+    catalogue.settle(attempt, "a", Time::from_nanos(7)).unwrap();
     catalogue.fail(id, "a reason").unwrap();
     catalogue.remove(id).unwrap();
     drop(catalogue);

@@ -273,3 +273,26 @@ proptest! {
         prop_assert!(world.true_margin() > Nanos::ZERO);
     }
 }
+
+proptest! {
+    #[test]
+    fn the_least_margin_is_the_least_of_all_pairs(
+        readings in prop::collection::vec((0_i64..20, 0_i64..20), 0..7)
+    ) {
+        let placed: Vec<Placed> = readings
+            .iter()
+            .map(|&(p, q)| Placed {
+                p_latest: Time::from_nanos(p),
+                q_earliest: Time::from_nanos(q),
+                error: Nanos::ZERO,
+            })
+            .collect();
+        let pairs = (0..placed.len()).flat_map(|i| (0..placed.len()).map(move |j| (i, j)));
+        let all = pairs.filter(|(i, j)| i != j).map(|(i, j)| placed[i].q_earliest - placed[j].p_latest);
+        let found = least_margin(&placed);
+        prop_assert_eq!(found.map(|(margin, ..)| margin), all.min());
+        if let Some((margin, i, j)) = found {
+            prop_assert!(i != j && margin == placed[i].q_earliest - placed[j].p_latest);
+        }
+    }
+}

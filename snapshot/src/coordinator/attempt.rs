@@ -11,13 +11,15 @@ use serde::Serialize;
 use timesync::bound::{Policy, WindowError};
 use timesync::identity::Incarnation;
 use timesync::source::Observation;
-use timesync::time::Nanos;
+use timesync::time::{Nanos, Server, Time};
 use uuid::Uuid;
 
+use super::hooks::first_let_go;
 use super::plan::{Candidate, NoPlan, Plan, confidence_of_each, plan};
 use super::{Coordinator, CoordinatorError, Job};
 use crate::agent::UncoordinatedOrder;
 use crate::certificate::{Certificate, Evidence, HostEvidence, Mode, Observed, certify};
+use crate::hooks::HookLimits;
 use crate::http::ControlError;
 use crate::messages::{
     Control, Manifest, Progress, RequestedPolicy, SnapshotState, Step, StoryEntry, Verdict,
@@ -68,6 +70,7 @@ pub(super) struct Participant {
     /// How long its slowest volume last took to pause.
     pub(super) pausing: Nanos,
     pub(super) volumes: Vec<String>,
+    pub(super) hooks: Option<HookLimits>,
 }
 
 /// A cut that every host has sealed.
@@ -88,6 +91,8 @@ pub(super) struct Attempt<'a> {
     pub(super) participants: Vec<Participant>,
     progress: &'a (dyn Fn(Progress) + Send + Sync),
     story: Mutex<Vec<StoryEntry>>,
+    /// How long an order to all hosts takes, the quickest that there was.
+    reach: Mutex<Option<Nanos>>,
 }
 
 /// Who the hosts are and what they have.
@@ -126,6 +131,7 @@ impl<'a> Attempt<'a> {
             participants: Vec::new(),
             progress,
             story: Mutex::default(),
+            reach: Mutex::default(),
         };
         attempt.report(Step::Describe, "asking the hosts".to_owned());
         let mut remotes: Vec<Arc<RemoteHost>> = Vec::new();
@@ -133,14 +139,22 @@ impl<'a> Attempt<'a> {
         for group in job.group.chunk_by(|a, b| a.host == b.host) {
             remotes.push(Arc::clone(coordinator.host(&group[0].host)?));
         }
+        if let Err(error) = attempt.enlist(remotes).await {
+            attempt.note(Step::Describe, None, error.to_string());
+            attempt.tell().await;
+            return Err(error);
+        }
+        Ok(attempt)
+    }
+
+    async fn enlist(&mut self, remotes: Vec<Arc<RemoteHost>>) -> Result<(), CoordinatorError> {
+        let job = self.job;
+        let asked = self.coordinator.source.0.now();
         let descriptions = describe(remotes.clone()).await?;
-        for (remote, description) in remotes.into_iter().zip(descriptions) {
-            let volumes: Vec<String> = job
-                .group
-                .iter()
-                .filter(|member| member.host == remote.name())
-                .map(|member| member.volume.clone())
-                .collect();
+        self.reached_since(asked);
+        let groups = job.group.chunk_by(|a, b| a.host == b.host);
+        for ((remote, description), group) in remotes.into_iter().zip(descriptions).zip(groups) {
+            let volumes: Vec<String> = group.iter().map(|member| member.volume.clone()).collect();
             let mut pausing = Nanos::ZERO;
             for name in &volumes {
                 let host = remote.name();
@@ -173,35 +187,43 @@ impl<'a> Attempt<'a> {
                     },
                 }
             }
-            attempt.participants.push(Participant {
+            self.participants.push(Participant {
                 remote,
                 incarnation: description.host,
                 max_stretch: description.max_stretch,
                 pausing,
                 volumes,
+                hooks: description.hooks,
             });
         }
-        Ok(attempt)
+        Ok(())
     }
 
     /// Goes through with it. Without a snapshot, the attempt is undone when this returns, or will be once every host
     /// answers again.
     pub(super) async fn run(self) -> Result<Manifest, Stop> {
-        let (snapshot, id) = (self.job.id, self.id);
         self.begin().await?;
         let result = self.take_and_keep().await;
         if let Err(stop) = &result {
             self.note(Step::Abort, None, stop.to_string());
             self.report(Step::Abort, format!("undoing the attempt: {stop}"));
+            // What each host answers to the abort comes after it.
+            self.tell().await;
             self.undo().await;
         }
+        self.tell().await;
+        result
+    }
+
+    /// Stores what the story has come to. A server that dies tells no more than this.
+    async fn tell(&self) {
         let story = std::mem::take(&mut *self.story.lock().unwrap_or_else(PoisonError::into_inner));
+        let (snapshot, id) = (self.job.id, self.id);
         if let Err(why) =
             self.coordinator.with_catalogue(move |catalogue| catalogue.tell(snapshot, &story)).await
         {
             tracing::warn!(%snapshot, attempt = %id, %why, "the attempt's story was not stored");
         }
-        result
     }
 
     /// From now on its hosts are owed an abort.
@@ -213,7 +235,9 @@ impl<'a> Attempt<'a> {
     /// On every host, or later on those that do not answer.
     pub(super) async fn undo(&self) {
         let remotes: Vec<_> = self.participants.iter().map(|host| Arc::clone(&host.remote)).collect();
-        self.coordinator.undo.everywhere(self.id, &remotes).await;
+        for (host, why) in self.coordinator.undo.everywhere(self.id, &remotes).await {
+            self.note(Step::Abort, Some(&host), format!("{why}; it is asked again until it answers"));
+        }
     }
 
     async fn take_and_keep(&self) -> Result<Manifest, Stop> {
@@ -237,6 +261,11 @@ impl<'a> Attempt<'a> {
         {
             return Err(Stop::Refused(refusal.to_string()));
         }
+        if let Some(host) = first_let_go(self.job.id, &self.participants).await? {
+            return Err(Stop::Failed(CoordinatorError::Hook(format!(
+                "host {host} has restarted or lost patience, and ended what its hook before the snapshot began"
+            ))));
+        }
         let manifest = self.manifest(&taken, verdict);
         self.keep(manifest, taken.evidence).await
     }
@@ -247,13 +276,19 @@ impl<'a> Attempt<'a> {
         let server_before = source.incarnation();
         // A disk may take its time: what waits for one is done before T is chosen.
         self.prepare(server_before).await?;
+        self.tell().await;
         let (plan, planned) = self.foresee().await?;
         let policy = self.policy();
         let words = format!("T in {}, V = {}", self.lead(), plan.stretch);
         self.note(Step::Plan, None, words.clone());
         self.report(Step::Plan, words);
+        for ((host, at), error) in self.participants.iter().zip(&plan.at).zip(&plan.errors) {
+            let words = format!("T is {} on its clock, known within ± {error}", at.as_nanos());
+            self.note(Step::Plan, Some(host.remote.name()), words);
+        }
         let timings = plan.at.iter().map(|&at| ArmTiming::Timed { at, stretch: plan.stretch }).collect();
         self.arm(server_before, timings).await?;
+        self.tell().await;
         let sealed = self.seal(server_before, self.lead() + plan.stretch).await?;
         // Every host has read its Q by now, so these exchanges lie after it, as those of the plan lie before P.
         self.report(Step::Measure, "exchanging timestamps again".to_owned());
@@ -294,13 +329,25 @@ impl<'a> Attempt<'a> {
         Ok((self.plan(&planned, &self.policy())?, planned))
     }
 
-    /// Twice as far ahead with each further attempt: on a busy machine an order may arrive after its own T. With room for
-    /// twice the time that the slowest volume last took to pause.
+    /// Far enough ahead for an order to reach all hosts: where nobody asked for another one, at least twice as long as that
+    /// took, since a hundred hosts take longer than three. With room for twice the time that the slowest volume last took
+    /// to pause. And twice as far with each further attempt: on a busy machine an order may arrive after its own T.
     pub(super) fn lead(&self) -> Nanos {
+        let reach = self.reach.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(Nanos::ZERO);
+        let least = if self.job.request.lead_ns.is_none() { reach + reach } else { Nanos::ZERO };
+        let lead = self.job.lead.max(least.min(LONGEST_LEAD));
         let doublings = self.number.saturating_sub(1).min(16);
         let pausing = self.participants.iter().map(|host| host.pausing).max().unwrap_or(Nanos::ZERO);
-        let first = self.job.lead + pausing + pausing;
+        let first = lead + pausing + pausing;
         Nanos::new(first.get() << doublings).min(LONGEST_LEAD.max(self.job.lead))
+    }
+
+    /// All hosts have answered an order that was given at that time. The quickest counts: one opened the connections, the
+    /// other one had to wait for disks.
+    fn reached_since(&self, asked: Time<Server>) {
+        let took = self.coordinator.source.0.now() - asked;
+        let mut reach = self.reach.lock().unwrap_or_else(PoisonError::into_inner);
+        *reach = Some(reach.map_or(took, |quickest| quickest.min(took)));
     }
 
     fn plan(&self, observations: &[Observation], policy: &Policy) -> Result<Plan, Stop> {
@@ -342,6 +389,8 @@ impl<'a> Attempt<'a> {
         self.prepare(server_before).await?;
         self.report(Step::Measure, "measuring the control round trip".to_owned());
         let round_trip = self.round_trip().await?;
+        self.note(Step::Measure, None, format!("a control round trip takes {round_trip}"));
+        self.tell().await;
         self.arm(server_before, vec![ArmTiming::Barrier; self.participants.len()]).await?;
         self.report(Step::Strike, "cutting by message".to_owned());
         // From here to the release, writers wait. All orders leave at once on connections that the pings opened, and
@@ -413,7 +462,10 @@ impl<'a> Attempt<'a> {
             };
             async move { host.prepare(id, &order).await }
         };
-        self.everywhere(Step::Prepare, order).await.map(|_| ())
+        let asked = self.coordinator.source.0.now();
+        self.everywhere(Step::Prepare, order).await?;
+        self.reached_since(asked);
+        Ok(())
     }
 
     async fn arm(&self, server: Incarnation, timings: Vec<ArmTiming>) -> Result<(), Stop> {
@@ -556,7 +608,7 @@ impl<'a> Attempt<'a> {
         self.participants.iter().map(|host| host.remote.name().to_owned()).collect()
     }
 
-    fn report(&self, step: Step, detail: String) {
+    pub(super) fn report(&self, step: Step, detail: String) {
         (self.progress)(Progress { attempt: self.number, mode: self.mode, step, detail });
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Coordinator;
 use crate::follow_ups::{Finished, FollowUp};
-use crate::messages::{Manifest, Step, StoryEntry, Verdict};
+use crate::messages::{Manifest, Step, Verdict};
 use crate::sync::task;
 
 impl Coordinator {
@@ -68,14 +68,7 @@ impl Coordinator {
     }
 
     async fn tell_of_follow_up(&self, id: uuid::Uuid, detail: String) {
-        let at_ns = self.source.0.now();
-        let told = self
-            .with_catalogue(move |catalogue| {
-                // It belongs to the attempt that came to something.
-                let attempt = catalogue.story(id)?.last().map_or(id, |entry| entry.attempt);
-                catalogue.tell(id, &[StoryEntry { attempt, at_ns, step: Step::FollowUp, host: None, detail }])
-            })
-            .await;
+        let told = self.tell_of_command(id, Step::FollowUp, None, detail).await;
         if let Err(why) = told {
             tracing::warn!(snapshot = %id, %why, "how a follow-up went was not stored");
         }

@@ -26,13 +26,14 @@ impl Coordinator {
     pub async fn recover(self: &Arc<Self>) -> Result<(), CoordinatorError> {
         for (attempt, name) in self.with_catalogue(|catalogue| catalogue.owed()).await? {
             match self.hosts.get(&name) {
-                Some(host) => self.undo.until_answered(attempt, Arc::clone(host)),
+                Some(host) => self.undo.until_answered(attempt, Arc::clone(host), Duration::ZERO),
                 None => tracing::warn!(
                     %attempt, host = name,
                     "an attempt could not be undone on a host that is no longer configured; configure it again to do so"
                 ),
             }
         }
+        self.recover_hooks().await?;
         self.recover_restores().await?;
         self.recover_deletions().await?;
         for snapshot in self.with_catalogue(|catalogue| catalogue.list()).await? {

@@ -209,6 +209,34 @@ async fn an_abort_is_repeated_until_the_host_answers_it() {
 }
 
 #[tokio::test]
+async fn the_story_of_a_failure_tells_which_host_which_step_why_and_what_was_undone() {
+    let fleet = Fleet::new(near());
+    let coordinator = fleet.coordinator(|_| {});
+    fleet.hosts[1].refuses("seal", 500, 1);
+    fleet.hosts[0].refuses("abort", 503, 1);
+    coordinator.create(timed(), |_| {}).await.unwrap_err();
+    let told = async |step, host: Option<&str>| {
+        let story = coordinator.show("s1", false).await.unwrap().story;
+        let of = story.into_iter().filter(|entry| entry.step == step && entry.host.as_deref() == host);
+        of.map(|entry| entry.detail).collect::<Vec<_>>()
+    };
+    let plan = told(Step::Plan, Some("c")).await;
+    assert!(plan[0].starts_with("T is ") && plan[0].contains("known within ±"), "{plan:?}");
+    assert!(told(Step::Seal, Some("a")).await[0].contains("\"released_by\""));
+    assert_eq!(told(Step::Seal, Some("b")).await, ["host b: scripted to refuse seal"]);
+    assert_eq!(told(Step::Abort, None).await, ["host b: scripted to refuse seal"]);
+    assert_eq!(told(Step::Abort, Some("b")).await, ["undone there"]);
+    let again = "host a: scripted to refuse abort; it is asked again until it answers";
+    eventually(async || told(Step::Abort, Some("a")).await == [again, "undone there"]).await;
+
+    fleet.hosts[2].refuses("describe", 500, 1);
+    coordinator.create(named("s2", RequestedMode::Auto), |_| {}).await.unwrap_err();
+    let story = coordinator.show("s2", false).await.unwrap().story;
+    assert_eq!((story.len(), story[0].step), (1, Step::Describe));
+    assert_eq!(story[0].detail, "host c: scripted to refuse describe");
+}
+
+#[tokio::test]
 async fn a_crash_at_any_state_is_rolled_back_at_the_next_start() {
     let fleet = Fleet::new(near());
     let first = fleet.coordinator(|_| {});

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use timesync::source::SkewSource;
 
+use super::Source;
 use crate::catalogue::Catalogue;
 use crate::http::ControlError;
 use crate::mutation::mutated;
@@ -19,30 +21,41 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub(super) struct Undo {
     catalogue: Arc<Catalogue>,
+    source: Source,
 }
 
 impl Undo {
-    pub(super) fn new(catalogue: Arc<Catalogue>) -> Self {
-        Undo { catalogue }
+    pub(super) fn new(catalogue: Arc<Catalogue>, source: Arc<dyn SkewSource>) -> Self {
+        Undo { catalogue, source: Source(source) }
     }
 
     /// Aborts on all `hosts` at once. Returns when each has answered or failed to; those that failed are asked again
-    /// in the background. No I/O waits for this: a host releases by its own clock.
-    pub(super) async fn everywhere(&self, attempt: AttemptId, hosts: &[Arc<RemoteHost>]) {
+    /// in the background, and are returned with the reason. No I/O waits for this: a host releases by its own clock.
+    pub(super) async fn everywhere(
+        &self,
+        attempt: AttemptId,
+        hosts: &[Arc<RemoteHost>],
+    ) -> Vec<(String, ControlError)> {
         let hosts = if mutated!(AbortForgetsOne) { &hosts[..hosts.len() - 1] } else { hosts };
         let answers = join_all(hosts.iter().map(|host| self.once(attempt, host))).await;
+        let mut unanswered = Vec::new();
         for (host, answer) in hosts.iter().zip(answers) {
             if let Err(why) = answer {
                 tracing::warn!(%attempt, host = host.name(), %why, "abort not answered; it will be repeated");
-                self.until_answered(attempt, Arc::clone(host));
+                self.until_answered(attempt, Arc::clone(host), FIRST_PAUSE);
+                unanswered.push((host.name().to_owned(), why));
             }
         }
+        unanswered
     }
 
-    /// Aborts on one host, again and again until it answers, in a task of its own.
-    pub(super) fn until_answered(&self, attempt: AttemptId, host: Arc<RemoteHost>) {
+    /// Aborts on one host after a pause, again and again until it answers, in a task of its own.
+    pub(super) fn until_answered(&self, attempt: AttemptId, host: Arc<RemoteHost>, first: Duration) {
         let undo = self.clone();
         task::spawn(async move {
+            if !first.is_zero() {
+                task::sleep(first).await;
+            }
             let mut pause = FIRST_PAUSE;
             while undo.once(attempt, &host).await.is_err() {
                 task::sleep(pause).await;
@@ -58,8 +71,9 @@ impl Undo {
             Err(error) if !matches!(error.status(), Some(404 | 410)) => return Err(error),
             _ => {}
         }
-        let (catalogue, name) = (Arc::clone(&self.catalogue), host.name().to_owned());
-        let settled = task::spawn_blocking(move || catalogue.settle(attempt, &name)).await;
+        let (catalogue, name, at) =
+            (Arc::clone(&self.catalogue), host.name().to_owned(), self.source.0.now());
+        let settled = task::spawn_blocking(move || catalogue.settle(attempt, &name, at)).await;
         if let Ok(Err(why)) = settled {
             // The debt stays on the books, so the next start repeats the abort; it may be repeated.
             tracing::warn!(%attempt, host = host.name(), %why, "abort answered but not noted");

@@ -180,6 +180,7 @@ async fn describe(State(host): Host) -> Answer<HostDescription> {
         unserved: BTreeMap::new(),
         importing: BTreeMap::new(),
         nbd: Vec::new(),
+        hooks: None,
     }))
 }
 
