@@ -1,4 +1,5 @@
 //! Hooks around snapshots, with real daemons: in order, refused, cut short by kill -9; and told of.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -141,10 +141,10 @@ fn a_lost_catalogue_is_made_again_from_what_the_hosts_keep() {
         }
     }
     let config = small.at("server.toml");
-    let record = std::fs::read_dir(small.at("b").join(".records")).unwrap().map(|file| file.unwrap().path());
-    let half = record
-        .filter(|file| std::fs::read_to_string(file).unwrap().contains("\"name\":\"half\""))
-        .next()
+    let half = std::fs::read_dir(small.at("b").join(".records"))
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .find(|file| std::fs::read_to_string(file).unwrap().contains("\"name\":\"half\""))
         .unwrap();
     std::fs::remove_file(half).unwrap();
 

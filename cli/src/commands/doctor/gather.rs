@@ -208,7 +208,7 @@ fn disk(what: &'static str, path: &Path) -> Disk {
 
 fn certificates(tls: Option<&TlsFiles>) -> Vec<Certificate> {
     let Some(TlsFiles { cert, key, ca }) = tls else { return Vec::new() };
-    let mut found: Vec<Certificate> = [cert, ca].into_iter().map(|file| certificate(file)).collect();
+    let mut found: Vec<Certificate> = [cert, ca].into_iter().map(certificate).collect();
     // Of a key there is nothing to say but that it can be read.
     if let Err(why) = std::fs::read(key) {
         found.push(Certificate { file: key.clone(), days_left: Err(why.to_string()) });

@@ -31,10 +31,9 @@ fn section(command: &clap::Command, name: &str) -> String {
         let remote = command.get_arguments().any(|argument| argument.get_id() == "cert");
         let ours = ["cert", "key", "ca", "insecure", "server"];
         let options = command.get_arguments().filter(|argument| {
-            !argument.is_positional()
-                && !argument.is_hide_set()
-                && !["help", "version"].contains(&argument.get_id().as_str())
-                && !(remote && ours.contains(&argument.get_id().as_str()))
+            let id = argument.get_id().as_str();
+            let elsewhere = ["help", "version"].contains(&id) || (remote && ours.contains(&id));
+            !argument.is_positional() && !argument.is_hide_set() && !elsewhere
         });
         let mut rows = String::new();
         for argument in options {
