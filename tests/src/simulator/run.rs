@@ -179,7 +179,7 @@ pub fn request(name: &str, random: &mut Random, calm: bool) -> CreateRequest {
         policy: RequestedPolicy::Hard,
         lead_ns: Some(Nanos::new(if calm { 20_000_000 } else { random.nanos(1_000_000, 12_000_000) })),
         attempts: Some(2),
-        control: None,
+        ..CreateRequest::default()
     }
 }
 
