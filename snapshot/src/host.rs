@@ -517,6 +517,7 @@ impl HostService {
                 service.note_evidence(id, &kept);
             }
             kept.keep();
+            kept.tidy();
             if let Some(service) = service.upgrade() {
                 service.end(id);
             }

@@ -135,7 +135,7 @@ fn a_hook_that_fails_or_overruns_refuses_the_snapshot_and_is_made_up_for() {
         (
             "sleep 600",
             "before_timeout = \"200ms\"\n",
-            "host a: the hook before the snapshot took longer than 200 ms and was killed (/bin/sh)",
+            "host a: the hook before the snapshot took longer than 200.00 ms and was killed (/bin/sh)",
         ),
     ] {
         let rig = Rig::start(before, more);

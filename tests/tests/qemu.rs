@@ -136,7 +136,7 @@ fn assert_consistent(content: &BTreeMap<String, Vec<u8>>) {
 }
 
 #[test]
-#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
 fn snapshots_of_a_running_machine_are_consistent_and_outlive_merges_and_a_restore() {
     let mut guest = Guest::start();
     let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
@@ -203,7 +203,7 @@ fn snapshots_of_a_running_machine_are_consistent_and_outlive_merges_and_a_restor
 }
 
 #[test]
-#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
 fn a_qemu_that_hangs_at_the_stop_runs_on_once_it_goes_on() {
     let guest = Guest::start();
     let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
@@ -233,7 +233,7 @@ fn a_qemu_that_hangs_at_the_stop_runs_on_once_it_goes_on() {
 }
 
 #[test]
-#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
 fn a_machine_and_a_built_in_volume_are_cut_as_of_one_instant() {
     let guest = Guest::start();
     let mut with_machine = Place::loopback(&[]);
@@ -286,7 +286,7 @@ fn a_machine_and_a_built_in_volume_are_cut_as_of_one_instant() {
 }
 
 #[test]
-#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
 fn a_daemon_that_dies_leaves_no_machine_stopped() {
     let guest = Guest::start();
     // Ports of its own, so that it is found where it was.
@@ -322,7 +322,7 @@ fn a_daemon_that_dies_leaves_no_machine_stopped() {
 
 /// The better way: nothing is stopped.
 #[test]
-#[ignore = "needs tests/vm/prepare; run by tests/vm/test"]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
 fn a_machine_whose_disks_are_coevals_volumes_is_never_stopped() {
     let hosts = [("a", Place::loopback(&[])), ("b", Place::loopback(&[]))];
     let cluster = Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap();

@@ -188,7 +188,7 @@ fn head(file: &Path) -> Vec<u8> {
 }
 
 #[test]
-#[ignore = "needs a kernel with dm-thin; run by tests/vm/test in a virtual machine"]
+#[ignore = "needs a kernel with dm-thin; run by tests/vm/backends in a virtual machine"]
 fn thin_volumes_that_are_paused_together_are_cut_as_of_one_instant() {
     let mut pool = Pool::new();
     dmsetup(&["message", "pool", "0", "create_thin 1"]);
@@ -259,7 +259,7 @@ fn thin_volumes_that_are_paused_together_are_cut_as_of_one_instant() {
 }
 
 #[test]
-#[ignore = "needs a kernel with dm-thin; run by tests/vm/test in a virtual machine"]
+#[ignore = "needs a kernel with dm-thin; run by tests/vm/backends in a virtual machine"]
 fn lvms_pools_are_refused() {
     let _lvm = Lvm::new();
     let directory = tempfile::tempdir().unwrap();
@@ -269,7 +269,7 @@ fn lvms_pools_are_refused() {
 }
 
 #[test]
-#[ignore = "needs a kernel with dm-thin; run by tests/vm/test in a virtual machine"]
+#[ignore = "needs a kernel with dm-thin; run by tests/vm/backends in a virtual machine"]
 fn thin_volumes_of_both_kinds_and_a_built_in_one_are_cut_as_of_one_instant() {
     let mut pool = Pool::new();
     let _lvm = Lvm::new();
@@ -369,7 +369,7 @@ impl Drop for Mounted {
 }
 
 #[test]
-#[ignore = "needs a kernel with nbd; run by tests/vm/test in a virtual machine"]
+#[ignore = "needs a kernel with nbd; run by tests/vm/backends in a virtual machine"]
 fn a_file_system_on_the_kernels_own_client_survives_in_every_snapshot() {
     let cluster = harness::tools::one_host(&[]);
     ask(&cluster, &["volume", "create", "a/data", "64MiB"]);

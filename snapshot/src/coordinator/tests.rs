@@ -229,8 +229,11 @@ async fn the_story_of_a_failure_tells_which_host_which_step_why_and_what_was_und
     let again = "host a: scripted to refuse abort; it is asked again until it answers";
     eventually(async || told(Step::Abort, Some("a")).await == [again, "undone there"]).await;
 
+    // A group that is listed: nobody has to be asked what there is before the attempt begins.
+    let group = ["a", "b", "c"].map(|host| Member { host: host.to_owned(), volume: "data".to_owned() });
     fleet.hosts[2].refuses("describe", 500, 1);
-    coordinator.create(named("s2", RequestedMode::Auto), |_| {}).await.unwrap_err();
+    let request = CreateRequest { group: group.into(), ..named("s2", RequestedMode::Auto) };
+    coordinator.create(request, |_| {}).await.unwrap_err();
     let story = coordinator.show("s2", false).await.unwrap().story;
     assert_eq!((story.len(), story[0].step), (1, Step::Describe));
     assert_eq!(story[0].detail, "host c: scripted to refuse describe");

@@ -1,5 +1,6 @@
 //! One attempt on one host, from its preparation to its end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use timesync::clock::HostClock;
@@ -57,6 +58,8 @@ pub(super) struct Attempt {
     /// The volumes outside Coeval, which pause instead.
     pausing: Vec<Arc<PausingCut>>,
     phase: Mutex<Phase>,
+    /// It was given up, and not committed.
+    called_off: AtomicBool,
     changed: Condvar,
     nonce: OnceLock<Uuid>,
     keeper: OnceLock<Thread>,
@@ -78,6 +81,7 @@ impl Attempt {
             volumes: Mutex::new(volumes),
             pausing,
             phase: Mutex::new(Phase::Cutting),
+            called_off: AtomicBool::new(false),
             changed: Condvar::new(),
             nonce: OnceLock::new(),
             keeper: OnceLock::new(),
@@ -216,9 +220,18 @@ impl Attempt {
             volume.disarm();
         }
         volumes.drain(..).for_each(VolumeCut::discard);
-        // Under the lock: an order to arm finds the phase, or what it armed is found here.
+        // Under the lock: an order to arm finds the phase, or what it armed is found here; a commit is done by now.
+        self.called_off.store(true, Ordering::SeqCst);
         self.set_phase(Phase::Over);
         drop(volumes);
+    }
+
+    /// The keeper's last task: of an attempt that was called off nothing is left outside when it is forgotten, so that the
+    /// next one does not find the volumes busy.
+    pub(super) fn tidy(&self) {
+        if self.called_off.load(Ordering::SeqCst) {
+            self.pausing.iter().for_each(|volume| volume.discard());
+        }
     }
 
     /// The rest of the keeper's life: seals, and drops what nobody commits.

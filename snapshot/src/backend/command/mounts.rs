@@ -13,7 +13,7 @@ use nix::sys::stat::{major, minor};
 /// A file system, as the kernel numbers it: `MAJOR:MINOR`. All subvolumes of a btrfs have one.
 pub(super) type Device = String;
 
-/// What `/proc/self/mountinfo` says (proc_pid_mountinfo(5)).
+/// What `/proc/thread-self/mountinfo` says (proc_pid_mountinfo(5)): a thread may have mounts of its own.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Table(Vec<Mount>);
 
@@ -31,7 +31,7 @@ pub(super) struct Mount {
 
 impl Table {
     pub(super) fn read() -> io::Result<Table> {
-        Ok(Table(fs::read_to_string("/proc/self/mountinfo")?.lines().filter_map(parse).collect()))
+        Ok(Table(fs::read_to_string("/proc/thread-self/mountinfo")?.lines().filter_map(parse).collect()))
     }
 
     /// The mount that a path is in.
