@@ -9,8 +9,10 @@
 //! Whatever is found in `planning` or `committing` at start-up has failed, and its hosts are owed an abort until each
 //! has answered one. Every commit is synced (`synchronous=FULL`).
 
+mod requests;
 mod schedules;
 
+pub use requests::StoredRequest;
 pub use schedules::StoredSchedule;
 
 use std::path::{Path, PathBuf};
@@ -28,7 +30,7 @@ use crate::coordinator::RestorePlan;
 use crate::messages::{Manifest, Snapshot, SnapshotState, StoryEntry};
 use crate::orders::AttemptId;
 
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 
 /// A failed snapshot gives its name back; any other holds it.
 const SCHEMA: &str = "
@@ -137,7 +139,7 @@ fn prepare(connection: &mut Connection) -> Result<(), CatalogueError> {
         return Err(CatalogueError::Newer { found });
     }
     // Each version's schema is what it added to the one before.
-    for (version, added) in (1..).zip([SCHEMA, schedules::SCHEMA, RESTORES]) {
+    for (version, added) in (1..).zip([SCHEMA, schedules::SCHEMA, RESTORES, requests::SCHEMA]) {
         if found < version {
             transaction.execute_batch(added)?;
         }
@@ -252,6 +254,15 @@ impl Catalogue {
             connection.prepare("SELECT attempt, host FROM attempts WHERE owed = 1 ORDER BY attempt, host")?;
         let rows = query.query_map([], |row| Ok((parsed(row, 0)?, row.get(1)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// The snapshot that an attempt is or was for, by id.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn snapshot_of(&self, attempt: AttemptId) -> Result<Option<String>, CatalogueError> {
+        let query = "SELECT snapshot FROM attempts WHERE attempt = ?1 LIMIT 1";
+        Ok(self.lock().query_row(query, [attempt.to_string()], |row| row.get(0)).optional()?)
     }
 
     /// Adds to the story of a snapshot.

@@ -10,6 +10,7 @@ mod library;
 mod manifest;
 pub mod plan;
 mod rehearsal;
+mod requests;
 mod restore;
 mod scheduler;
 mod space;
@@ -27,6 +28,8 @@ use crate::catalogue::{Catalogue, CatalogueError};
 use crate::certificate::Mode;
 use crate::http::{Connector, ControlError, HttpError};
 use crate::messages::{CreateRequest, Manifest, Member, Progress, RequestedMode, RequestedPolicy};
+use crate::metrics::SnapshotCounts;
+use crate::operations::Operations;
 use crate::remote::{HostEndpoint, Limits, RemoteHost};
 use crate::sync::task;
 use crate::volume::is_name;
@@ -114,7 +117,8 @@ impl CoordinatorError {
             CoordinatorError::Catalogue(_) | CoordinatorError::Internal(_) => 500,
             CoordinatorError::Host(error) => error.status().unwrap_or(502),
             CoordinatorError::Unfinished(..) => 502,
-            CoordinatorError::Refused { .. } => 503,
+            // Nothing is wrong with the server: as clocks and hosts are now, no cut was proved.
+            CoordinatorError::Refused { .. } => 409,
         }
     }
 }
@@ -127,6 +131,8 @@ pub struct Coordinator {
     catalogue: Arc<Catalogue>,
     undo: Undo,
     options: Options,
+    operations: Operations,
+    counts: SnapshotCounts,
     /// Digests are computed one at a time: they read whole volumes.
     digesting: tokio::sync::Mutex<()>,
     /// Wakes the one who takes scheduled snapshots: there is another schedule, or one less.
@@ -174,6 +180,8 @@ impl Coordinator {
             undo: Undo::new(Arc::clone(&catalogue)),
             catalogue,
             options,
+            operations: Operations::default(),
+            counts: SnapshotCounts::default(),
             digesting: tokio::sync::Mutex::new(()),
             rescheduled: tokio::sync::Notify::new(),
         }))
@@ -189,34 +197,63 @@ impl Coordinator {
         request: CreateRequest,
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<Manifest, CoordinatorError> {
-        self.create_for(None, request, progress).await
+        self.create_for(Uuid::now_v7(), None, request, progress).await
+    }
+
+    /// The same, under an id that was chosen before.
+    ///
+    /// # Errors
+    /// As [`Coordinator::create`].
+    pub async fn create_as(
+        self: &Arc<Self>,
+        id: Uuid,
+        request: CreateRequest,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<Manifest, CoordinatorError> {
+        self.create_for(id, None, request, progress).await
+    }
+
+    /// What became of the snapshots that it took.
+    pub fn counts(&self) -> &SnapshotCounts {
+        &self.counts
+    }
+
+    /// The long work that this server does.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// The same, for a schedule.
+    #[tracing::instrument(name = "snapshot", skip_all, fields(snapshot = %id))]
     async fn create_for(
         self: &Arc<Self>,
+        id: Uuid,
         schedule: Option<String>,
         request: CreateRequest,
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<Manifest, CoordinatorError> {
-        let job = Arc::new(self.prepare(request).await?);
-        let (id, name) = (job.id, job.name.clone());
+        let job = Arc::new(self.prepare(id, request).await?);
+        let name = job.name.clone();
         self.with_catalogue(move |catalogue| catalogue.begin(id, &name, schedule.as_deref())).await?;
         let mut taken = self.take(&job, &progress).await;
         // A volume's snapshots hold as much as they may.
         if taken.as_ref().is_err_and(|error| error.status() == 507) && self.make_room(&job.group).await {
             taken = self.take(&job, &progress).await;
         }
+        self.counts.ended(&taken);
         match taken {
             Ok(manifest) => {
+                let (margin, attempts) = (manifest.margin_ns, manifest.attempts);
+                tracing::info!(name = manifest.name, ?margin, attempts, "the snapshot is taken");
                 self.digest_later(manifest.clone());
                 Ok(manifest)
             }
             Err(error) => {
                 let why = error.to_string();
+                tracing::warn!(why, "there is no snapshot");
                 if let Err(unnoted) = self.with_catalogue(move |catalogue| catalogue.fail(id, &why)).await {
                     // The row stays unfinished, and the next start rolls it back.
-                    tracing::warn!(snapshot = %id, why = %unnoted, "the snapshot's failure was not noted");
+                    tracing::warn!(why = %unnoted, "the snapshot's failure was not noted");
                 }
                 Err(error)
             }
@@ -224,9 +261,8 @@ impl Coordinator {
     }
 
     /// Fills in the request's blanks.
-    async fn prepare(&self, request: CreateRequest) -> Result<Job, CoordinatorError> {
+    async fn prepare(&self, id: Uuid, request: CreateRequest) -> Result<Job, CoordinatorError> {
         let invalid = |why: &str| Err(CoordinatorError::Request(why.to_owned()));
-        let id = Uuid::now_v7();
         let name = match &request.name {
             Some(name) if !is_name(name) => {
                 return invalid(&format!(
@@ -297,6 +333,7 @@ impl Coordinator {
         for &mode in modes {
             for _ in 0..job.attempts {
                 number += 1;
+                self.counts.attempted(mode);
                 match Attempt::new(self, job, number, mode, progress).await?.run().await {
                     Ok(manifest) => return Ok(manifest),
                     Err(Stop::Failed(error)) => return Err(error),

@@ -20,6 +20,7 @@ use timesync::time::Nanos;
 use crate::certificate::Mode;
 use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, Exports};
+use crate::metrics::HostMetrics;
 use crate::mutation::mutated;
 use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription,
@@ -62,6 +63,7 @@ pub struct HostService {
     attempts: Mutex<Attempts>,
     restores: Mutex<restore::Restores>,
     imports: volumes::Imports,
+    metrics: HostMetrics,
     nbd: OnceLock<Vec<String>>,
     /// The volume directory,
     root: Directory,
@@ -174,6 +176,7 @@ impl HostService {
             attempts: Mutex::default(),
             restores: Mutex::default(),
             imports: volumes::Imports::default(),
+            metrics: HostMetrics::default(),
             nbd: OnceLock::new(),
             root,
             _lock: lock,
@@ -183,6 +186,11 @@ impl HostService {
     /// What it was told at start.
     pub fn options(&self) -> &HostOptions {
         &self.options
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &HostMetrics {
+        &self.metrics
     }
 
     /// Says where the NBD server listens, once it does.
@@ -227,7 +235,7 @@ impl HostService {
         let what = format!("snapshot attempt {id}");
         let cuts =
             volumes.iter().map(|volume| volume.prepare(&what)).collect::<Result<Vec<_>, VolumeError>>()?;
-        let attempt = Arc::new(Attempt::new(id, order.server, cuts, self.clock.clone()));
+        let attempt = Arc::new(Attempt::new(id, order.snapshot, order.server, cuts, self.clock.clone()));
         self.enlist(id, &attempt)?;
         self.spawn_keeper(id, &attempt)
     }
@@ -275,7 +283,9 @@ impl HostService {
     /// # Errors
     /// [`HostError::Gone`], or what kept the layers from being sealed.
     pub fn seal(&self, id: AttemptId) -> Result<Sealed, HostError> {
-        self.current(id)?.wait_sealed(self.incarnation)
+        let sealed = self.current(id)?.wait_sealed(self.incarnation);
+        self.metrics.cut(sealed.as_ref().ok().map(|sealed| &sealed.readings));
+        sealed
     }
 
     /// Names the sealed state on every volume.
@@ -284,12 +294,17 @@ impl HostService {
     /// When the attempt is over or void, or a volume cannot store the name; no volume keeps it then.
     pub fn commit(&self, id: AttemptId, order: &CommitOrder) -> Result<(), HostError> {
         let attempt = self.current(id)?;
+        let _span = attempt.span().entered();
         let outcome = attempt.commit(&order.name);
         self.end(id);
+        match &outcome {
+            Ok(()) => tracing::info!(name = order.name, "the snapshot is named"),
+            Err(why) => tracing::warn!(name = order.name, %why, "the snapshot is not named"),
+        }
         if outcome.is_err() {
             // Some volumes may have taken the name before one could not.
             if let Err(left) = self.drop_names(id) {
-                tracing::error!(%id, "the name {} stays on a volume: {left}", order.name);
+                tracing::error!("the name {} stays on a volume: {left}", order.name);
             }
         }
         outcome
@@ -302,7 +317,9 @@ impl HostService {
     /// When a volume cannot drop the name.
     pub fn abort(&self, id: AttemptId) -> Result<(), HostError> {
         let current = self.attempts().current.get(&id).cloned();
+        let _span = current.as_ref().map(|attempt| attempt.span().entered());
         if let Some(attempt) = current {
+            tracing::info!("the attempt is called off");
             attempt.call_off();
         }
         self.end(id);
@@ -321,7 +338,7 @@ impl HostService {
         name: &str,
     ) -> Result<(), HostError> {
         let (host, server) = (self.incarnation, self.incarnation);
-        self.prepare(id, &PrepareOrder { host, server, volumes: volumes.to_vec() })?;
+        self.prepare(id, &PrepareOrder { host, server, volumes: volumes.to_vec(), snapshot: None })?;
         self.arm(id, ArmOrder { host, server, timing: ArmTiming::Barrier })?;
         let nonce = self.strike(id)?.nonce;
         self.release(id, &ReleaseOrder { nonces: vec![nonce] })?;
@@ -423,6 +440,7 @@ impl HostService {
     fn spawn_keeper(self: &Arc<Self>, id: AttemptId, attempt: &Arc<Attempt>) -> Result<(), HostError> {
         let (service, kept) = (Arc::downgrade(self), Arc::clone(attempt));
         let keeper = thread::spawn("keeper".to_owned(), move || {
+            let _span = kept.span().entered();
             kept.keep();
             if let Some(service) = service.upgrade() {
                 service.end(id);

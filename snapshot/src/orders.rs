@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use timesync::identity::Incarnation;
 use timesync::time::{Host, Nanos, Time};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::certificate::Mode;
@@ -25,6 +26,9 @@ pub struct PrepareOrder {
     pub server: Incarnation,
     /// The volumes that take part.
     pub volumes: Vec<String>,
+    /// The snapshot that the attempt is for: for the host's log.
+    #[serde(default)]
+    pub snapshot: Option<Uuid>,
 }
 
 /// Cut at T and stretch V, or get ready for a barrier. `POST /v1/cuts/{attempt}/arm`
@@ -146,7 +150,7 @@ pub struct HostDescription {
 }
 
 /// A volume. `GET /v1/volumes`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeDescription {
     /// Its name.
     pub name: String,
@@ -182,7 +186,7 @@ pub struct ContentDigest {
 }
 
 /// What a volume's snapshots may hold. `POST /v1/volumes/{volume}/quota` (null: no limit)
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Quota {
     /// In bytes: as [`VolumeUsage::held`].
@@ -194,7 +198,7 @@ pub struct Quota {
 }
 
 /// What becomes of the next snapshot when the others hold as much as they may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WhenFull {
     /// It is refused.
@@ -217,7 +221,7 @@ impl Quota {
 }
 
 /// How much of a quota is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum QuotaLevel {
     /// Below the warning level, or there is no quota.
@@ -229,7 +233,7 @@ pub enum QuotaLevel {
 }
 
 /// What a volume's snapshots take. `GET /v1/usage` answers with each volume's, by name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeUsage {
     /// By name.
     pub snapshots: BTreeMap<String, SnapshotUsage>,
@@ -246,7 +250,7 @@ pub struct VolumeUsage {
 }
 
 /// What a snapshot of a volume takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SnapshotUsage {
     /// Bytes of data that it reads.
     pub referenced: u64,
@@ -256,7 +260,7 @@ pub struct SnapshotUsage {
 
 /// A run of a snapshot's bytes that are alike. `GET /v1/volumes/{volume}/snapshots/{snapshot}/extents` answers with one a
 /// line, in order and without gaps; `?since=SNAPSHOT` asks what changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Extent {
     /// Where it begins, in bytes.
     pub offset: u64,
@@ -267,7 +271,7 @@ pub struct Extent {
 }
 
 /// What a run of a snapshot's bytes holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ExtentState {
     /// It may hold anything.
@@ -279,7 +283,7 @@ pub enum ExtentState {
 }
 
 /// Why a request failed: problem+json (RFC 9457) with a sentence in `detail`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// The HTTP status again.
     pub status: u16,

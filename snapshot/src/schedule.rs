@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use croner::Cron;
 use croner::parser::{CronParser, Seconds};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::messages::CreateRequest;
 
@@ -20,12 +21,12 @@ const GRACE: i64 = 60;
 const COUNTED: u64 = 10_000;
 
 /// Snapshots of a group, again and again. `POST /api/v1/schedules`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Schedule {
     /// Its name, by the rule for snapshot names, with up to 40 letters; its snapshots are called `NAME-` and the time.
     pub name: String,
     /// When: minute, hour, day of the month, month, day of the week, in UTC (`crontab(5)`).
+    #[schema(value_type = String, example = "0 3 * * *")]
     pub cron: CronTime,
     /// What to take and how; its `name` is not used.
     pub request: CreateRequest,
@@ -101,7 +102,7 @@ pub struct Due {
 }
 
 /// A schedule and how it does. `GET /api/v1/schedules`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ScheduleStatus {
     /// What it is.
     #[serde(flatten)]
@@ -115,7 +116,7 @@ pub struct ScheduleStatus {
 }
 
 /// How one snapshot of a schedule went.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Outcome {
     /// When it was due.
     pub due: DateTime<Utc>,

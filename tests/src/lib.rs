@@ -11,6 +11,7 @@ pub mod fuzz;
 pub mod namespaces;
 pub mod postgres;
 pub mod ptp4l;
+pub mod python;
 #[cfg(feature = "simulator")]
 pub mod simulator;
 pub mod tls;

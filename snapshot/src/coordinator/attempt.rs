@@ -20,7 +20,7 @@ use crate::agent::UncoordinatedOrder;
 use crate::certificate::{Certificate, Evidence, HostEvidence, Mode, Observed, certify};
 use crate::http::ControlError;
 use crate::messages::{
-    Control, Manifest, Progress, RequestedPolicy, SnapshotState, Step, StoryEntry, Verdict,
+    AttemptProgress, Control, Manifest, Progress, RequestedPolicy, SnapshotState, Step, StoryEntry, Verdict,
 };
 use crate::mutation::mutated;
 use crate::orders::{
@@ -181,7 +181,7 @@ impl<'a> Attempt<'a> {
         if let Err(why) =
             self.coordinator.with_catalogue(move |catalogue| catalogue.tell(snapshot, &story)).await
         {
-            tracing::warn!(%snapshot, attempt = %id, %why, "the attempt's story was not stored");
+            tracing::warn!(attempt = %id, %why, "the attempt's story was not stored");
         }
         result
     }
@@ -380,7 +380,8 @@ impl<'a> Attempt<'a> {
         let id = self.id;
         let order = |index: usize, host: Arc<RemoteHost>| {
             let Participant { incarnation, volumes, .. } = &self.participants[index];
-            let order = PrepareOrder { host: *incarnation, server, volumes: volumes.clone() };
+            let (snapshot, volumes) = (Some(self.job.id), volumes.clone());
+            let order = PrepareOrder { host: *incarnation, server, volumes, snapshot };
             async move { host.prepare(id, &order).await }
         };
         self.everywhere(Step::Prepare, order).await.map(|_| ())
@@ -515,7 +516,8 @@ impl<'a> Attempt<'a> {
     }
 
     fn report(&self, step: Step, detail: String) {
-        (self.progress)(Progress { attempt: self.number, mode: self.mode, step, detail });
+        let attempt = AttemptProgress { number: self.number, mode: self.mode, step };
+        (self.progress)(Progress { detail, attempt: Some(attempt) });
     }
 
     fn note(&self, step: Step, host: Option<&str>, detail: String) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use timesync::clock;
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use super::{Coordinator, CoordinatorError};
 use crate::catalogue::StoredSchedule;
@@ -68,9 +69,10 @@ impl Coordinator {
     /// Takes one scheduled snapshot, then deletes what the schedule keeps no longer.
     pub(super) async fn take_scheduled(self: &Arc<Self>, schedule: Schedule, due: DateTime<Utc>) {
         let Schedule { name, request, keep, .. } = schedule;
+        let id = Uuid::now_v7();
         let snapshot = snapshot_name(&name, due);
         let request = CreateRequest { name: Some(snapshot.clone()), ..request };
-        let taken = self.create_for(Some(name.clone()), request, |_| {}).await;
+        let taken = self.create_for(id, Some(name.clone()), request, |_| {}).await;
         let problem = match taken {
             Err(why) => Some(why.to_string()),
             // What is in use now can go after the next one.
@@ -78,8 +80,9 @@ impl Coordinator {
         };
         if let Some(problem) = &problem {
             tracing::warn!(
+                snapshot = %id,
                 schedule = name,
-                snapshot,
+                name = snapshot,
                 problem,
                 "a scheduled snapshot did not go as it should"
             );

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tracing::Instrument;
 
 use crate::catalogue::Catalogue;
 use crate::http::ControlError;
@@ -42,14 +43,16 @@ impl Undo {
     /// Aborts on one host, again and again until it answers, in a task of its own.
     pub(super) fn until_answered(&self, attempt: AttemptId, host: Arc<RemoteHost>) {
         let undo = self.clone();
-        task::spawn(async move {
+        let asking = async move {
             let mut pause = FIRST_PAUSE;
             while undo.once(attempt, &host).await.is_err() {
                 task::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             tracing::info!(%attempt, host = host.name(), "attempt undone");
-        });
+        };
+        // Within the snapshot's span, where its lines belong.
+        task::spawn(asking.in_current_span());
     }
 
     async fn once(&self, attempt: AttemptId, host: &Arc<RemoteHost>) -> Result<(), ControlError> {

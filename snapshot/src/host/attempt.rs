@@ -47,6 +47,7 @@ enum Phase {
 
 pub(super) struct Attempt {
     id: AttemptId,
+    snapshot: Option<Uuid>,
     server: Incarnation,
     clock: HostClock,
     /// Set once, by the order to arm.
@@ -60,9 +61,16 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    pub(super) fn new(id: AttemptId, server: Incarnation, volumes: Vec<VolumeCut>, clock: HostClock) -> Self {
+    pub(super) fn new(
+        id: AttemptId,
+        snapshot: Option<Uuid>,
+        server: Incarnation,
+        volumes: Vec<VolumeCut>,
+        clock: HostClock,
+    ) -> Self {
         Attempt {
             id,
+            snapshot,
             server,
             clock,
             armed: OnceLock::new(),
@@ -72,6 +80,12 @@ impl Attempt {
             nonce: OnceLock::new(),
             keeper: OnceLock::new(),
         }
+    }
+
+    /// Within it are all lines of the log that belong to the attempt.
+    pub(super) fn span(&self) -> tracing::Span {
+        let snapshot = self.snapshot.map(tracing::field::display);
+        tracing::info_span!("attempt", snapshot, attempt = %self.id)
     }
 
     pub(super) fn server(&self) -> Incarnation {
@@ -196,7 +210,7 @@ impl Attempt {
         }
         drop(phase);
         if !self.wait_unless_over(COMMIT_PATIENCE) {
-            tracing::warn!(attempt = %self.id, "nobody committed this attempt; it is dropped");
+            tracing::warn!("nobody committed this attempt; it is dropped");
             self.call_off();
         }
     }
@@ -256,7 +270,7 @@ impl Attempt {
             }
             let now = self.clock.now();
             if now >= ordered_by {
-                tracing::warn!(attempt = %self.id, "nobody armed this attempt; it is dropped");
+                tracing::warn!("nobody armed this attempt; it is dropped");
                 self.call_off();
             }
             if matches!(*self.phase(), Phase::Over) {

@@ -25,6 +25,9 @@ use webpki::EndEntityCert;
 
 use super::Refusal;
 
+/// Where every daemon serves its metrics.
+const METRICS: &str = "/metrics";
+
 /// What a certificate's holder is in the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -116,7 +119,7 @@ impl Identity {
 pub enum Admits {
     /// The server's API: viewers read, operators do everything.
     People,
-    /// A host's control plane: the server gives orders, and nobody else does.
+    /// A host's control plane: the server gives orders, and nobody else does. People may look at its metrics.
     TheServer,
 }
 
@@ -124,14 +127,16 @@ impl Admits {
     /// Lets a request pass, or refuses it with a sentence.
     pub(super) async fn check(self, request: Request, next: Next) -> Response {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let scrapes = reads && request.uri().path() == METRICS;
         let needed = match self {
             Admits::People if reads => "an operator or a viewer",
             Admits::People => "an operator",
+            Admits::TheServer if scrapes => "the server, an operator or a viewer",
             Admits::TheServer => "the server",
         };
         let refusal = match request.extensions().get::<Peer>() {
             None => None,
-            Some(Peer(Some(identity))) if self.allows(identity.role, reads) => None,
+            Some(Peer(Some(identity))) if self.allows(identity.role, reads, scrapes) => None,
             Some(Peer(Some(Identity { role, name }))) => {
                 Some(format!("this needs the certificate of {needed}; {name} has that of a {role}"))
             }
@@ -146,10 +151,12 @@ impl Admits {
         }
     }
 
-    fn allows(self, role: Role, reads: bool) -> bool {
+    fn allows(self, role: Role, reads: bool, scrapes: bool) -> bool {
         match self {
             Admits::People => role == Role::Operator || (reads && role == Role::Viewer),
-            Admits::TheServer => role == Role::Server,
+            Admits::TheServer => {
+                role == Role::Server || (scrapes && matches!(role, Role::Operator | Role::Viewer))
+            }
         }
     }
 }
