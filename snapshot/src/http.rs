@@ -132,6 +132,8 @@ impl Listener {
             .into_make_service();
         // Small requests answer each other (strike, release): Nagle's delay would dominate a barrier.
         let mut server = axum_server::from_tcp(self.socket)?.handle(stop).acceptor(NoDelayAcceptor::new());
+        // Without a look for another version, which would wait for a client that says nothing.
+        server = server.http1_only();
         server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(head);
         match self.tls {
             None => server.map(|inner| Limited::new(inner, connections)).serve(service).await,

@@ -273,7 +273,8 @@ async fn a_body_that_is_too_long_is_refused() {
 #[test]
 fn certificates_that_expire_soon_are_told_of() {
     use chrono::TimeDelta;
-    let files = Authority::new().issue("server");
+    let authority = Authority::new();
+    let files = authority.issue("server");
     let [(_, cert), (_, ca)] = files.expiries()[..] else { panic!("there are two certificates") };
     let first = cert.min(ca);
     assert!(warnings(&files, first - TimeDelta::days(31)).is_empty());
