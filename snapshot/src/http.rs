@@ -132,15 +132,14 @@ impl Listener {
             .into_make_service();
         // Small requests answer each other (strike, release): Nagle's delay would dominate a barrier.
         let mut server = axum_server::from_tcp(self.socket)?.handle(stop).acceptor(NoDelayAcceptor::new());
-        // Without a look for another version, which would wait for a client that says nothing.
-        server = server.http1_only();
         server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(head);
+        // HTTP/1 only: a look for another version would wait for a client that says nothing.
         match self.tls {
-            None => server.map(|inner| Limited::new(inner, connections)).serve(service).await,
+            None => server.map(|inner| Limited::new(inner, connections)).http1_only().serve(service).await,
             Some(config) => {
                 let tls = RustlsAcceptor::new(RustlsConfig::from_config(config));
                 let identifying = |inner| Limited::new(Identifying(tls.acceptor(inner)), connections);
-                server.map(identifying).serve(service).await
+                server.map(identifying).http1_only().serve(service).await
             }
         }
     }
