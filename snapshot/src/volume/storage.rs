@@ -12,6 +12,8 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, copy_file_range, fallocate, posix_fadvise};
 use nix::unistd::{Whence, lseek};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use timesync::identity::BootId;
 
 use super::{VolumeError, at_path};
 
@@ -19,6 +21,10 @@ use super::{VolumeError, at_path};
 /// its page cache where it can, and then looks at all of that piece for every later write into it: after a write of
 /// 1 MiB, one of 4 KiB takes ten times as long. The long write itself is hardly slower in pieces (docs/speed.md).
 const PIECE: u64 = 32 << 10;
+
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8, statx(2)): a number that no other mount had since the system started. Older kernels
+/// give one that may come again.
+const MOUNT_ID_UNIQUE: u32 = 0x4000;
 
 /// A file system, as far as a volume needs one.
 ///
@@ -43,7 +49,13 @@ pub(super) trait Storage: Debug + Send + Sync {
     fn exists(&self, path: &Path) -> io::Result<bool>;
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>>;
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
+    /// The life of the page cache in front of a directory.
+    fn life(&self, directory: &Path) -> io::Result<Life>;
 }
+
+/// For as long as the system keeps what was written and not synced: no two resets or mounts have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Life(pub [u8; 24]);
 
 /// An open file. It stays usable when its name is removed.
 pub(super) trait StoredFile: Debug + Send + Sync {
@@ -135,6 +147,17 @@ impl Storage for Disk {
 
     fn sync_directory(&self, directory: &Path) -> io::Result<()> {
         File::open(directory)?.sync_all()
+    }
+
+    fn life(&self, directory: &Path) -> io::Result<Life> {
+        let boot = BootId::of_this_machine()?;
+        // Of the mount too: what could not be written when a file system was unmounted is lost.
+        let wanted = StatxFlags::MNT_ID | StatxFlags::from_bits_retain(MOUNT_ID_UNIQUE);
+        let mount = statx(CWD, directory, AtFlags::empty(), wanted)?.stx_mnt_id;
+        let mut life = [0; 24];
+        life[..16].copy_from_slice(boot.0.as_bytes());
+        life[16..].copy_from_slice(&mount.to_le_bytes());
+        Ok(Life(life))
     }
 }
 
@@ -328,6 +351,10 @@ impl Directory {
     pub(super) fn names(&self) -> Result<Vec<String>, VolumeError> {
         let paths = self.storage.list(&self.path).map_err(at_path(&self.path))?;
         Ok(paths.iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
+    }
+
+    pub(super) fn life(&self) -> Result<Life, VolumeError> {
+        self.storage.life(&self.path).map_err(at_path(&self.path))
     }
 
     /// Makes created, renamed and removed names durable.
