@@ -511,10 +511,10 @@ impl<'a> Attempt<'a> {
             })
             .await?;
         self.report(Step::Commit, "naming the snapshot on every host".to_owned());
+        let order = Bytes::from(json(&CommitOrder { name: self.job.name.clone(), record: Some(record) }));
         let commit = |_, host: Arc<RemoteHost>| {
-            let order = CommitOrder { name: self.job.name.clone(), record: Some(record.clone()) };
-            let id = self.id;
-            async move { host.commit(id, &order).await }
+            let (id, order) = (self.id, order.clone());
+            async move { host.commit(id, order).await }
         };
         self.everywhere(Step::Commit, commit).await?;
         self.finish(match manifest.verdict {
