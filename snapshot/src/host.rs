@@ -231,6 +231,18 @@ impl HostService {
         self.attempts().current.len()
     }
 
+    /// The last restore that was done to a volume.
+    #[cfg(feature = "simulation")]
+    pub fn restored(&self, volume: &str) -> Option<uuid::Uuid> {
+        self.volume(volume).ok()?.restored()
+    }
+
+    /// What a volume shows, whoever is let in.
+    #[cfg(feature = "simulation")]
+    pub fn content(&self, volume: &str) -> Option<Vec<u8>> {
+        self.volume(volume).ok()?.content()
+    }
+
     /// Who this host is and what it has.
     pub fn describe(&self) -> HostDescription {
         let mut volumes: Vec<_> = self.usable().iter().map(|volume| volume.describe()).collect();
