@@ -26,6 +26,7 @@ pub mod command;
 pub mod conformance;
 pub mod dm_thin;
 pub mod pause;
+pub(crate) mod process;
 pub mod qemu;
 pub mod qmp;
 pub(crate) mod record;

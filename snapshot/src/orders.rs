@@ -115,8 +115,12 @@ pub struct ExternalPart {
 /// How long a pause took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PauseTimes {
-    /// Until it was confirmed.
+    /// P of this volume: the reading after it was confirmed.
+    pub p_ns: Time<Host>,
+    /// Until then.
     pub pausing_ns: Nanos,
+    /// From then on, what the snapshot itself took.
+    pub cutting_ns: Nanos,
     /// From its beginning, when writes may have begun to wait, to the resume.
     pub paused_ns: Nanos,
 }

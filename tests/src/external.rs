@@ -30,12 +30,32 @@ pub enum Means {
 }
 
 impl Means {
+    fn heading(self) -> &'static str {
+        match self {
+            Means::XfsReflink | Means::BtrfsReflink => "Disk images on XFS or btrfs",
+            Means::BtrfsSubvolume => "Disk images in a btrfs subvolume",
+        }
+    }
+
     fn outer(self) -> Kind {
         match self {
             Means::XfsReflink => Kind::Xfs,
             Means::BtrfsReflink | Means::BtrfsSubvolume => Kind::Btrfs,
         }
     }
+}
+
+/// A configuration of `docs/backends.md`, the one below a heading, with each line as the test has its names and paths.
+///
+/// # Panics
+/// When there is none.
+pub fn documented(heading: &str, rename: impl Fn(&str) -> String) -> toml::Table {
+    let page = include_str!("../../docs/backends.md");
+    let section = page.split("\n### ").find(|section| section.lines().next() == Some(heading));
+    let section = section.unwrap_or_else(|| panic!("docs/backends.md has no section `{heading}`"));
+    let block = section.split("```").find_map(|block| block.strip_prefix("toml\n[[backend]]\n")).unwrap();
+    let block: String = block.lines().map(|line| rename(line) + "\n").collect();
+    toml::from_str(&block).unwrap()
 }
 
 /// A file system of kind `inner` in an image file, mounted, with another one below it that holds the image and its snapshots.
@@ -68,7 +88,7 @@ impl ImageVolume {
         }
         fs::create_dir(directory.join("outer/snapshots")).unwrap();
         let size = if inner == Kind::Xfs { 320 << 20 } else { 128 << 20 };
-        let image = live.join("disk.img");
+        let image = live.join("www.img");
         File::create(&image).unwrap().set_len(size).unwrap();
         inner.make(&image);
         let mounted = inner.mount(&image, &directory.join("mounted"));
@@ -84,37 +104,25 @@ impl ImageVolume {
         self.directory.join("outer/snapshots")
     }
 
-    /// The commands, as lines of a `[[backend]]`. `before` is a shell command that runs before the snapshot is taken, frozen.
-    pub fn commands(&self, before: &str) -> String {
-        let (live, snapshots) = (self.directory.join("outer/live"), self.snapshots());
-        let (live, snapshots) = (live.display(), snapshots.display());
-        let (take, delete) = match self.means {
-            Means::BtrfsSubvolume => (
-                format!("btrfs subvolume snapshot -r {live} {snapshots}/{{snapshot}}"),
-                format!("[\"btrfs\", \"subvolume\", \"delete\", \"{snapshots}/{{snapshot}}\"]"),
-            ),
-            _ => (
-                format!("cp --reflink=always {live}/disk.img {snapshots}/{{snapshot}}"),
-                format!("[\"rm\", \"{snapshots}/{{snapshot}}\"]"),
-            ),
-        };
-        let take = if before.is_empty() {
-            format!("{:?}", take.split(' ').collect::<Vec<_>>())
-        } else {
-            format!("[\"sh\", \"-ec\", {:?}]", format!("{before}\n{take}"))
-        };
-        format!(
-            "snapshot = {take}\nlist = [\"ls\", \"{snapshots}\"]\ndelete = {delete}\nsync = [\"sync\", \"-f\", \"{snapshots}\"]\n"
-        )
+    /// The `[[backend]]` for it, by this name, as the documentation has it. `before` is a shell command that runs before the
+    /// snapshot is taken, frozen.
+    pub fn backend(&self, volume: &str, before: &str) -> toml::Table {
+        let mut backend = documented(self.means.heading(), |line| {
+            let (images, mount) = (self.directory.join("outer"), self.mount_point());
+            line.replace("/images", images.to_str().unwrap()).replace("/srv/www", mount.to_str().unwrap())
+        });
+        backend["volume"] = volume.into();
+        if !before.is_empty() {
+            let take = backend["snapshot"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+            let take = format!("{before}\n{}", take.collect::<Vec<_>>().join(" "));
+            backend["snapshot"] = toml::Value::from(vec!["sh", "-ec", &take]);
+        }
+        backend
     }
 
-    /// A whole `[[backend]]` for it, frozen.
-    pub fn config(&self, volume: &str, more: &str, before: &str) -> String {
-        format!(
-            "[[backend]]\nkind = \"command\"\nvolume = \"{volume}\"\nfreeze = {:?}\n{more}\n{}",
-            self.mount_point(),
-            self.commands(before)
-        )
+    /// The same as text, for a host's configuration.
+    pub fn config(&self, volume: &str, before: &str) -> String {
+        format!("[[backend]]\n{}", self.backend(volume, before))
     }
 
     /// What is in a snapshot's file of the workload. It is checked that the file system in it is sound.
@@ -123,7 +131,7 @@ impl ImageVolume {
     /// When it cannot be read.
     pub fn image(&self, snapshot: &str, tokens: usize) -> Vec<u8> {
         let path = self.snapshots().join(snapshot);
-        let path = if self.means == Means::BtrfsSubvolume { path.join("disk.img") } else { path };
+        let path = if self.means == Means::BtrfsSubvolume { path.join("www.img") } else { path };
         // A snapshot is not to be changed, and mounting replays a journal.
         let copy = self.directory.join("copy.img");
         run(Command::new("cp").arg("--sparse=always").arg(path).arg(&copy));
@@ -145,10 +153,54 @@ impl ImageVolume {
         names
     }
 
+    /// Writes to a small file, which lasts.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn note(&self, text: &str) {
+        fs::write(self.mount_point().join("note"), text).unwrap();
+    }
+
+    /// What was written there.
+    ///
+    /// # Panics
+    /// When there is nothing.
+    pub fn noted(&self) -> String {
+        fs::read_to_string(self.mount_point().join("note")).unwrap()
+    }
+
     /// Writes something to it, on a thread: that ends as soon as it is not frozen.
     pub fn write_aside(&self) -> JoinHandle<()> {
         let path = self.mount_point().join("probe");
         std::thread::spawn(move || fs::write(path, "written").unwrap())
+    }
+}
+
+/// A volume whose storage executes no writes. It does again when this is dropped.
+#[derive(Debug)]
+pub struct HeldUp(PathBuf);
+
+impl ImageVolume {
+    /// Holds up whatever is written to the volume's storage from now on, so that freezing the volume does not end.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn hold_up(&self) -> HeldUp {
+        let outer = self.directory.join("outer");
+        run(Command::new("fsfreeze").arg("-f").arg(&outer));
+        HeldUp(outer)
+    }
+}
+
+/// Whether a process waits in the kernel for a file system to be frozen.
+pub fn is_freezing(process: u32) -> bool {
+    const FIFREEZE: &str = "0xc0045877";
+    fs::read_to_string(format!("/proc/{process}/syscall")).is_ok_and(|call| call.contains(FIFREEZE))
+}
+
+impl Drop for HeldUp {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("-u").arg(&self.0).status();
     }
 }
 

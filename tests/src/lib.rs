@@ -12,6 +12,7 @@ pub mod external;
 pub mod filesystem;
 pub mod fleet;
 pub mod fuzz;
+pub mod instants;
 pub mod machine;
 pub mod namespaces;
 pub mod postgres;
@@ -19,6 +20,7 @@ pub mod ptp4l;
 #[cfg(feature = "simulator")]
 pub mod simulator;
 pub mod sys;
+pub mod thin;
 pub mod tls;
 pub mod tools;
 

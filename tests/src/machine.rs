@@ -40,6 +40,14 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Whether there is what `tests/vm/prepare` makes.
+    pub fn is_prepared() -> bool {
+        let home = home();
+        ["qemu/qemu-system-x86_64", "initramfs.gz", "kernel/version"]
+            .iter()
+            .all(|file| home.join(file).exists())
+    }
+
     /// Starts a machine with these disks, and waits until its guest serves them. Its files are in `directory`, named by
     /// `name`.
     ///
@@ -49,10 +57,7 @@ impl Machine {
         let monitor = directory.join(format!("{name}.qmp"));
         let console = directory.join(format!("{name}.console"));
         let ports: Vec<u16> = disks.iter().map(|_| free_port()).collect();
-        let home = std::env::var_os("VM_DIR")
-            .map(PathBuf::from)
-            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/coeval-vm")));
-        let home = home.unwrap();
+        let home = home();
         let version = std::fs::read_to_string(home.join("kernel/version"));
         let version =
             version.unwrap_or_else(|why| panic!("no kernel for a guest ({why}); run tests/vm/prepare"));
@@ -136,6 +141,11 @@ impl Machine {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn home() -> PathBuf {
+    let named = std::env::var_os("VM_DIR").map(PathBuf::from);
+    named.unwrap_or_else(|| Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache/coeval-vm"))
 }
 
 impl Drop for Machine {

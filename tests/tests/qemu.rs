@@ -2,14 +2,13 @@
 //! `tests/vm/prepare` makes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use coeval_cli::causal;
 use coeval_cli::cluster::{Cluster, Place};
-use coeval_cli::workload::{Export, Workload, check_exports};
+use coeval_cli::workload::{Export, check_exports};
+use harness::instants::{self, Instants, TOKENS, head_of, write_some};
 use harness::machine::{Disk, Machine};
 use harness::tools::{ask, command, finish, free_port, refusal_of, run};
 use harness::{coeval, eventually};
@@ -19,11 +18,9 @@ use snapshot::backend::qemu::{Qemu, QemuOptions};
 use snapshot::backend::qmp::Qmp;
 use snapshot::backend::watchdog::WatchdogProgram;
 use snapshot::backend::{Backend, Resumption, conformance};
-use snapshot::nbd::{Client, Endpoint};
+use snapshot::nbd::Endpoint;
 use timesync::time::Nanos;
 
-const TOKENS: usize = 6;
-const REST: Duration = Duration::from_millis(1);
 /// Longer than an emulated machine takes for anything.
 const PATIENCE: Nanos = Nanos::from_millis(20_000);
 
@@ -82,8 +79,8 @@ impl Guest {
         self.backend.seal(name).unwrap();
     }
 
-    /// What the disks held, by the disk's id.
-    fn content(&self, snapshot: &str) -> BTreeMap<String, Vec<u8>> {
+    /// What the disks held.
+    fn content(&self, snapshot: &str) -> Vec<Vec<u8>> {
         let records: Value =
             serde_json::from_slice(&std::fs::read(self.file("overlays/snapshots.json")).unwrap()).unwrap();
         let snapshots = records["snapshots"].as_array().unwrap();
@@ -97,9 +94,11 @@ impl Guest {
                 .args(["convert", "-U", "-O", "raw", "-f", format])
                 .arg(file)
                 .arg(&raw));
-            (image["disk"].as_str().unwrap().to_owned(), std::fs::read(raw).unwrap())
+            std::fs::read(raw).unwrap()
         };
-        taken["images"].as_array().unwrap().iter().map(read).collect()
+        let images = taken["images"].as_array().unwrap();
+        let of = |disk: &str| images.iter().find(|image| image["disk"] == disk).unwrap();
+        ["vda", "vdb"].map(|disk| read(of(disk))).into()
     }
 
     /// For the host's configuration.
@@ -122,37 +121,21 @@ impl Guest {
     }
 }
 
-fn write_some(workload: &Workload) {
-    let before: u64 = workload.writes().iter().sum();
-    eventually(|| {
-        assert!(!workload.has_failed(), "the workload met an error");
-        let now: u64 = workload.writes().iter().sum();
-        if now >= before + 100 { Ok(()) } else { Err(format!("from {before} writes to {now}")) }
-    });
-}
-
-fn assert_consistent(content: &BTreeMap<String, Vec<u8>>) {
-    assert_eq!(causal::check(&content.values().cloned().collect::<Vec<_>>(), TOKENS), []);
-}
-
 #[test]
 #[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
 fn snapshots_of_a_running_machine_are_consistent_and_outlive_merges_and_a_restore() {
     let mut guest = Guest::start();
-    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
-    let mut contents = Vec::new();
+    let workload = instants::start(&guest.machine().disks());
+    let mut instants = Instants::default();
     for name in ["s1", "s2", "s3"] {
         write_some(&workload);
         guest.snapshot(name);
-        contents.push(guest.content(name));
-        assert_consistent(&contents[contents.len() - 1]);
+        instants.add(name, guest.content(name));
     }
+    instants.assert_mixtures_are_torn();
     assert_eq!(guest.backend.list().unwrap(), ["s1", "s2", "s3"]);
     let watchdog = WatchdogProgram(vec![coeval().into(), "watchdog".into()]);
     conformance::check(&guest.backend, Some(&watchdog)).unwrap();
-    // The control: disks of different instants are torn.
-    let mixed = [contents[0]["vda"].clone(), contents[2]["vdb"].clone()];
-    assert_ne!(causal::check(&mixed, TOKENS), []);
 
     // What is called off leaves nothing; what was cut and then called off holds what was written since.
     let held = guest.backend.prepare("off").unwrap();
@@ -174,7 +157,7 @@ fn snapshots_of_a_running_machine_are_consistent_and_outlive_merges_and_a_restor
     guest.backend.delete("s1").unwrap();
     write_some(&workload);
     assert_eq!(guest.backend.list().unwrap(), ["s3"]);
-    assert!(guest.content("s3") == contents[2], "merging the others has changed it");
+    assert!(guest.content("s3") == instants.of(2), "merging the others has changed it");
     // For each disk: the snapshot's, which has taken in the one after it; the one of what was called off; and the top.
     assert_eq!(guest.overlays().len(), 6, "{:?}", guest.overlays());
 
@@ -185,19 +168,17 @@ fn snapshots_of_a_running_machine_are_consistent_and_outlive_merges_and_a_restor
     guest.machine.take().unwrap().kill();
     guest.backend.restore("s3").unwrap();
     guest.restart();
-    for (export, expected) in guest.machine().disks().iter().zip(contents[2].values()) {
-        let mut client = Client::connect(&export.endpoint, &export.name).unwrap();
-        let mut found = vec![0; causal::Slot::region(TOKENS)];
-        client.read(0, &mut found).unwrap();
+    for (export, expected) in guest.machine().disks().iter().zip(instants.of(2)) {
+        let found = head_of(export);
         assert!(found == expected[..found.len()], "the disk was not put back");
     }
     // It goes on from there, and the files of what was replaced go with the next deletion.
-    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
+    let workload = instants::start(&guest.machine().disks());
     write_some(&workload);
     guest.snapshot("s4");
-    assert_consistent(&guest.content("s4"));
+    instants.add("s4", guest.content("s4"));
     guest.backend.delete("s4").unwrap();
-    assert!(guest.content("s3") == contents[2]);
+    assert!(guest.content("s3") == instants.of(2));
     write_some(&workload);
     workload.stop().unwrap();
 }
@@ -206,7 +187,7 @@ fn snapshots_of_a_running_machine_are_consistent_and_outlive_merges_and_a_restor
 #[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
 fn a_qemu_that_hangs_at_the_stop_runs_on_once_it_goes_on() {
     let guest = Guest::start();
-    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
+    let workload = instants::start(&guest.machine().disks());
     write_some(&workload);
     let mut held = guest.backend.prepare("s").unwrap().unwrap();
     guest.machine().signal(Signal::SIGSTOP);
@@ -247,25 +228,19 @@ fn a_machine_and_a_built_in_volume_are_cut_as_of_one_instant() {
     };
     let mut exports = guest.machine().disks();
     exports.push(own("data"));
-    let workload = Workload::start(&exports, TOKENS, REST).unwrap();
-    let mut images = Vec::new();
+    let workload = instants::start(&exports);
+    let mut instants = Instants::default();
     for name in ["one", "two", "three"] {
         write_some(&workload);
         let manifest = ask(&cluster, &["snapshot", "create", name, "--mode", "timed", "--lead", "1s"]);
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
         println!("{name}: margin {} ns, V {} ns", manifest["margin_ns"], manifest["v_ns"]);
         println!("  {}", manifest["hosts"][0]);
-        let mut content: Vec<Vec<u8>> = guest.content(name).into_values().collect();
-        let own = own(&format!("data@{name}"));
-        let mut bytes = vec![0; causal::Slot::region(TOKENS)];
-        Client::connect(&own.endpoint, &own.name).unwrap().read(0, &mut bytes).unwrap();
-        content.push(bytes);
-        assert_eq!(causal::check(&content, TOKENS), [], "{name} is torn");
-        images.push(content);
+        let mut images = guest.content(name);
+        images.push(head_of(&own(&format!("data@{name}"))));
+        instants.add(name, images);
     }
-    // The control: the machine as it was in one, the volume as it was in another.
-    let mixed = [images[0][0].clone(), images[0][1].clone(), images[2][2].clone()];
-    assert_ne!(causal::check(&mixed, TOKENS), []);
+    instants.assert_mixtures_are_torn();
 
     // A machine that does not run is refused, and left so.
     let monitor = guest.file("vm.qmp");
@@ -281,7 +256,7 @@ fn a_machine_and_a_built_in_volume_are_cut_as_of_one_instant() {
     drop(ours);
     write_some(&workload);
     ask(&cluster, &["snapshot", "delete", "one"]);
-    assert_eq!(guest.content("three").into_values().collect::<Vec<_>>(), images[2][..2]);
+    assert!(guest.content("three") == instants.of(2)[..2], "deleting another has changed it");
     workload.stop().unwrap();
 }
 
@@ -295,7 +270,7 @@ fn a_daemon_that_dies_leaves_no_machine_stopped() {
     place.config = guest.config();
     let mut cluster =
         Cluster::start(coeval(), &[("a", place)], &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
-    let workload = Workload::start(&guest.machine().disks(), TOKENS, REST).unwrap();
+    let workload = instants::start(&guest.machine().disks());
     write_some(&workload);
     // T far ahead: the machine stands still when the daemon is killed.
     let mut create = command(&cluster);
@@ -316,7 +291,7 @@ fn a_daemon_that_dies_leaves_no_machine_stopped() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         if output.status.success() { Ok(()) } else { Err(said) }
     });
-    assert_consistent(&guest.content("t"));
+    Instants::default().add("t", guest.content("t"));
     workload.stop().unwrap();
 }
 
@@ -334,7 +309,7 @@ fn a_machine_whose_disks_are_coevals_volumes_is_never_stopped() {
         Disk { id, format: "nbd", image: format!("{socket}:data").into() }
     });
     let machine = Machine::start(directory.path(), "vm", &disks);
-    let workload = Workload::start(&machine.disks(), TOKENS, REST).unwrap();
+    let workload = instants::start(&machine.disks());
     for name in ["one", "two", "three"] {
         write_some(&workload);
         let manifest = ask(&cluster, &["snapshot", "create", name]);

@@ -286,9 +286,9 @@ fn describe(manifest: &Manifest) -> String {
     for host in &manifest.hosts {
         for part in host.volumes.iter().filter_map(|volume| volume.external.as_ref()) {
             let pause = match part.pause {
-                Some(PauseTimes { pausing_ns, paused_ns }) => {
-                    format!("paused for {paused_ns}, of which {pausing_ns} to come to rest")
-                }
+                Some(PauseTimes { pausing_ns, cutting_ns, paused_ns, .. }) => format!(
+                    "paused for {paused_ns}, of which {pausing_ns} to come to rest and {cutting_ns} for the snapshot"
+                ),
                 None => "not paused".to_owned(),
             };
             text += &format!("\n{}/{} ({}): {pause}", host.host, part.volume, part.backend);

@@ -191,6 +191,25 @@ mod tests {
     }
 
     #[test]
+    fn each_configuration_of_the_documentation_is_one_and_short() {
+        let pages =
+            [include_str!("../../../docs/backends.md"), include_str!("../../../docs/backends-dm-thin.md")];
+        let blocks = pages.iter().flat_map(|page| page.split("```toml\n").skip(1));
+        let blocks: Vec<&str> = blocks.filter_map(|block| block.split("```").next()).collect();
+        assert!(blocks.len() >= 10, "{}", blocks.len());
+        for block in blocks {
+            let config =
+                parse::<HostConfig>(block, Path::new("h.toml")).unwrap_or_else(|why| panic!("{block}{why}"));
+            assert_eq!(config.backends.len(), 1);
+            assert!(block.lines().count() < 20, "{block}");
+            // Whether it can be had depends on the machine.
+            if matches!(config.backends[0], BackendConfig::Command(_)) {
+                config.externals().unwrap_or_else(|why| panic!("{block}{why}"));
+            }
+        }
+    }
+
+    #[test]
     fn a_virtual_machine_is_its_disks_in_a_directory() {
         let directory = tempfile::tempdir().unwrap();
         let text = format!(

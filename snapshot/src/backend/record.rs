@@ -14,11 +14,15 @@ use timesync::identity::BootId;
 use timesync::time::Nanos;
 use uuid::Uuid;
 
+use super::process::Process;
 use super::{BackendError, Held, Pause, Resumption};
 use crate::orders::AttemptId;
 
 /// No volume can have that name.
 const DIRECTORY: &str = ".external";
+
+/// How long a pause that is under way may take.
+const PATIENCE: Nanos = Nanos::from_millis(60_000);
 
 /// A volume's record.
 #[derive(Debug)]
@@ -31,12 +35,22 @@ pub(crate) struct Record {
 struct Content {
     /// Oldest first.
     snapshots: Vec<Entry>,
-    /// What may be paused since the machine's boot named here.
-    paused: Option<(BootId, Pause)>,
+    /// What may be paused.
+    paused: Option<Paused>,
     /// The restore that was done last.
     restored: Option<Uuid>,
     /// How long the last pause took until it was confirmed.
     last_pausing: Option<Nanos>,
+}
+
+/// What may be paused, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Paused {
+    /// Since this boot of the machine.
+    boot: BootId,
+    pause: Pause,
+    /// Who pauses and resumes it.
+    watchdog: Process,
 }
 
 /// A snapshot that Coeval took, or is taking.
@@ -85,9 +99,14 @@ impl Record {
         self.change(|content| content.snapshots.push(entry))
     }
 
-    /// The volume may be paused from here on.
-    pub(crate) fn may_pause(&self, boot: BootId, pause: &Pause) -> Result<(), BackendError> {
-        self.change(|content| content.paused = Some((boot, pause.clone())))
+    /// The volume may be paused from here on, by that watchdog.
+    pub(crate) fn may_pause(
+        &self,
+        boot: BootId,
+        pause: &Pause,
+        watchdog: Process,
+    ) -> Result<(), BackendError> {
+        self.change(|content| content.paused = Some(Paused { boot, pause: pause.clone(), watchdog }))
     }
 
     /// The volume is not paused any more.
@@ -160,9 +179,14 @@ pub(crate) fn lift_all(root: &Path, boot: BootId) -> Result<(), BackendError> {
 
 fn lift(path: &Path, boot: BootId) -> Result<(), BackendError> {
     let Some(mut content) = read(path)? else { return Ok(()) };
-    let Some((since, pause)) = content.paused.take() else { return Ok(()) };
+    let Some(Paused { boot: since, pause, watchdog }) = content.paused.take() else { return Ok(()) };
     // No pause survives the machine's boot.
     if since == boot {
+        // A pause that has begun is carried through by the kernel even if whoever asked for it was killed, and until then there
+        // is nothing to resume.
+        watchdog.end(PATIENCE).map_err(BackendError::at(format_args!(
+            "the watchdog of {pause:?}, which may be paused, is left"
+        )))?;
         match Held::open(pause.clone()).and_then(|mut held| held.resume()) {
             Ok(Resumption::Ours) => tracing::warn!(?pause, "it was left paused; resumed"),
             Ok(Resumption::Others) => {}
@@ -213,10 +237,11 @@ mod tests {
         let (boot, attempt) = (BootId(Uuid::new_v4()), Uuid::now_v7());
         let record = Record::open(root.path(), "data").unwrap();
         record.begin("one", attempt).unwrap();
-        record.may_pause(boot, &pause(root.path())).unwrap();
+        let watchdog = Process::of(std::process::id()).unwrap();
+        record.may_pause(boot, &pause(root.path()), watchdog).unwrap();
         let again = Record::open(root.path(), "data").unwrap();
         assert_eq!(again.snapshots(), [Entry { name: "one".to_owned(), attempt, committed: false }]);
-        assert_eq!(again.lock().paused, Some((boot, pause(root.path()))));
+        assert_eq!(again.lock().paused, Some(Paused { boot, pause: pause(root.path()), watchdog }));
         again.resumed(Some(Nanos::new(7))).unwrap();
         again.commit(attempt).unwrap();
         let again = Record::open(root.path(), "data").unwrap();
@@ -230,8 +255,9 @@ mod tests {
     fn a_pause_of_an_earlier_boot_is_over() {
         let root = tempfile::tempdir().unwrap();
         let record = Record::open(root.path(), "data").unwrap();
-        // Were it of this boot, thawing what cannot be frozen would fail or change nothing.
-        record.may_pause(BootId(Uuid::new_v4()), &pause(root.path())).unwrap();
+        // Were it of this boot, we would be killed ourselves.
+        let watchdog = Process::of(std::process::id()).unwrap();
+        record.may_pause(BootId(Uuid::new_v4()), &pause(root.path()), watchdog).unwrap();
         lift_all(root.path(), BootId(Uuid::new_v4())).unwrap();
         assert!(Record::open(root.path(), "data").unwrap().lock().paused.is_none());
     }

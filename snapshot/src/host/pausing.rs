@@ -4,11 +4,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use timesync::clock::HostClock;
-use timesync::time::{Host, Time};
+use timesync::time::{Host, Nanos, Time};
 
 use super::HostError;
 use super::external::{Claim, External};
 use crate::backend::BackendError;
+use crate::backend::process::Process;
 use crate::backend::watchdog::{PauseOrder, Paused, Resumed, Watchdog};
 use crate::cut::{Cause, Readings};
 use crate::orders::{ArmTiming, AttemptId, ExternalPart, PauseTimes};
@@ -18,6 +19,16 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// How long whoever calls an attempt off waits for a pause to end: a freeze that is under way cannot be called back.
 const END_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A timed pause begins before T by twice what the last one took, and this: a machine that is busy runs a thread late.
+const ALLOWANCE: Nanos = Nanos::from_millis(10);
+
+/// When a pause begins that should be confirmed before T, but not long before: writes wait from then on. One that never
+/// was measured, and one that takes long, has half of its deadline.
+fn begin(at: Time<Host>, last: Option<Nanos>, deadline: Nanos) -> Time<Host> {
+    let half = Nanos::new(deadline.get() / 2);
+    at - last.map_or(half, |last| half.min(last + last + ALLOWANCE))
+}
 
 /// A volume's part in an attempt.
 #[derive(Debug)]
@@ -49,9 +60,18 @@ enum Step {
     /// Paused, and being cut. None without a pause.
     Cutting(Option<Paused>),
     /// Not paused any more, and durable if it is no failure.
-    Done(Result<Option<(Paused, Resumed)>, String>),
+    Done(Result<Option<Pausing>, String>),
     /// Committed or discarded.
     Over,
+}
+
+/// A pause that is over, as it went.
+#[derive(Clone, Copy, Debug)]
+struct Pausing {
+    paused: Paused,
+    /// What the snapshot took, from P on.
+    cutting: Nanos,
+    resumed: Resumed,
 }
 
 impl PausingCut {
@@ -83,8 +103,12 @@ impl PausingCut {
             changed: Condvar::new(),
         };
         if let Some(held) = volume.backend.prepare(snapshot)? {
-            volume.record.may_pause(volume.boot, &held.pause)?;
-            cut.watchdog = Some(Watchdog::start(&volume.watchdog, held)?);
+            let pause = held.pause.clone();
+            let watchdog = Watchdog::start(&volume.watchdog, held)?;
+            let process =
+                Process::of(watchdog.process()).map_err(BackendError::at("cannot start a watchdog"))?;
+            volume.record.may_pause(volume.boot, &pause, process)?;
+            cut.watchdog = Some(watchdog);
         }
         Ok(Arc::new(cut))
     }
@@ -93,18 +117,22 @@ impl PausingCut {
         self.watchdog.is_some()
     }
 
-    /// Begins to pause. The snapshot is taken as soon as that is confirmed.
+    /// Begins to pause, or will in time before T. The snapshot is taken as soon as that is confirmed.
     pub(super) fn start(self: &Arc<Self>, timing: ArmTiming) -> Result<(), HostError> {
-        let deadline = self.volume.deadline;
-        if let ArmTiming::Timed { at, stretch } = timing {
-            let until_release = at + stretch - self.clock.now();
-            if until_release >= deadline {
-                return Err(HostError::Refused(format!(
-                    "T + V lies {until_release} ahead, and volume {} may be paused for {deadline} only: choose a smaller \
-                     lead, or a larger deadline in the host's configuration",
-                    self.volume.name
-                )));
-            }
+        let (deadline, now) = (self.volume.deadline, self.clock.now());
+        let begin = match timing {
+            ArmTiming::Timed { at, .. } => now.max(begin(at, self.volume.record.last_pausing(), deadline)),
+            ArmTiming::Barrier => now,
+        };
+        if let ArmTiming::Timed { at, stretch } = timing
+            && at + stretch - begin >= deadline
+        {
+            return Err(HostError::Refused(format!(
+                "volume {} would be paused for {}, and may be for {deadline} only: choose a larger deadline in the host's \
+                 configuration",
+                self.volume.name,
+                at + stretch - begin
+            )));
         }
         {
             let mut state = self.lock();
@@ -116,7 +144,7 @@ impl PausingCut {
         let cut = Arc::clone(self);
         let worker = std::thread::Builder::new().name("pause".to_owned());
         let started = worker.spawn(move || {
-            let outcome = cut.take(PauseOrder { timing, deadline });
+            let outcome = cut.take(begin, PauseOrder { timing, deadline });
             cut.finish(outcome.map_err(|why| why.to_string()));
         });
         if let Err(error) = started {
@@ -126,7 +154,7 @@ impl PausingCut {
         Ok(())
     }
 
-    fn take(&self, order: PauseOrder) -> Result<Option<(Paused, Resumed)>, BackendError> {
+    fn take(&self, begin: Time<Host>, order: PauseOrder) -> Result<Option<Pausing>, BackendError> {
         let within = order.deadline.to_std();
         let Some(watchdog) = &self.watchdog else {
             self.set(Step::Cutting(None));
@@ -134,18 +162,21 @@ impl PausingCut {
             self.volume.backend.seal(&self.snapshot)?;
             return Ok(None);
         };
+        self.wait_until(begin)?;
         let paused = watchdog.pause(order)?;
         self.set(Step::Cutting(Some(paused)));
         let late = matches!(order.timing, ArmTiming::Timed { at, .. } if paused.p >= at);
         let left = (paused.began + order.deadline - self.clock.now()).to_std();
         // After T the watchdog resumes by itself, and whoever waits for the pause calls the attempt off.
         let taken = if late { Ok(()) } else { self.cut(left) };
+        let cutting = self.clock.now() - paused.p;
         match &taken {
             Ok(()) => watchdog.taken(),
             Err(_) => watchdog.abort(),
         }
         let resumed = watchdog.wait_resumed();
-        self.volume.record.resumed(Some(paused.p - paused.began))?;
+        // With what it took to get there: the next one begins early enough for that.
+        self.volume.record.resumed(Some(paused.p - begin))?;
         taken?;
         let resumed = resumed?;
         if resumed.by_others {
@@ -157,7 +188,22 @@ impl PausingCut {
         if matches!(resumed.cause, Cause::Time | Cause::Barrier) {
             self.volume.backend.seal(&self.snapshot)?;
         }
-        Ok(Some((paused, resumed)))
+        Ok(Some(Pausing { paused, cutting, resumed }))
+    }
+
+    fn wait_until(&self, begin: Time<Host>) -> Result<(), BackendError> {
+        let mut state = self.lock();
+        loop {
+            if state.doomed {
+                return Err(BackendError("the attempt was called off".to_owned()));
+            }
+            let left = begin - self.clock.now();
+            if left <= Nanos::ZERO {
+                return Ok(());
+            }
+            let waited = self.changed.wait_timeout(state, left.to_std());
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     fn cut(&self, within: Duration) -> Result<(), BackendError> {
@@ -167,7 +213,7 @@ impl PausingCut {
         self.volume.backend.cut(&self.snapshot, within)
     }
 
-    fn finish(&self, outcome: Result<Option<(Paused, Resumed)>, String>) {
+    fn finish(&self, outcome: Result<Option<Pausing>, String>) {
         if let Err(why) = &outcome {
             tracing::warn!(attempt = %self.attempt, volume = self.volume.name, why, "no snapshot was taken");
         }
@@ -186,7 +232,7 @@ impl PausingCut {
         loop {
             match &state.step {
                 Step::Cutting(paused) => return Ok(paused.map(|paused| paused.p)),
-                Step::Done(Ok(pause)) => return Ok(pause.map(|(paused, _)| paused.p)),
+                Step::Done(Ok(pausing)) => return Ok(pausing.map(|pausing| pausing.paused.p)),
                 Step::Done(Err(why)) => return Err(HostError::Failed(why.clone())),
                 Step::Prepared | Step::Over => return Err(HostError::Gone),
                 Step::Pausing if late() => {
@@ -225,7 +271,7 @@ impl PausingCut {
     /// The host's readings with this volume's, once it is done.
     pub(super) fn add_to(&self, readings: Readings) -> Readings {
         match &self.lock().step {
-            Step::Done(Ok(Some((paused, resumed)))) => {
+            Step::Done(Ok(Some(Pausing { paused, resumed, .. }))) => {
                 readings.with_pause(paused.p, resumed.q, resumed.cause)
             }
             Step::Done(Ok(None)) => readings.with_pause(readings.p, readings.q, Cause::Unpaused),
@@ -236,9 +282,12 @@ impl PausingCut {
     /// What the manifest says of it.
     pub(super) fn part(&self) -> ExternalPart {
         let pause = match &self.lock().step {
-            Step::Done(Ok(Some((paused, resumed)))) => {
-                Some(PauseTimes { pausing_ns: paused.p - paused.began, paused_ns: resumed.q - paused.began })
-            }
+            Step::Done(Ok(Some(Pausing { paused, cutting, resumed }))) => Some(PauseTimes {
+                p_ns: paused.p,
+                pausing_ns: paused.p - paused.began,
+                cutting_ns: *cutting,
+                paused_ns: resumed.q - paused.began,
+            }),
             _ => None,
         };
         let backend = self.volume.backend.describe().map_or("unknown", |description| description.kind);
@@ -268,6 +317,7 @@ impl PausingCut {
         self.end(Cause::Abort);
         let mut state = self.lock();
         state.doomed = true;
+        self.changed.notify_all();
         let under_way = |state: &mut State| matches!(state.step, Step::Pausing | Step::Cutting(_));
         let waited = self.changed.wait_timeout_while(state, END_PATIENCE, under_way);
         let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -300,5 +350,22 @@ impl Drop for PausingCut {
     fn drop(&mut self) {
         // Nobody committed it or called it off: a host that prepared in vain.
         self.discard();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_begins_as_late_as_it_can() {
+        let at = Time::from_nanos(10_000_000_000);
+        let begin = |last: Option<i64>, deadline| {
+            at - begin(at, last.map(Nanos::from_millis), Nanos::from_millis(deadline))
+        };
+        assert_eq!(begin(Some(3), 2_000), Nanos::from_millis(16));
+        assert_eq!(begin(Some(1_500), 2_000), Nanos::from_millis(1_000));
+        assert_eq!(begin(None, 2_000), Nanos::from_millis(1_000));
+        assert_eq!(begin(Some(0), 10), Nanos::from_millis(5));
     }
 }

@@ -13,7 +13,8 @@ use nix::sys::stat::{major, minor};
 /// A file system, as the kernel numbers it: `MAJOR:MINOR`. All subvolumes of a btrfs have one.
 pub(super) type Device = String;
 
-/// What `/proc/thread-self/mountinfo` says (proc_pid_mountinfo(5)): a thread may have mounts of its own.
+/// What the kernel says of mounts (proc_pid_mountinfo(5)), by numbers that are the whole machine's. A thread may have mounts of
+/// its own; what was opened before it parted, as this program was, is in those of its process.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Table(Vec<Mount>);
 
@@ -31,7 +32,9 @@ pub(super) struct Mount {
 
 impl Table {
     pub(super) fn read() -> io::Result<Table> {
-        Ok(Table(fs::read_to_string("/proc/thread-self/mountinfo")?.lines().filter_map(parse).collect()))
+        let [of_thread, of_process] =
+            ["thread-self", "self"].map(|whose| fs::read_to_string(format!("/proc/{whose}/mountinfo")));
+        Ok(Table(of_thread?.lines().chain(of_process?.lines()).filter_map(parse).collect()))
     }
 
     /// The mount that a path is in.

@@ -9,11 +9,17 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use timesync::clock::pace_now;
+use timesync::time::Nanos;
+
 use super::{PauseOrder, Paused, Report, Resumed, Word};
 use crate::backend::{BackendError, Held};
 
 /// A watchdog that has not answered so long after the deadline is stuck: it is killed, and the daemon resumes.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Nanos = Nanos::from_millis(500);
+
+/// Between tries to resume what cannot be resumed.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// How a watchdog is started: a program with its first arguments, such as `/proc/self/exe watchdog`. It must call
 /// [`super::run`] with its standard input and output, and the daemon's clock.
@@ -25,7 +31,8 @@ pub struct WatchdogProgram(pub Vec<OsString>);
 pub struct Watchdog {
     shared: Arc<Shared>,
     socket: UnixStream,
-    deadline: Mutex<Duration>,
+    /// From then on (`pace_now`) a watchdog that has not answered is stuck.
+    stuck_at: Mutex<Nanos>,
 }
 
 #[derive(Debug)]
@@ -85,7 +92,7 @@ impl Watchdog {
         let watchdog = Watchdog {
             socket: ours.try_clone().map_err(failed)?,
             shared: Arc::clone(&shared),
-            deadline: Mutex::new(Duration::ZERO),
+            stuck_at: Mutex::new(Nanos::ZERO),
         };
         watchdog.say(&Word::Hold(theirs_of_held.pause));
         let listener = std::thread::Builder::new().name("watchdog".to_owned());
@@ -101,7 +108,7 @@ impl Watchdog {
     /// # Errors
     /// When it is not paused.
     pub fn pause(&self, order: PauseOrder) -> Result<Paused, BackendError> {
-        *lock(&self.deadline) = order.deadline.to_std();
+        *lock(&self.stuck_at) = pace_now() + order.deadline + GRACE;
         {
             let mut state = lock(&self.shared.state);
             if !matches!(*state, State::Ready) {
@@ -151,7 +158,7 @@ impl Watchdog {
 
     /// Waits while the state is such; kills a watchdog that is stuck.
     fn wait(&self, is_such: impl Fn(&State) -> bool) -> State {
-        let patience = *lock(&self.deadline) + GRACE;
+        let patience = (*lock(&self.stuck_at) - pace_now()).to_std();
         let state = lock(&self.shared.state);
         let (state, waited) = self
             .shared
@@ -208,7 +215,7 @@ impl Shared {
             tracing::error!(pause = ?held.pause, "the watchdog died; resuming in its place");
             while let Err(error) = held.resume() {
                 tracing::error!(pause = ?held.pause, %error, "cannot resume; trying again");
-                std::thread::sleep(GRACE);
+                std::thread::sleep(RETRY);
             }
         }
         let mut state = lock(&self.state);
