@@ -29,6 +29,7 @@ use std::sync::{Arc, OnceLock};
 
 use timesync::source::SkewSource;
 use timesync::time::Nanos;
+use tracing::field::display;
 use uuid::Uuid;
 
 use crate::catalogue::{Catalogue, CatalogueError};
@@ -284,8 +285,8 @@ impl Coordinator {
         self.counts.ended(&taken);
         match taken {
             Ok(manifest) => {
-                let (margin, attempts) = (manifest.margin_ns, manifest.attempts);
-                tracing::info!(name = manifest.name, ?margin, attempts, "the snapshot is taken");
+                let (margin, attempts) = (manifest.margin_ns.map(display), manifest.attempts);
+                tracing::info!(name = manifest.name, margin, attempts, "the snapshot is taken");
                 self.digest_later(manifest.clone());
                 self.follow_up_later(&manifest, job.request.group_name.clone(), schedule);
                 Ok(manifest)

@@ -13,7 +13,7 @@ use snapshot::http::Role;
 use snapshot::nbd::{Client, Endpoint};
 
 /// Of each kind, at each socket.
-const MANY: usize = 100;
+const MANY: usize = 50;
 
 /// A connection that has sent this, and neither reads nor closes.
 fn idle(address: &str, sends: &[u8]) -> TcpStream {

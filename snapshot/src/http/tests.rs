@@ -261,7 +261,10 @@ async fn whoever_does_not_read_is_let_go() {
     use tokio::io::AsyncWriteExt;
     let unread = Duration::from_millis(300);
     let address = serve_limited(Limits { connections: 1, unread, ..Limits::default() });
-    let mut stuck = tokio::net::TcpStream::connect(address).await.unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // Otherwise the system might take all of the answer in.
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stuck = socket.connect(address).await.unwrap();
     stuck.write_all(b"GET /v1/long HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     // Its answer has begun, and then nobody reads on.
     stuck.readable().await.unwrap();
