@@ -9,12 +9,14 @@
 //! | `volume.json` | what belongs to the volume (`manifest.rs`) |
 //! | `000000.raw` | the base, a plain raw image |
 //! | `NNNNNN.dat`, `NNNNNN.map` | a layer's blocks, and which of them count (`layer.rs`, `page.rs`) |
+//! | `NNNNNN.log` | which of them count since the last sync (`unflushed.rs`) |
 //! | `lock` | locked by the process that has the volume open |
 //! | `unfinished` | it is being made or deleted (`unfinished.rs`) |
 //!
 //! After a crash at any point, everything is there that a FLUSH or a FUA write was answered for, and every snapshot
-//! reads as before. The order of writes that this rests on stands in `manifest.rs`, `layer.rs`, `merge.rs` and
-//! `restore.rs`, `resize.rs`, `clone.rs` and `unfinished.rs`; `tests/crash.rs` tries it at every point. A restore makes layers part: they are a tree, and the live
+//! reads as before. If only the process died, every write is there that was answered. The order of writes that this rests
+//! on stands in `manifest.rs`, `layer.rs`, `unflushed.rs`, `merge.rs`, `restore.rs`, `resize.rs`, `clone.rs` and
+//! `unfinished.rs`; `tests/crash.rs` tries it at every point. A restore makes layers part: they are a tree, and the live
 //! volume is the path from the base to the head.
 
 mod chain;
@@ -45,6 +47,7 @@ mod status;
 mod storage;
 mod structure;
 mod unfinished;
+mod unflushed;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -163,7 +166,10 @@ impl Volume {
         let locked = lock_directory(&directory, name)?;
         let manifest = Manifest::read(&directory)?;
         let open = |&id: &u32| Ok((id, Layer::open(&directory, id, manifest.size_of(id))?));
-        let layers = manifest.layers.keys().map(open).collect::<Result<_, VolumeError>>()?;
+        let layers = manifest.layers.keys().map(open).collect::<Result<BTreeMap<_, _>, VolumeError>>()?;
+        if let Some(head) = layers.get(&manifest.head) {
+            head.begin_recording(&directory)?;
+        }
         // Whoever wrote the manifest may have been killed before its name was durable, and the volume's own: until they
         // are, nothing that an older manifest may list is removed, and nothing is promised to anybody.
         directory.sync()?;

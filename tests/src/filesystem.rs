@@ -47,34 +47,19 @@ pub struct Attached {
 
 impl Attached {
     /// Makes an export of the NBD server at a Unix socket appear at `file`. What is acknowledged is durable only after
-    /// an fsync, as with any disk that has a cache.
+    /// an fsync, as with any disk that has a cache. A connection that breaks is made again for a minute; what was
+    /// acknowledged before is not sent again.
     ///
     /// # Panics
     /// When it does not.
-    pub fn write_back(socket: &Path, export: &str, file: &Path) -> Attached {
-        Attached::new(socket, export, file, 0, "off")
-    }
-
-    /// As [`Attached::write_back`], but each write is durable when it is acknowledged, and a connection that breaks is
-    /// made again for a minute. The two belong together: requests are sent again after a reconnection, but not those
-    /// that were acknowledged before, and an NBD server may lose what was not flushed.
-    ///
-    /// # Panics
-    /// When it does not.
-    pub fn write_through(socket: &Path, export: &str, file: &Path) -> Attached {
-        Attached::new(socket, export, file, 60, "on")
-    }
-
-    fn new(socket: &Path, export: &str, file: &Path, reconnect_s: u32, writethrough: &str) -> Attached {
+    pub fn new(socket: &Path, export: &str, file: &Path) -> Attached {
         std::fs::write(file, "").unwrap();
         let (socket, path) = (socket.display(), file.display());
         let node = format!(
             "driver=nbd,node-name=volume,server.type=unix,server.path={socket},export={export},\
-             reconnect-delay={reconnect_s},discard=unmap"
+             reconnect-delay=60,discard=unmap"
         );
-        let fuse = format!(
-            "type=fuse,id=file,node-name=volume,mountpoint={path},writable=on,writethrough={writethrough}"
-        );
+        let fuse = format!("type=fuse,id=file,node-name=volume,mountpoint={path},writable=on");
         let mut command = dies_with_us("qemu-storage-daemon");
         let daemon = command.args(["--blockdev", &node, "--export", &fuse]).spawn().unwrap();
         let mut attached = Attached { daemon, file: file.to_owned() };

@@ -2,12 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
+pub mod acknowledged;
 pub mod browser;
 pub mod chaos;
 pub mod clocks;
 pub mod controls;
 pub mod distance;
-pub mod durable;
 pub mod external;
 pub mod filesystem;
 pub mod fleet;

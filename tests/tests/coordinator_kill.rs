@@ -5,7 +5,7 @@
 use std::thread;
 
 use coeval_cli::workload::Workload;
-use harness::durable::Acknowledged;
+use harness::acknowledged::Acknowledged;
 use harness::eventually;
 use harness::fleet::{Fleet, VOLUME, assert_writes_go_on, kill};
 use nix::sys::signal::Signal;

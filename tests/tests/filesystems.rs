@@ -34,7 +34,7 @@ fn every_snapshot_is_sound(kind: Kind) {
     let files = tempfile::tempdir().unwrap();
     let [disk, image, live, restored] =
         ["disk", "image", "live", "restored"].map(|name| files.path().join(name));
-    let disk = Attached::write_back(socket, "data", &disk);
+    let disk = Attached::new(socket, "data", &disk);
     kind.make(&disk.file);
     let live = kind.mount(&disk.file, &live);
     let writer = Writer::start(&live.at);

@@ -203,7 +203,7 @@ fn http(address: &str, octets: &[u8]) -> (u16, String) {
 
 fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n",
         body.len()
     );
@@ -263,6 +263,9 @@ fn hostile_http_requests_are_answered_with_a_sentence() {
         }
         let head = format!("GET / HTTP/1.1\r\nx: {}\r\n", "y".repeat(1 << 20));
         http(address, head.as_bytes());
+        // A name that somebody else's DNS could lead here.
+        let rebound = b"GET / HTTP/1.1\r\nhost: elsewhere.example\r\nconnection: close\r\n\r\n";
+        assert_eq!(http(address, rebound).0, 421);
     }
     assert_eq!(ask(&cluster, &["snapshot", "create", "s"])["verdict"], "consistent");
     assert_eq!(ask(&cluster, &["volume", "list"])[0]["volumes"].as_array().unwrap().len(), 1);

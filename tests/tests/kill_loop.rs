@@ -9,7 +9,7 @@ use std::process::Child;
 use std::time::Duration;
 
 use coeval_cli::cluster::{Cluster, Host};
-use harness::durable::Acknowledged;
+use harness::acknowledged::Acknowledged;
 use harness::eventually;
 use harness::filesystem::{Attached, dies_with_us, with_own_mounts};
 use harness::tools::{ask, command, finish, from_environment, one_host, seed, stop_all};
@@ -25,7 +25,7 @@ const VOLUMES: [&str; 2] = ["disk", "counter"];
 const KEPT: usize = 3;
 
 #[test]
-fn nothing_durable_is_lost_and_no_snapshot_changes() {
+fn nothing_acknowledged_is_lost_and_no_snapshot_changes() {
     with_own_mounts(|| {
         let kills: u32 = from_environment("COEVAL_KILLS").unwrap_or(20);
         let mut random = Random(seed());
@@ -34,7 +34,7 @@ fn nothing_durable_is_lost_and_no_snapshot_changes() {
             ask(&cluster, &["volume", "create", &format!("a/{volume}"), "8MiB"]);
         }
         let files = tempfile::tempdir().unwrap();
-        let disk = Attached::write_through(&cluster.hosts[0].nbd_socket, "disk", &files.path().join("disk"));
+        let disk = Attached::new(&cluster.hosts[0].nbd_socket, "disk", &files.path().join("disk"));
         let mut fio = Fio::start(&disk.file);
         let mut acknowledged = Acknowledged::default();
         let mut kept: VecDeque<Snapshot> = VecDeque::new();

@@ -33,7 +33,7 @@ impl Database {
     /// Makes one on the volume `data` of a host.
     fn create(cluster: &Cluster, host: &Host, files: &Path) -> Database {
         ask(cluster, &["volume", "create", &format!("{}/data", host.name), "256MiB"]);
-        let disk = Attached::write_back(&host.nbd_socket, "data", &files.join(format!("{}.disk", host.name)));
+        let disk = Attached::new(&host.nbd_socket, "data", &files.join(format!("{}.disk", host.name)));
         Kind::Ext4.make(&disk.file);
         let mounted = Kind::Ext4.mount(&disk.file, &files.join(&host.name));
         let data = mounted.at.join("data");

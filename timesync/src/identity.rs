@@ -25,15 +25,24 @@ pub struct Incarnation {
     pub process: ProcessId,
 }
 
+impl BootId {
+    /// This machine's present boot.
+    ///
+    /// # Errors
+    /// When it cannot be read or parsed.
+    pub fn of_this_machine() -> std::io::Result<Self> {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        Ok(BootId(Uuid::parse_str(text.trim()).map_err(std::io::Error::other)?))
+    }
+}
+
 impl Incarnation {
     /// This process on this boot.
     ///
     /// # Errors
     /// When the boot id cannot be read or parsed: without it no timeline can be named.
     pub fn of_this_process() -> std::io::Result<Self> {
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        let boot = Uuid::parse_str(text.trim()).map_err(std::io::Error::other)?;
-        Ok(Incarnation { boot: BootId(boot), process: ProcessId(Uuid::new_v4()) })
+        Ok(Incarnation { boot: BootId::of_this_machine()?, process: ProcessId(Uuid::new_v4()) })
     }
 }
 

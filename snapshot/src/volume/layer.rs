@@ -3,26 +3,28 @@
 //!
 //! # Order of writes
 //!
-//! - A map bit in memory is set after its data was written, so a failed write leaves the block as it was.
+//! - A map bit in memory is set after its data was written, so a failed write leaves the block as it was. In between it is
+//!   recorded for the case that this process dies (`unflushed.rs`).
 //! - A sync first *copies* the dirty map pages, then syncs the data, then writes the copies, then syncs the map. A bit
 //!   therefore reaches the disk only after the data it stands for: after a crash no block shows what was never written
 //!   to it. A page goes over its older slot (`page.rs`), so a torn write costs nothing that was flushed.
 //! - Opening a layer syncs both its files first. A process that was killed may have left writes that the system has in
 //!   memory only: they are read, so the next flush has to cover them; and a map's page must not go over its older slot
-//!   before the newer one is durable.
+//!   before the newer one is durable. Then what that process recorded is taken into the map, and synced as well.
 //! - After a failed `fdatasync` the kernel may have dropped the data and will not say so again. Every later sync of the
 //!   layer fails, until the volume is opened anew.
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tracing::warn;
 
 use super::map::{Image, Map, State};
 use super::page::{self, SLOT};
 use super::storage::{Directory, StoredFile};
+use super::unflushed::{self, Unflushed, log_name};
 use super::{BLOCK, VolumeError, at_path, lock};
 use crate::sync::Mutex;
 
@@ -34,6 +36,14 @@ pub(super) const BASE: u32 = 0;
 pub(super) struct MapFile {
     file: Box<dyn StoredFile>,
     map: Map,
+    /// Of a layer that takes requests.
+    unflushed: OnceLock<Unflushed>,
+}
+
+impl MapFile {
+    fn new(file: Box<dyn StoredFile>, map: Map) -> Self {
+        MapFile { file, map, unflushed: OnceLock::new() }
+    }
 }
 
 /// A layer of an open volume.
@@ -129,9 +139,11 @@ impl Layer {
             None
         } else {
             let map = Map::new(size / BLOCK);
-            Some(MapFile { file: create(map_name(id), map_length(size / BLOCK))?, map })
+            Some(MapFile::new(create(map_name(id), map_length(size / BLOCK))?, map))
         };
-        Ok(Layer::new(id, size, data, map))
+        let layer = Layer::new(id, size, data, map);
+        layer.begin_recording(directory)?;
+        Ok(layer)
     }
 
     /// Opens a layer.
@@ -169,7 +181,31 @@ impl Layer {
             let why = "neither copy of the map page there is valid".to_owned();
             return Err(VolumeError::Corrupt { file: path, offset, why });
         }
-        Ok(Layer::new(id, size, data, Some(MapFile { file, map })))
+        let recorded = directory.has(&log_name(id));
+        if recorded {
+            unflushed::replay(directory, id, &map)?;
+        }
+        let layer = Layer::new(id, size, data, Some(MapFile::new(file, map)));
+        if recorded {
+            layer.unsynced.store(true, Ordering::SeqCst);
+            layer.sync().map_err(at_path(&path))?;
+            directory.remove(&log_name(id))?;
+        }
+        Ok(layer)
+    }
+
+    /// Records from now on what it answers, for the case that this process dies. The caller syncs the directory.
+    pub(super) fn begin_recording(&self, directory: &Directory) -> Result<(), VolumeError> {
+        if let Some(map) = &self.map {
+            let begun = Unflushed::begin(directory, self.id)?;
+            // Recorded already, if it fails.
+            let _ = map.unflushed.set(begun);
+        }
+        Ok(())
+    }
+
+    fn unflushed(&self) -> Option<&Unflushed> {
+        self.map.as_ref()?.unflushed.get()
     }
 
     /// The same layer with another size, in the same files, for a merge (`resize.rs`). This one takes no requests any
@@ -177,7 +213,7 @@ impl Layer {
     pub(super) fn resized(&self, directory: &Directory, size: u64) -> Result<Arc<Layer>, VolumeError> {
         let grown = || {
             // What is opened below is what is on disk.
-            self.sync()?;
+            self.seal()?;
             for (file, now, then) in self.lengths(size) {
                 if then > now {
                     file.set_length(now)?;
@@ -285,8 +321,7 @@ impl Layer {
     /// Writes to the data file; the blocks that lie wholly in the range count from then on.
     pub(super) fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.data.write(offset, data)?;
-        self.changed(offset.div_ceil(BLOCK)..(offset + data.len() as u64) / BLOCK, State::Data);
-        Ok(())
+        self.changed(&(offset.div_ceil(BLOCK)..(offset + data.len() as u64) / BLOCK), State::Data)
     }
 
     /// Copies whole blocks of another layer's data file, without passing them through this process; they count from then
@@ -295,7 +330,7 @@ impl Layer {
         let bytes = blocks.start * BLOCK..blocks.end * BLOCK;
         match self.data.copy_from(&*other.data, &bytes) {
             Ok(()) => {
-                self.changed(blocks.clone(), State::Data);
+                self.changed(blocks, State::Data)?;
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
@@ -321,8 +356,7 @@ impl Layer {
             let count = zeros.len().min((offset + length - at) as usize);
             self.data.write(at, &zeros[..count])?;
         }
-        self.changed(blocks, if punch { State::Zero } else { State::Data });
-        Ok(())
+        self.changed(&blocks, if punch { State::Zero } else { State::Data })
     }
 
     /// The same, if the file system can do it without writing zeros.
@@ -331,8 +365,7 @@ impl Layer {
     /// [`io::ErrorKind::Unsupported`] where it cannot; nothing has changed then.
     pub(super) fn zero_fast(&self, blocks: Range<u64>, punch: bool) -> io::Result<()> {
         self.data.zero(&(blocks.start * BLOCK..blocks.end * BLOCK), !punch)?;
-        self.changed(blocks, if punch { State::Zero } else { State::Data });
-        Ok(())
+        self.changed(&blocks, if punch { State::Zero } else { State::Data })
     }
 
     /// Has the file system fetch a range of the data file.
@@ -340,15 +373,22 @@ impl Layer {
         self.data.prefetch(range);
     }
 
-    fn changed(&self, blocks: Range<u64>, state: State) {
-        if let Some(map) = &self.map {
-            map.map.set(blocks, state);
+    fn changed(&self, blocks: &Range<u64>, state: State) -> io::Result<()> {
+        if let Some(MapFile { map, unflushed, .. }) = &self.map
+            && !map.has_settled(blocks, state)
+        {
+            let set = || map.set(blocks.clone(), state);
+            match unflushed.get() {
+                Some(unflushed) => unflushed.record(blocks, state, set)?,
+                None => set(),
+            }
         }
         // One that is set is cleared, if ever, later than this look, and the sync that does so begins later still. So
         // connections do not contend for it.
         if !self.unsynced.load(Ordering::SeqCst) {
             self.unsynced.store(true, Ordering::SeqCst);
         }
+        Ok(())
     }
 
     /// Whether a range of the data file is a hole, as far as the file system says.
@@ -367,9 +407,14 @@ impl Layer {
         if !self.unsynced.swap(false, Ordering::SeqCst) {
             return Ok(());
         }
+        let recorded = self.unflushed().map(|unflushed| (unflushed, unflushed.begin_sync()));
         let images = self.map.as_ref().map(|map| map.map.take_dirty()).unwrap_or_default();
         self.synced(self.data.sync_data())?;
-        self.write_pages(&images)
+        self.write_pages(&images)?;
+        if let Some((unflushed, mark)) = recorded {
+            unflushed.synced(mark);
+        }
+        Ok(())
     }
 
     /// Makes a layer durable that takes no requests any more, with both slots of its map alike: from then on one of
@@ -378,11 +423,12 @@ impl Layer {
         self.sync()?;
         let _alone = lock(&self.syncing);
         let images = self.map.as_ref().map(|map| map.map.all()).unwrap_or_default();
-        self.write_pages(&images)
+        self.write_pages(&images)?;
+        self.unflushed().map_or(Ok(()), Unflushed::close)
     }
 
     fn write_pages(&self, images: &[Image]) -> io::Result<()> {
-        let Some(MapFile { file, map }) = &self.map else { return Ok(()) };
+        let Some(MapFile { file, map, .. }) = &self.map else { return Ok(()) };
         for image in images {
             let offset = page::offset(image.page, image.generation);
             if let Err(error) = file.write(offset, &image.encode(self.id)) {

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::layer::{BASE, data_name, map_name};
 use super::storage::Directory;
 use super::unfinished::MARKER;
+use super::unflushed::log_name;
 use super::{BLOCK, VolumeError, at_path};
 use crate::orders::Quota;
 
@@ -239,8 +240,11 @@ impl Manifest {
 
     /// The files that are ours and that the volume does not consist of.
     pub(super) fn strays(&self, directory: &Directory) -> Result<Vec<String>, VolumeError> {
-        let listed: Vec<String> =
-            self.layers.keys().flat_map(|&layer| [data_name(layer), map_name(layer)]).collect();
+        let listed: Vec<String> = self
+            .layers
+            .keys()
+            .flat_map(|&layer| [data_name(layer), map_name(layer), log_name(layer)])
+            .collect();
         let mut names = directory.names()?;
         names.retain(|name| is_ours(name) && !listed.contains(name));
         Ok(names)
@@ -271,7 +275,7 @@ pub(super) fn is_ours(name: &str) -> bool {
     let numbered = |stem: &str| stem.len() == 6 && stem.bytes().all(|byte| byte.is_ascii_digit());
     let layer = name
         .rsplit_once('.')
-        .is_some_and(|(stem, extension)| numbered(stem) && ["raw", "dat", "map"].contains(&extension));
+        .is_some_and(|(stem, extension)| numbered(stem) && ["raw", "dat", "map", "log"].contains(&extension));
     layer || name == NEW_FILE || name == MARKER
 }
 

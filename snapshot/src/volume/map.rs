@@ -160,6 +160,11 @@ impl Map {
         }
     }
 
+    /// Number of blocks.
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
     /// Number of pages.
     pub(super) fn pages(&self) -> usize {
         self.pages.len()
@@ -187,19 +192,17 @@ impl Map {
 
     /// Sets the state of some blocks.
     pub(super) fn set(&self, blocks: Range<u64>, state: State) {
-        let pattern = match state {
-            State::Absent => 0,
-            State::Data => LOW_BITS,
-            State::Zero => u64::MAX,
-        };
-        let mut block = blocks.start;
-        while block < blocks.end {
-            let (page, word, first) = place(block);
-            let count = (BLOCKS_PER_WORD - first).min(blocks.end - block);
-            let mask = (u64::MAX >> (64 - count * 2)) << (first * 2);
+        let pattern = pattern(state);
+        for (page, word, mask) in words(&blocks) {
             self.change(page, word, mask, pattern);
-            block += count;
         }
+    }
+
+    /// Whether all of some blocks are in this state, and whoever made them so has marked their pages since.
+    pub(super) fn has_settled(&self, blocks: &Range<u64>, state: State) -> bool {
+        words(blocks).all(|(page, word, mask)| {
+            self.pages[page].get().is_some_and(|page| page.has_settled(word, mask, pattern(state)))
+        })
     }
 
     /// Changes nothing where nothing changes: a block that is written again must not have its page written again.
@@ -288,6 +291,27 @@ impl Map {
     fn page(&self, page: usize) -> &Page {
         self.pages[page].get_or_init(Box::default)
     }
+}
+
+/// A word of blocks that are all in one state.
+fn pattern(state: State) -> u64 {
+    match state {
+        State::Absent => 0,
+        State::Data => LOW_BITS,
+        State::Zero => u64::MAX,
+    }
+}
+
+/// The words that stand for some blocks: page, number in the page, and which of its bits.
+fn words(blocks: &Range<u64>) -> impl Iterator<Item = (usize, usize, u64)> {
+    let (mut block, end) = (blocks.start, blocks.end);
+    std::iter::from_fn(move || {
+        let count = end.checked_sub(block).filter(|left| *left > 0)?;
+        let (page, word, first) = place(block);
+        let count = count.min(BLOCKS_PER_WORD - first);
+        block += count;
+        Some((page, word, (u64::MAX >> (64 - count * 2)) << (first * 2)))
+    })
 }
 
 /// Page, word and place in the word.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use timesync::random::Random;
 
-use super::storage::{Storage, StoredFile};
+use super::storage::{Life, Storage, StoredFile};
 
 const SECTOR: u64 = 512;
 const NEVER: usize = usize::MAX;
@@ -78,6 +78,10 @@ pub enum Fault {
     NoSyncOfRename,
     /// The new manifest's sync takes effect after it was renamed.
     ManifestSyncAfterRename,
+    /// Nobody can tell a reset from the death of a process.
+    NoNewLife,
+    /// What is recorded for the case that a process dies is not written.
+    NoRecords,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -98,6 +102,10 @@ pub struct State {
     seen: Names,
     durable: Names,
     pending: Vec<NameChange>,
+    /// How often the system was reset,
+    life: u64,
+    /// and whether that is not to be seen.
+    endless: bool,
 }
 
 /// Decides what a crash leaves.
@@ -189,8 +197,16 @@ impl Content {
         self.pending.push(change.clone());
     }
 
-    /// What a crash leaves.
+    /// What is never synced, as nothing of it counts after a crash.
+    fn is_log(&self) -> bool {
+        self.name.extension().is_some_and(|extension| extension == "log")
+    }
+
+    /// What a crash leaves. Of a file that must not count then, all: that is the worst.
     fn crash(&self, fate: &mut Fate) -> Arc<Vec<u8>> {
+        if self.is_log() {
+            return Arc::clone(&self.seen);
+        }
         if self.pending.is_empty() {
             return Arc::clone(&self.durable);
         }
@@ -252,7 +268,8 @@ impl State {
 
     /// How many operations a crash may lose.
     pub fn unsynced(&self) -> u32 {
-        let changes: usize = self.files.iter().map(|file| file.pending.len()).sum();
+        let files = self.files.iter().filter(|file| !file.is_log());
+        let changes: usize = files.map(|file| file.pending.len()).sum();
         (self.pending.len() + changes) as u32
     }
 
@@ -277,7 +294,8 @@ impl State {
             Content { name: file.name.clone(), seen, durable, pending: Vec::new() }
         };
         let files = self.files.iter().map(crashed).collect();
-        State { files, seen: names.clone(), durable: names, pending: Vec::new() }
+        let (life, endless) = (self.life + u64::from(!self.endless), self.endless);
+        State { files, seen: names.clone(), durable: names, pending: Vec::new(), life, endless }
     }
 }
 
@@ -303,7 +321,11 @@ pub struct Memory {
 impl Memory {
     /// From now on it does this wrongly.
     pub fn fail(&self, fault: Fault) {
-        self.inner().fault = Some(fault);
+        let mut inner = self.inner();
+        inner.fault = Some(fault);
+        if fault == Fault::NoNewLife {
+            (inner.began.endless, inner.state.endless) = (true, true);
+        }
     }
 
     /// What came up again after a crash.
@@ -548,6 +570,11 @@ impl StoredFile for MemoryFile {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let inner = self.memory.inner();
+        if inner.fault == Some(Fault::NoRecords) && inner.state.files[self.file].is_log() {
+            return Ok(());
+        }
+        drop(inner);
         self.change(Change::Write { offset, data: data.into() })
     }
 
@@ -560,6 +587,13 @@ impl StoredFile for MemoryFile {
         crate::sync::disk();
         self.memory.try_inner()?.sync(self.file);
         Ok(())
+    }
+
+    fn life(&self) -> io::Result<Life> {
+        let mut life = [0; 32];
+        life[..8].copy_from_slice(&self.memory.inner().state.life.to_le_bytes());
+        life[8..16].copy_from_slice(&(self.file as u64).to_le_bytes());
+        Ok(Life(life))
     }
 
     fn length(&self) -> io::Result<u64> {

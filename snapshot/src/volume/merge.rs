@@ -21,6 +21,7 @@ use tracing::warn;
 
 use super::layer::{Layer, data_name, map_name};
 use super::map::State;
+use super::unflushed::log_name;
 use super::{BLOCK, Core, VolumeError, at_path, lock};
 use crate::sync::mpsc::{Receiver, RecvTimeoutError};
 use crate::sync::thread;
@@ -80,6 +81,10 @@ impl Core {
     /// takes requests, and never to the layer that the structural change under way may yet name or still has requests
     /// for.
     pub(super) fn next_tidying(&self) -> Option<Tidying> {
+        // Its directory is gone, or is already that of another volume of the same name.
+        if self.deleted.load(Ordering::SeqCst) {
+            return None;
+        }
         let mut structure = lock(&self.structure);
         if let Err(error) = structure.make_certain(&self.directory) {
             warn!(volume = %self.name, %error, "layers stay as they are while the manifest cannot be written");
@@ -208,6 +213,9 @@ impl Core {
     /// Removes the files of a layer that the manifest does not list any more.
     pub(super) fn remove_layer(&self, id: u32) -> Result<(), VolumeError> {
         self.directory.remove(&data_name(id))?;
+        if self.directory.has(&log_name(id)) {
+            self.directory.remove(&log_name(id))?;
+        }
         self.directory.remove(&map_name(id))
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, copy_file_range, fallocate, posix_fadvise};
 use nix::unistd::{Whence, lseek};
+use timesync::identity::BootId;
 
 use super::{VolumeError, at_path};
 
@@ -45,6 +46,11 @@ pub(super) trait Storage: Debug + Send + Sync {
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
 }
 
+/// A file's life in the page cache: as long as it is the same, what was written to the file's directory is there, synced
+/// or not. No reset leaves it the same, and a copy of a file has another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Life(pub [u8; 32]);
+
 /// An open file. It stays usable when its name is removed.
 pub(super) trait StoredFile: Debug + Send + Sync {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
@@ -66,6 +72,7 @@ pub(super) trait StoredFile: Debug + Send + Sync {
         None
     }
     fn sync_data(&self) -> io::Result<()>;
+    fn life(&self) -> io::Result<Life>;
     fn length(&self) -> io::Result<u64>;
     /// Cuts the file off, or adds zeros.
     fn set_length(&self, length: u64) -> io::Result<()>;
@@ -185,6 +192,15 @@ impl StoredFile for File {
 
     fn sync_data(&self) -> io::Result<()> {
         File::sync_data(self)
+    }
+
+    fn life(&self) -> io::Result<Life> {
+        let (boot, file) = (BootId::of_this_machine()?, self.metadata()?);
+        let mut life = [0; 32];
+        life[..16].copy_from_slice(boot.0.as_bytes());
+        life[16..24].copy_from_slice(&file.dev().to_le_bytes());
+        life[24..].copy_from_slice(&file.ino().to_le_bytes());
+        Ok(Life(life))
     }
 
     fn length(&self) -> io::Result<u64> {

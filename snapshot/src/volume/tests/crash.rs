@@ -5,6 +5,7 @@
 //!
 //! - it opens, once its creation was answered;
 //! - each byte is as the last write left it that was acknowledged as durable, or as a later write had it;
+//! - if only the process was killed, as the last write left it that was acknowledged, or as a later one had it;
 //! - each snapshot whose name was answered for is there and bit-identical, and one whose deletion was answered for, or
 //!   that was never ordered to be named, is not.
 
@@ -29,6 +30,17 @@ struct Written {
     failed: bool,
     /// From here on it is promised to survive.
     durable: usize,
+    /// From here on it is promised to survive the process.
+    answered: usize,
+}
+
+/// What happened to a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The system was reset.
+    Crash,
+    /// The process was killed; the system goes on, and with it what it holds in memory of the files.
+    Kill,
 }
 
 /// A snapshot, and the positions between which it may or must be there.
@@ -79,6 +91,8 @@ struct Recorder {
     named: Vec<Named>,
     clones: Vec<Cloned>,
     sizes: Vec<Sized>,
+    /// What the first kill broke that broke something.
+    broken: Option<String>,
 }
 
 fn root(memory: &Memory) -> Directory {
@@ -99,6 +113,7 @@ impl Recorder {
             named: Vec::new(),
             clones: Vec::new(),
             sizes: vec![Sized { size: SIZE, ordered: 0, answered: 0 }],
+            broken: None,
         }
     }
 
@@ -115,14 +130,15 @@ impl Recorder {
         let outcome = request.send(&*self.volume().attach().unwrap());
         let failed = outcome.result.is_err();
         assert!(!failed || self.memory.has_failed());
-        let durable = if request.is_durable() && !failed { self.memory.position() } else { NEVER };
+        let answered = if failed { NEVER } else { self.memory.position() };
+        let durable = if request.is_durable() { answered } else { NEVER };
         let mut image = self.live().to_vec();
         request.replay(&mut image);
         if failed {
             image = padded(content(&*self.volume().attach().unwrap()));
         }
         self.images.push(Arc::new(image));
-        self.written.push(Written { range: request.range(), ordered, failed, durable });
+        self.written.push(Written { range: request.range(), ordered, failed, durable, answered });
         outcome.hold
     }
 
@@ -215,11 +231,12 @@ impl Recorder {
         let answered = if failed { NEVER } else { self.memory.position() };
         self.sizes.push(Sized { size, ordered, answered });
         self.images.push(image);
-        self.written.push(Written { range: 0..SIZE, ordered, failed, durable: answered });
+        self.written.push(Written { range: 0..SIZE, ordered, failed, durable: answered, answered });
         if failed {
             // What may be there for a moment, and what is there.
             self.images.push(Arc::clone(&replaced));
-            self.written.push(Written { range: 0..SIZE, ordered, failed, durable: NEVER });
+            let (durable, answered) = (NEVER, NEVER);
+            self.written.push(Written { range: 0..SIZE, ordered, failed, durable, answered });
         }
         if keep {
             let (delete_ordered, delete_answered) = (NEVER, NEVER);
@@ -245,10 +262,11 @@ impl Recorder {
         let answered = if failed { NEVER } else { self.memory.position() };
         self.sizes.push(Sized { size, ordered, answered });
         self.images.push(Arc::new(image));
-        self.written.push(Written { range: size..SIZE, ordered, failed, durable: answered });
+        self.written.push(Written { range: size..SIZE, ordered, failed, durable: answered, answered });
         if failed {
             self.images.push(replaced);
-            self.written.push(Written { range: 0..SIZE, ordered, failed, durable: NEVER });
+            let (durable, answered) = (NEVER, NEVER);
+            self.written.push(Written { range: 0..SIZE, ordered, failed, durable, answered });
         }
     }
 
@@ -304,15 +322,21 @@ impl Recorder {
             self.all_durable();
         }
         self.open();
-        self.reread(self.memory.position()).unwrap();
+        self.reread(self.memory.position(), End::Crash).unwrap();
     }
 
-    /// The process is killed; the system goes on, and with it what it holds in memory of the files.
-    fn kill(&mut self) -> Result<(), String> {
+    fn kill(&mut self) {
         self.memory = self.memory.after_kill();
         let position = self.memory.position();
         self.open();
-        self.reread(position)
+        if let Err(why) = self.reread(position, self.end_of_a_kill()) {
+            self.broken.get_or_insert(why);
+        }
+    }
+
+    /// Where the disk has failed, nothing may have been recorded since: then a kill may cost what a crash does.
+    fn end_of_a_kill(&self) -> End {
+        if self.memory.has_failed() { End::Crash } else { End::Kill }
     }
 
     /// Opens the volume; where the disk fails at that, anew.
@@ -322,13 +346,13 @@ impl Recorder {
     }
 
     /// What clients find in a volume that was opened anew, and may rely on from the next flush on.
-    fn reread(&mut self, position: usize) -> Result<(), String> {
+    fn reread(&mut self, position: usize, end: End) -> Result<(), String> {
         let found = padded(content(&*self.volume().attach().unwrap()));
-        self.check_live(&found, position)?;
+        self.check_live(&found, position, end)?;
         self.check_snapshots(self.volume(), position)?;
         self.images.push(Arc::new(found));
-        let (ordered, failed, durable) = (position, false, NEVER);
-        self.written.push(Written { range: 0..SIZE, ordered, failed, durable });
+        let (ordered, failed, durable, answered) = (position, false, NEVER, position);
+        self.written.push(Written { range: 0..SIZE, ordered, failed, durable, answered });
         Ok(())
     }
 
@@ -357,12 +381,16 @@ impl Recorder {
             model::Op::DeleteClone(which) => self.delete_clone(*which),
             model::Op::Crash => self.settle(),
             model::Op::Reopen => self.reopen(),
-            model::Op::Kill => self.kill().unwrap(),
+            model::Op::Kill => self.kill(),
         }
     }
 
-    /// Whether the live volume may read as `found` after a crash at `position`.
-    fn check_live(&self, found: &[u8], position: usize) -> Result<(), String> {
+    /// Whether the live volume may read as `found` after it ended so at `position`.
+    fn check_live(&self, found: &[u8], position: usize, end: End) -> Result<(), String> {
+        let promised_from = |written: &Written| match end {
+            End::Crash => written.durable,
+            End::Kill => written.answered,
+        };
         let ordered = self.written.iter().take_while(|written| written.ordered < position).count();
         let may_be = &self.images[..=ordered];
         let sectors = found.chunks(512).zip(may_be[ordered].chunks(512)).enumerate();
@@ -370,7 +398,7 @@ impl Recorder {
             for at in sector * 512..(sector + 1) * 512 {
                 let promised = self.written[..ordered]
                     .iter()
-                    .rposition(|written| written.durable <= position && written.range.contains(&at));
+                    .rposition(|written| promised_from(written) <= position && written.range.contains(&at));
                 let first = promised.map_or(0, |index| index + 1);
                 if !may_be[first..].iter().any(|image| image[at] == found[at]) {
                     return Err(format!(
@@ -439,7 +467,7 @@ impl Recorder {
     }
 
     /// Opens what a crash at `position` left. With `thorough`, it is also used, and crashes again while it recovers.
-    fn check(&self, crashed: State, position: usize, thorough: bool) -> Result<(), String> {
+    fn check(&self, crashed: State, position: usize, end: End, thorough: bool) -> Result<(), String> {
         let memory = Memory::after(crashed);
         Volume::remove_left_overs(&root(&memory)).map_err(|error| error.to_string())?;
         let volume = match Volume::open_in(&root(&memory), "v", self.clock.clone()) {
@@ -453,12 +481,12 @@ impl Recorder {
         };
         let live = || padded(content(&*volume.attach().unwrap()));
         self.check_size(volume.core.size(), position)?;
-        self.check_live(&live(), position)?;
+        self.check_live(&live(), position, end)?;
         self.check_snapshots(&volume, position)?;
         self.check_clones(&memory, position)?;
         if thorough {
             settle(&volume);
-            self.check_live(&live(), position)?;
+            self.check_live(&live(), position, end)?;
             self.check_snapshots(&volume, position)?;
             self.check_clones(&memory, position)?;
             let (began, log) = memory.recording();
@@ -469,11 +497,11 @@ impl Recorder {
                 log[..done].iter().for_each(|op| state.apply(op));
                 let mut fate =
                     Fate::Drawn { random: Random(random.below(NEVER) as u64), kept: 4, torn: true };
-                self.check(state.crash(&mut fate), position, false)
+                self.check(state.crash(&mut fate), position, End::Crash, false)
                     .map_err(|why| format!("{why}, after a second crash {done} operations later"))?;
             }
             take(&volume, "after");
-            self.check_live(&live(), position)?;
+            self.check_live(&live(), position, end)?;
         }
         Ok(())
     }
@@ -481,6 +509,9 @@ impl Recorder {
     /// Every `stride`th point of the workload, in the states that a crash may leave there: all of them where few
     /// operations are unsynced, else all lost, all kept, and `draws` at random.
     fn check_all(mut self, stride: usize, draws: u64) -> Result<(), String> {
+        if let Some(why) = self.broken {
+            return Err(format!("after a kill: {why}"));
+        }
         self.settle();
         let (mut state, log) = self.memory.recording();
         // Merging goes on until here; closing syncs what the last crash should still be able to lose.
@@ -493,6 +524,10 @@ impl Recorder {
             if position % stride != 0 && position != last {
                 continue;
             }
+            self.check(state.clone(), position, self.end_of_a_kill(), position % 11 == 0).map_err(|why| {
+                let next = log.get(position).map(|op| op.to_string());
+                format!("killed before operation {position} ({next:?}): {why}")
+            })?;
             let seed = |draw: u64| Random(position as u64 * 1_000 + draw);
             let unsynced = state.unsynced();
             let chosen = if unsynced <= 4 { (0..1 << unsynced).collect() } else { vec![0, u64::MAX] };
@@ -503,7 +538,7 @@ impl Recorder {
             });
             for (index, mut fate) in chosen.chain(drawn).enumerate() {
                 let thorough = (position / stride + index).is_multiple_of(11);
-                self.check(state.crash(&mut fate), position, thorough).map_err(|why| {
+                self.check(state.crash(&mut fate), position, End::Crash, thorough).map_err(|why| {
                     let next = log.get(position).map(|op| op.to_string());
                     format!("crash before operation {position} ({next:?}), state {index}: {why}")
                 })?;
@@ -585,11 +620,11 @@ fn workload(trouble: Trouble) -> Recorder {
         drop(run.went(run.volume().prepare_restore(&last, "restoring", false)));
     }
     run.change(&write(11, 2, 28, false));
-    run.kill().unwrap();
+    run.kill();
     run.flush();
     run.change(&write(11, 1, 29, false));
     run.delete(0);
-    run.kill().unwrap();
+    run.kill();
     run.settle();
     run.change(&write(12, 1, 30, true));
     run.cut(&[], &[], true);
@@ -625,7 +660,7 @@ fn life(trouble: Trouble) -> Recorder {
     run.delete(0);
     run.cut(&[write(3, 1, 6, false)], &[], true);
     run.settle();
-    run.kill().unwrap();
+    run.kill();
     run.delete_clone(0);
     run.resize(6);
     run.change(&write(4, 2, 7, true));
@@ -646,7 +681,7 @@ fn life(trouble: Trouble) -> Recorder {
     run.delete_clone(0);
     run.cut(&[], &[], true);
     run.settle();
-    run.kill().unwrap();
+    run.kill();
     run.flush();
     run
 }
@@ -663,7 +698,7 @@ fn whatever_a_crash_leaves_what_was_promised_is_there() {
 
 /// The test above is worth what it finds.
 #[test]
-fn a_forgotten_sync_or_a_wrong_order_is_found() {
+fn what_is_forgotten_or_done_in_a_wrong_order_is_found() {
     for fault in [
         Fault::NoDataSync,
         Fault::NoMapSync,
@@ -671,6 +706,8 @@ fn a_forgotten_sync_or_a_wrong_order_is_found() {
         Fault::NoSyncOfNewFiles,
         Fault::NoSyncOfRename,
         Fault::ManifestSyncAfterRename,
+        Fault::NoNewLife,
+        Fault::NoRecords,
     ] {
         let found = workload(Trouble::Fault(fault)).check_all(1, 6);
         println!("{fault:?}: {}", found.as_ref().err().map_or("", |why| why));
