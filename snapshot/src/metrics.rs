@@ -61,7 +61,8 @@ impl Durations {
 
     fn sample(&self) -> Sample {
         let counts: Vec<u64> = self.counts.iter().map(|count| count.load(Relaxed)).collect();
-        let end = |at: usize| if at < BUCKETS { seconds(1 << (SMALLEST as usize + at)) } else { f64::MAX };
+        let end =
+            |at: usize| if at < BUCKETS { seconds(1 << (SMALLEST as usize + at)) } else { f64::INFINITY };
         Sample::Durations {
             seconds: seconds(i64::try_from(self.nanos.load(Relaxed)).unwrap_or(i64::MAX)),
             count: counts.iter().sum(),
@@ -189,6 +190,6 @@ mod tests {
         let Sample::Durations { count, buckets, .. } = durations.sample() else { panic!("it is one") };
         assert_eq!(count, 9);
         let filled: Vec<_> = buckets.iter().filter(|(_, count)| *count > 0).copied().collect();
-        assert_eq!(filled, [(256e-9, 4), (512e-9, 2), ((1_u64 << 34) as f64 / 1e9, 1), (f64::MAX, 2)]);
+        assert_eq!(filled, [(256e-9, 4), (512e-9, 2), ((1_u64 << 34) as f64 / 1e9, 1), (f64::INFINITY, 2)]);
     }
 }

@@ -13,7 +13,7 @@ use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{Content, HeaderBuilder, Ref, RefOr, Required, ResponseBuilder};
-use utoipa::{IntoParams, IntoResponses, PartialSchema};
+use utoipa::{IntoParams, IntoResponses, PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
@@ -90,6 +90,18 @@ impl IntoResponses for Accepted {
     }
 }
 
+/// One event of a stream, as its lines say.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it only describes")]
+pub(super) struct ServerSentEvent {
+    /// Its number, from 0.
+    id: String,
+    /// `progress`, `result` or `problem`.
+    event: String,
+    /// JSON: a `Progress`, what the request answers with when it is waited for, or a `Problem`.
+    data: String,
+}
+
 /// Does long work, and answers as it is wanted.
 pub(super) async fn run<T, F>(
     coordinator: Arc<Coordinator>,
@@ -164,7 +176,7 @@ async fn show_operation(State(coordinator): Server, Segments(id): Segments<Uuid>
         ("Last-Event-ID" = Option<u64>, Header, description = "The last event that was seen: it goes on after it"),
     ),
     responses((status = 200, description = "Server-sent events `progress`, `result`, `problem`, each with JSON",
-        content_type = "text/event-stream", body = String)))]
+        content_type = "text/event-stream", body = ServerSentEvent)))]
 async fn operation_events(
     State(coordinator): Server,
     Segments(id): Segments<Uuid>,
@@ -173,8 +185,9 @@ async fn operation_events(
     let from = match headers.get("last-event-id") {
         None => 0,
         Some(last) => {
-            let last = last.to_str().ok().and_then(|last| last.parse::<usize>().ok());
-            last.ok_or_else(|| Refusal::new(400, "Last-Event-ID is not the number of an event"))?
+            let last = last.to_str().ok().and_then(|last| last.parse::<i64>().ok());
+            last.and_then(|last| usize::try_from(last).ok())
+                .ok_or_else(|| Refusal::new(400, "Last-Event-ID is not the number of an event"))?
                 .saturating_add(1)
         }
     };

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::long::{self, Accepted, Respond};
+use super::long::{self, Accepted, Respond, ServerSentEvent};
 use super::{Answer, Server};
 use crate::coordinator::Coordinator;
 use crate::http::{JsonBody, Parameters, Refusal, Segments};
@@ -74,7 +74,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     responses(
         (status = 201, description = "It is taken, and certified", body = Manifest),
         (status = 200, description = "With `Accept: text/event-stream`: the operation's events",
-            content_type = "text/event-stream", body = String),
+            content_type = "text/event-stream", body = ServerSentEvent),
         Accepted,
     ))]
 async fn create_snapshot(
