@@ -106,7 +106,7 @@ pub fn start(host: usize) {
                 if std::mem::take(&mut world.hosts[host].borrow_mut().forgetful) {
                     super::check::after_crash(host, &service);
                 }
-                let router = agent::router(Arc::clone(&service), false);
+                let router = agent::router(agent::routes(Arc::clone(&service), false));
                 let daemon = Daemon { process, service, router, connections: Vec::new() };
                 world.hosts[host].borrow_mut().daemon = Some(daemon);
             }
