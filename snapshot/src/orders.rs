@@ -120,6 +120,7 @@ pub struct ExternalPart {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PauseTimes {
     /// P of this volume: the reading after it was confirmed.
+    #[schema(value_type = i64)]
     pub p_ns: Time<Host>,
     /// Until then.
     pub pausing_ns: Nanos,
