@@ -15,6 +15,7 @@ use snapshot::orders::WhenFull;
 use snapshot::schedule::CronTime;
 use timesync::time::Nanos;
 
+use crate::config::LogFormat;
 use crate::units;
 
 /// Snapshots of volumes on many hosts as of one instant, without stopping their I/O, and with a proof.
@@ -218,6 +219,9 @@ pub struct DaemonArgs {
     /// Allow plain HTTP beyond loopback
     #[arg(long)]
     pub insecure: bool,
+    /// How to write the log
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
     /// End when the parent process does
     #[arg(long, hide = true)]
     pub with_parent: bool,

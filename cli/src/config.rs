@@ -42,6 +42,8 @@ pub struct ServerConfig {
     pub state: PathBuf,
     /// Plain HTTP beyond loopback: anybody on the network can then read and order everything. Default false.
     pub insecure: bool,
+    /// How the log is written: `text` or `json`. Default text.
+    pub log_format: LogFormat,
     /// How time is exchanged with all hosts.
     pub time: TimeConfig,
     /// How cuts are planned.
@@ -65,6 +67,7 @@ impl Default for ServerConfig {
             listen: loopback(SERVER_PORT),
             state: PathBuf::from("/var/lib/coeval/server"),
             insecure: false,
+            log_format: LogFormat::default(),
             time: TimeConfig::default(),
             cut: CutConfig::default(),
             tls: None,
@@ -237,8 +240,21 @@ pub struct HostConfig {
     /// Plain HTTP (where there is no [tls]) and plain NBD beyond loopback: anybody on the network can then give orders,
     /// and read and write the volumes. Default false.
     pub insecure: bool,
+    /// How the log is written: `text` or `json`. Default text.
+    pub log_format: LogFormat,
     /// HTTPS towards the server, and NBD by `tls://`.
     pub tls: Option<TlsFiles>,
+}
+
+/// How a daemon writes its log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A line of JSON for programs.
+    Json,
 }
 
 /// `[publish]`: how other programs on a host learn how far its `CLOCK_REALTIME` is from the server's.
@@ -279,6 +295,7 @@ impl Default for HostConfig {
             publish: PublishConfig::default(),
             hooks: HooksConfig::default(),
             insecure: false,
+            log_format: LogFormat::default(),
             tls: None,
         }
     }

@@ -7,15 +7,17 @@ mod volumes;
 
 use std::sync::Arc;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{DefaultBodyLimit, Query, State};
-use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::host::{HostError, HostService};
-use crate::http::{JsonBody, Refusal, Segments};
+use crate::http::{JsonBody, Parameters, Refusal, Segments};
 use crate::orders::{
     ArmOrder, Armed, AttemptId, ContentDigest, CreateVolume, HostDescription, PrepareOrder, ReleaseOrder,
     RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
@@ -45,29 +47,45 @@ impl From<HostError> for Refusal {
 }
 
 /// The routes of a host. With `simulation`, it also takes the demo's uncoordinated cuts.
-pub fn router(host: Arc<HostService>, simulation: bool) -> Router {
-    let mut router = Router::new()
-        .route("/v1/host", get(describe))
-        .route("/v1/ping", get(ping))
-        .route("/v1/cuts/{attempt}/prepare", post(prepare))
-        .route("/v1/cuts/{attempt}/arm", post(arm))
-        .route("/v1/cuts/{attempt}/strike", post(strike))
-        .route("/v1/cuts/{attempt}/release", post(release))
-        .route("/v1/cuts/{attempt}/seal", post(seal))
-        .route("/v1/cuts/{attempt}/abort", post(abort))
-        .route("/v1/restores/{restore}/prepare", post(prepare_restore))
-        .route("/v1/restores/{restore}/switch", post(switch_restore))
-        .route("/v1/restores/{restore}/give-up", post(give_up_restore))
-        .route("/v1/volumes", get(volumes).post(create_volume))
-        .route("/v1/volumes/{volume}/snapshots/{snapshot}", delete(delete_snapshot).get(has_snapshot))
-        .route("/v1/volumes/{volume}/snapshots/{snapshot}/digest", get(digest))
+pub fn routes(host: Arc<HostService>, simulation: bool) -> OpenApiRouter {
+    let mut routes = OpenApiRouter::new()
+        .routes(routes!(describe))
+        .routes(routes!(ping))
+        .routes(routes!(prepare))
+        .routes(routes!(arm))
+        .routes(routes!(strike))
+        .routes(routes!(release))
+        .routes(routes!(seal))
+        .routes(routes!(abort))
+        .routes(routes!(prepare_restore))
+        .routes(routes!(switch_restore))
+        .routes(routes!(give_up_restore))
+        .routes(routes!(volumes, create_volume))
+        .routes(routes!(delete_snapshot, has_snapshot))
+        .routes(routes!(digest))
         .merge(volumes::routes())
-        .merge(extents::router())
-        .merge(space::router());
+        .merge(extents::routes())
+        .merge(space::routes());
     if simulation {
-        router = router.route("/v1/cuts/{attempt}/uncoordinated", post(uncoordinated));
+        routes = routes.routes(routes!(uncoordinated));
     }
-    router.layer(DefaultBodyLimit::max(BODY_LIMIT)).merge(records::router()).with_state(host)
+    routes.layer(DefaultBodyLimit::max(BODY_LIMIT)).merge(records::routes()).with_state(host)
+}
+
+/// Serves a host's routes, and beside them the document that names them all: their paths and methods. What they take and
+/// give is between one version's server and its hosts, and in [`crate::orders`].
+pub fn router(routes: OpenApiRouter) -> Router {
+    let (router, document) = routes.routes(routes!(document)).split_for_parts();
+    let document = Document(document.to_json().unwrap_or_default().into());
+    router.layer(Extension(document))
+}
+
+#[derive(Clone)]
+struct Document(Arc<str>);
+
+#[utoipa::path(get, path = "/v1/openapi.json")]
+async fn document(Extension(Document(text)): Extension<Document>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text.to_string()).into_response()
 }
 
 /// Runs what may wait for storage or for a stretch's end away from the threads that answer.
@@ -81,14 +99,17 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
+#[utoipa::path(get, path = "/v1/ping")]
 async fn ping() -> Json<()> {
     Json(())
 }
 
+#[utoipa::path(get, path = "/v1/host")]
 async fn describe(State(host): Host) -> Answer<HostDescription> {
     blocking(host, |host| Ok(host.describe())).await
 }
 
+#[utoipa::path(post, path = "/v1/cuts/{attempt}/prepare")]
 async fn prepare(
     State(host): Host,
     Segments(attempt): Segments<AttemptId>,
@@ -97,6 +118,7 @@ async fn prepare(
     blocking(host, move |host| host.prepare(attempt, &order)).await
 }
 
+#[utoipa::path(post, path = "/v1/cuts/{attempt}/arm")]
 async fn arm(
     State(host): Host,
     Segments(attempt): Segments<AttemptId>,
@@ -107,11 +129,13 @@ async fn arm(
 
 /// On this very thread: all hosts' writers wait from the first strike to the last release, and a strike or a release
 /// takes less time than handing it to another thread would.
+#[utoipa::path(post, path = "/v1/cuts/{attempt}/strike")]
 async fn strike(State(host): Host, Segments(attempt): Segments<AttemptId>) -> Answer<Struck> {
     Ok(Json(host.strike(attempt)?))
 }
 
 /// On this very thread, as [`strike`].
+#[utoipa::path(post, path = "/v1/cuts/{attempt}/release")]
 async fn release(
     State(host): Host,
     Segments(attempt): Segments<AttemptId>,
@@ -120,14 +144,17 @@ async fn release(
     Ok(Json(host.release(attempt, &order)?))
 }
 
+#[utoipa::path(post, path = "/v1/cuts/{attempt}/seal")]
 async fn seal(State(host): Host, Segments(attempt): Segments<AttemptId>) -> Answer<Sealed> {
     blocking(host, move |host| host.seal(attempt)).await
 }
 
+#[utoipa::path(post, path = "/v1/cuts/{attempt}/abort")]
 async fn abort(State(host): Host, Segments(attempt): Segments<AttemptId>) -> Answer<()> {
     blocking(host, move |host| host.abort(attempt)).await
 }
 
+#[utoipa::path(post, path = "/v1/restores/{restore}/prepare")]
 async fn prepare_restore(
     State(host): Host,
     Segments(restore): Segments<Uuid>,
@@ -136,6 +163,7 @@ async fn prepare_restore(
     blocking(host, move |host| host.prepare_restore(restore, &order)).await
 }
 
+#[utoipa::path(post, path = "/v1/restores/{restore}/switch")]
 async fn switch_restore(
     State(host): Host,
     Segments(restore): Segments<Uuid>,
@@ -144,10 +172,12 @@ async fn switch_restore(
     blocking(host, move |host| host.switch_restore(restore, &order)).await
 }
 
+#[utoipa::path(post, path = "/v1/restores/{restore}/give-up")]
 async fn give_up_restore(State(host): Host, Segments(restore): Segments<Uuid>) -> Answer<bool> {
     blocking(host, move |host| Ok(host.give_up_restore(restore))).await
 }
 
+#[utoipa::path(post, path = "/v1/cuts/{attempt}/uncoordinated")]
 async fn uncoordinated(
     State(host): Host,
     Segments(attempt): Segments<AttemptId>,
@@ -156,10 +186,12 @@ async fn uncoordinated(
     blocking(host, move |host| host.uncoordinated(attempt, &order.volumes, &order.name)).await
 }
 
+#[utoipa::path(get, path = "/v1/volumes")]
 async fn volumes(State(host): Host) -> Answer<Vec<VolumeDescription>> {
     blocking(host, |host| Ok(host.describe().volumes)).await
 }
 
+#[utoipa::path(post, path = "/v1/volumes")]
 async fn create_volume(
     State(host): Host,
     JsonBody(order): JsonBody<CreateVolume>,
@@ -167,6 +199,7 @@ async fn create_volume(
     blocking(host, move |host| host.create_volume(&order)).await
 }
 
+#[utoipa::path(delete, path = "/v1/volumes/{volume}/snapshots/{snapshot}")]
 async fn delete_snapshot(
     State(host): Host,
     Segments((volume, snapshot)): Segments<(String, String)>,
@@ -174,6 +207,7 @@ async fn delete_snapshot(
     blocking(host, move |host| host.delete_snapshot(&volume, &snapshot)).await
 }
 
+#[utoipa::path(get, path = "/v1/volumes/{volume}/snapshots/{snapshot}")]
 async fn has_snapshot(
     State(host): Host,
     Segments((volume, snapshot)): Segments<(String, String)>,
@@ -188,13 +222,12 @@ struct DigestQuery {
     changes: u8,
 }
 
+#[utoipa::path(get, path = "/v1/volumes/{volume}/snapshots/{snapshot}/digest")]
 async fn digest(
     State(host): Host,
     Segments((volume, snapshot)): Segments<(String, String)>,
-    query: Result<Query<DigestQuery>, QueryRejection>,
+    Parameters(DigestQuery { changes }): Parameters<DigestQuery>,
 ) -> Answer<ContentDigest> {
-    let Query(DigestQuery { changes }) =
-        query.map_err(|rejection| Refusal::new(rejection.status().as_u16(), rejection.body_text()))?;
     blocking(host, move |host| host.digest(&volume, &snapshot, changes != 0)).await
 }
 

@@ -1,39 +1,37 @@
 //! The server's API: a thin HTTP shell around the coordinator, and the time-sync server's report beside it.
+//!
+//! Each page is a file with its handlers, each annotated by `utoipa::path` with its path, parameters and answer, and a
+//! function `routes` that mounts them. The document at `/api/v1/openapi.json` is made of those annotations, and so is the
+//! router: a route cannot be in one and not in the other. What goes for all of them is added in [`document`]: problems.
 
 pub mod dashboard;
 mod export;
 mod groups;
+mod long;
+mod schedules;
 pub mod skew;
+mod snapshots;
 mod space;
 mod volumes;
 
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use futures_util::stream::unfold;
-use serde::Deserialize;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use axum::{Extension, Json, Router};
+use utoipa::openapi::{Content, Info, OpenApi, Ref, RefOr, ResponseBuilder};
+use utoipa::{PartialSchema, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::coordinator::{Coordinator, CoordinatorError};
-use crate::http::{JsonBody, Refusal, Segments};
-use crate::messages::{
-    CreateEvent, CreateRequest, CreateVolumeOn, Forecast, HostVolumes, RestoreReport, RestoreRequest,
-    Snapshot, SnapshotDetails, VerifyReport,
-};
-use crate::orders::VolumeDescription;
-use crate::schedule::{Schedule, ScheduleStatus};
+use crate::http::Refusal;
+use crate::messages::operations::Operation;
+use crate::orders::Problem;
 
 /// A request that names ten thousand volumes takes a megabyte.
 const BODY_LIMIT: usize = 1024 * 1024;
-
-/// Gives the time-sync server's report.
-pub type Report = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 type Answer<T> = Result<Json<T>, Refusal>;
 type Server = State<Arc<Coordinator>>;
@@ -44,130 +42,62 @@ impl From<CoordinatorError> for Refusal {
     }
 }
 
-/// The routes of the server.
-pub fn router(coordinator: Arc<Coordinator>, report: Report) -> Router {
-    Router::new()
-        .route("/api/v1/snapshots", get(list).post(create))
-        .route("/api/v1/rehearsals", post(rehearse))
-        .route("/api/v1/snapshots/{key}", get(show).delete(delete))
-        .route("/api/v1/snapshots/{key}/verify", post(verify))
-        .route("/api/v1/snapshots/{key}/restore", post(restore))
-        .route("/api/v1/volumes", get(volumes).post(create_volume))
-        .route("/api/v1/schedules", get(schedules).post(add_schedule))
-        .route("/api/v1/schedules/{name}", axum::routing::delete(remove_schedule))
+/// The routes of the server, with those about the clocks ([`skew::routes`]), and the document that describes them.
+pub fn router(coordinator: Arc<Coordinator>, clocks: OpenApiRouter) -> Router {
+    let (router, described) = OpenApiRouter::new()
+        .merge(snapshots::routes())
+        .merge(long::routes())
         .merge(volumes::routes())
-        .merge(groups::router())
-        .merge(export::router())
-        .merge(space::router())
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .merge(groups::routes())
+        .merge(export::routes())
+        .merge(space::routes())
+        .merge(schedules::routes())
+        .merge(dashboard::routes())
+        .routes(routes!(openapi))
         .with_state(coordinator)
-        .route("/api/v1/skew", get(async move || report_skew(report).await))
+        .merge(clocks)
+        .split_for_parts();
+    // A document that cannot be turned into JSON would be a mistake in an annotation; a test reads it.
+    let document = Document(document(described).to_json().unwrap_or_default().into());
+    router.layer(DefaultBodyLimit::max(BODY_LIMIT)).layer(Extension(document))
 }
 
-/// Works out every host's bounds: away from the thread that answers.
-async fn report_skew(report: Report) -> Answer<serde_json::Value> {
-    match tokio::task::spawn_blocking(move || report()).await {
-        Ok(report) => Ok(Json(report)),
-        Err(panic) => Err(Refusal::new(500, format!("the report failed: {panic}"))),
+#[derive(Clone)]
+struct Document(Arc<str>);
+
+/// This document.
+#[utoipa::path(get, path = "/api/v1/openapi.json", tag = "server",
+    responses((status = 200, description = "OpenAPI", body = Object)))]
+async fn openapi(Extension(Document(text)): Extension<Document>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text.to_string()).into_response()
+}
+
+/// What the annotations of the routes do not say one by one.
+fn document(mut described: OpenApi) -> OpenApi {
+    described.info = Info::new("Coeval", env!("CARGO_PKG_VERSION"));
+    described.info.description = Some(
+        "Snapshots of volumes on many hosts as of one instant. Every refusal is a problem (RFC 9457)."
+            .to_owned(),
+    );
+    let schemas = &mut described.components.get_or_insert_default().schemas;
+    let mut named = vec![
+        (Operation::name().into_owned(), Operation::schema()),
+        (Problem::name().into_owned(), Problem::schema()),
+    ];
+    Operation::schemas(&mut named);
+    for (name, schema) in named {
+        schemas.entry(name).or_insert(schema);
     }
-}
-
-/// Answers line by line. The snapshot is a task of its own: it goes on to its end if the caller goes away.
-async fn create(State(coordinator): Server, JsonBody(request): JsonBody<CreateRequest>) -> Response {
-    let (sender, receiver) = unbounded_channel();
-    tokio::spawn(async move {
-        // A send fails only if nobody listens any more.
-        let progress = |progress| drop(sender.send(CreateEvent::Progress(progress)));
-        let end = match coordinator.create(request, progress).await {
-            Ok(manifest) => CreateEvent::Manifest(Box::new(manifest)),
-            Err(error) => CreateEvent::Problem(Refusal::from(error).into_problem()),
-        };
-        drop(sender.send(end));
-    });
-    let lines = unfold(receiver, async |mut receiver: UnboundedReceiver<CreateEvent>| {
-        let event = receiver.recv().await?;
-        let line = serde_json::to_vec(&event).map(|mut line| {
-            line.push(b'\n');
-            Bytes::from(line)
-        });
-        Some((line, receiver))
-    });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
-}
-
-/// A task of its own: it goes on to its end if the caller goes away.
-async fn rehearse(
-    State(coordinator): Server,
-    JsonBody(request): JsonBody<CreateRequest>,
-) -> Answer<Forecast> {
-    match tokio::spawn(async move { coordinator.rehearse(request).await }).await {
-        Ok(result) => Ok(Json(result?)),
-        Err(panic) => Err(Refusal::new(500, format!("the rehearsal failed: {panic}"))),
+    let content = Content::new(Some(RefOr::Ref(Ref::from_schema_name("Problem"))));
+    let refusal = ResponseBuilder::new()
+        .description("A problem: `detail` is a sentence that says what to do")
+        .content("application/problem+json", content)
+        .build();
+    for item in described.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.post, &mut item.delete, &mut item.put, &mut item.patch];
+        for operation in operations.into_iter().flatten() {
+            operation.responses.responses.insert("default".to_owned(), RefOr::T(refusal.clone()));
+        }
     }
-}
-
-async fn list(State(coordinator): Server) -> Answer<Vec<Snapshot>> {
-    Ok(Json(coordinator.list().await?))
-}
-
-#[derive(Deserialize)]
-struct ShowQuery {
-    #[serde(default)]
-    evidence: u8,
-}
-
-async fn show(
-    State(coordinator): Server,
-    Segments(key): Segments<String>,
-    query: Result<Query<ShowQuery>, QueryRejection>,
-) -> Answer<SnapshotDetails> {
-    let Query(query) =
-        query.map_err(|rejection| Refusal::new(rejection.status().as_u16(), rejection.body_text()))?;
-    Ok(Json(coordinator.show(&key, query.evidence != 0).await?))
-}
-
-async fn verify(State(coordinator): Server, Segments(key): Segments<String>) -> Answer<VerifyReport> {
-    Ok(Json(coordinator.verify(&key).await?))
-}
-
-/// A task of its own: it goes on to its end if the caller goes away.
-async fn restore(
-    State(coordinator): Server,
-    Segments(key): Segments<String>,
-    JsonBody(request): JsonBody<RestoreRequest>,
-) -> Answer<RestoreReport> {
-    match tokio::spawn(async move { coordinator.restore(&key, request).await }).await {
-        Ok(result) => Ok(Json(result?)),
-        Err(panic) => Err(Refusal::new(500, format!("the restore failed: {panic}"))),
-    }
-}
-
-async fn delete(State(coordinator): Server, Segments(key): Segments<String>) -> Answer<()> {
-    Ok(Json(coordinator.delete(&key).await?))
-}
-
-async fn volumes(State(coordinator): Server) -> Answer<Vec<HostVolumes>> {
-    Ok(Json(coordinator.volumes().await?))
-}
-
-async fn create_volume(
-    State(coordinator): Server,
-    JsonBody(request): JsonBody<CreateVolumeOn>,
-) -> Answer<VolumeDescription> {
-    Ok(Json(coordinator.create_volume(request).await?))
-}
-
-async fn schedules(State(coordinator): Server) -> Answer<Vec<ScheduleStatus>> {
-    Ok(Json(coordinator.schedules().await?))
-}
-
-async fn add_schedule(
-    State(coordinator): Server,
-    JsonBody(schedule): JsonBody<Schedule>,
-) -> Answer<ScheduleStatus> {
-    Ok(Json(coordinator.add_schedule(schedule).await?))
-}
-
-async fn remove_schedule(State(coordinator): Server, Segments(name): Segments<String>) -> Answer<()> {
-    Ok(Json(coordinator.remove_schedule(&name).await?))
+    described
 }

@@ -12,9 +12,11 @@
 mod groups;
 mod hooks;
 mod records;
+mod requests;
 mod schedules;
 
 pub use hooks::Debt;
+pub use requests::StoredRequest;
 pub use schedules::StoredSchedule;
 
 use std::path::{Path, PathBuf};
@@ -32,7 +34,7 @@ use crate::coordinator::RestorePlan;
 use crate::messages::{Manifest, Snapshot, SnapshotState, Step, StoryEntry};
 use crate::orders::AttemptId;
 
-const SCHEMA_VERSION: i64 = 5;
+const SCHEMA_VERSION: i64 = 6;
 
 /// A failed snapshot gives its name back; any other holds it.
 const SCHEMA: &str = "
@@ -147,7 +149,7 @@ fn prepare(connection: &mut Connection) -> Result<(), CatalogueError> {
         return Err(CatalogueError::Newer { found });
     }
     // Each version's schema is what it added to the one before.
-    let versions = [SCHEMA, schedules::SCHEMA, RESTORES, groups::SCHEMA, hooks::SCHEMA];
+    let versions = [SCHEMA, schedules::SCHEMA, RESTORES, groups::SCHEMA, hooks::SCHEMA, requests::SCHEMA];
     for (version, added) in (1..).zip(versions) {
         if found < version {
             transaction.execute_batch(added)?;
@@ -274,6 +276,27 @@ impl Catalogue {
             connection.prepare("SELECT attempt, host FROM attempts WHERE owed = 1 ORDER BY attempt, host")?;
         let rows = query.query_map([], |row| Ok((parsed(row, 0)?, row.get(1)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// How many snapshots there are in each state.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn states(&self) -> Result<Vec<(String, u64)>, CatalogueError> {
+        let connection = self.lock();
+        let mut query =
+            connection.prepare("SELECT state, count(*) FROM snapshots GROUP BY state ORDER BY state")?;
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// The snapshot that an attempt is or was for, by id.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn snapshot_of(&self, attempt: AttemptId) -> Result<Option<String>, CatalogueError> {
+        let query = "SELECT snapshot FROM attempts WHERE attempt = ?1 LIMIT 1";
+        Ok(self.lock().query_row(query, [attempt.to_string()], |row| row.get(0)).optional()?)
     }
 
     /// Adds to the story of a snapshot. This is not synced: nothing rests on it, and it survives the server's death, if

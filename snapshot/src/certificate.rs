@@ -19,13 +19,14 @@ use timesync::bound::{Interval, Policy, Window, WindowError, locate};
 use timesync::identity::Incarnation;
 use timesync::source::Observation;
 use timesync::time::{Host, Nanos, Server, Time};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::cut::{Cause, Readings};
 use crate::mutation::mutated;
 
 /// How the hosts agreed on the instant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// By their clocks, and the bound on them.

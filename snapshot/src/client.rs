@@ -11,8 +11,8 @@ use timesync::time::Nanos;
 use crate::api::skew::RecordRequest;
 use crate::http::{Connector, ControlClient, ControlError, HttpError};
 use crate::messages::{
-    CreateEvent, CreateRequest, CreateVolumeOn, ExportRequest, ExportSource, Forecast, HostVolumes, Manifest,
-    Member, Progress, RestoreReport, RestoreRequest, Snapshot, SnapshotDetails, Usage, VerifyReport,
+    CreateRequest, CreateVolumeOn, ExportRequest, ExportSource, Forecast, HostVolumes, Manifest, Member,
+    Progress, RestoreReport, RestoreRequest, Snapshot, SnapshotDetails, Usage, VerifyReport,
 };
 use crate::orders::{Extent, Quota, VolumeDescription};
 use crate::schedule::{Schedule, ScheduleStatus};
@@ -42,12 +42,14 @@ impl ServerClient {
         mut progress: impl FnMut(&Progress),
     ) -> Result<Manifest, ControlError> {
         let page = self.client.page(&["api", "v1", "snapshots"]);
-        let mut lines = self.client.post_for_lines(page, request, LONG).await?;
-        while let Some(event) = lines.next().await? {
-            match event {
-                CreateEvent::Progress(step) => progress(&step),
-                CreateEvent::Manifest(manifest) => return Ok(*manifest),
-                CreateEvent::Problem(problem) => return Err(self.client.refused(problem)),
+        let mut events = self.client.post_for_events(page, request, LONG).await?;
+        while let Some((name, data)) = events.next_event().await? {
+            match name.as_str() {
+                "progress" => progress(&self.client.parse(&data)?),
+                "result" => return self.client.parse(&data),
+                "problem" => return Err(self.client.refused(self.client.parse(&data)?)),
+                // Of a later version.
+                _ => {}
             }
         }
         Err(self

@@ -16,6 +16,7 @@ mod manifest;
 pub mod plan;
 mod rebuild;
 mod rehearsal;
+mod requests;
 mod restore;
 mod scheduler;
 mod space;
@@ -28,13 +29,16 @@ use std::sync::{Arc, OnceLock};
 
 use timesync::source::SkewSource;
 use timesync::time::Nanos;
+use tracing::field::display;
 use uuid::Uuid;
 
 use crate::catalogue::{Catalogue, CatalogueError};
 use crate::certificate::Mode;
 use crate::follow_ups::FollowUp;
 use crate::http::{Connector, ControlError, HttpError};
-use crate::messages::{CreateRequest, Manifest, Member, Progress, RequestedMode, RequestedPolicy, Step};
+use crate::messages::{CreateRequest, Manifest, Member, Progress, RequestedMode, RequestedPolicy};
+use crate::metrics::SnapshotCounts;
+use crate::operations::Operations;
 use crate::remote::{HostEndpoint, Limits, RemoteHost};
 use crate::sync::task;
 use crate::volume::is_name;
@@ -137,8 +141,9 @@ impl CoordinatorError {
             CoordinatorError::Catalogue(_) | CoordinatorError::Internal(_) => 500,
             CoordinatorError::Host(error) => error.status().unwrap_or(502),
             CoordinatorError::Unfinished(..) | CoordinatorError::Undeleted(..) => 502,
-            CoordinatorError::Incomplete(_) | CoordinatorError::Refused { .. } => 503,
             CoordinatorError::Hook(_) => 424,
+            // Nothing is wrong with the server: as clocks and hosts are now, no cut was proved, or there can be none.
+            CoordinatorError::Incomplete(_) | CoordinatorError::Refused { .. } => 409,
         }
     }
 }
@@ -152,6 +157,8 @@ pub struct Coordinator {
     undo: Undo,
     options: Options,
     hooks: OnceLock<Vec<GroupHook>>,
+    operations: Operations,
+    counts: SnapshotCounts,
     /// Digests are computed one at a time: they read whole volumes.
     digesting: tokio::sync::Mutex<()>,
     /// Snapshots that somebody works on.
@@ -208,6 +215,8 @@ impl Coordinator {
             catalogue,
             options,
             hooks: OnceLock::new(),
+            operations: Operations::default(),
+            counts: SnapshotCounts::default(),
             digesting: tokio::sync::Mutex::new(()),
             claims: Arc::default(),
             follow_ups: OnceLock::new(),
@@ -226,18 +235,43 @@ impl Coordinator {
         request: CreateRequest,
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<Manifest, CoordinatorError> {
-        self.create_for(None, request, progress).await
+        self.create_for(Uuid::now_v7(), None, request, progress).await
+    }
+
+    /// The same, under an id that was chosen before.
+    ///
+    /// # Errors
+    /// As [`Coordinator::create`].
+    pub async fn create_as(
+        self: &Arc<Self>,
+        id: Uuid,
+        request: CreateRequest,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<Manifest, CoordinatorError> {
+        self.create_for(id, None, request, progress).await
+    }
+
+    /// What became of the snapshots that it took.
+    pub fn counts(&self) -> &SnapshotCounts {
+        &self.counts
+    }
+
+    /// The long work that this server does.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// The same, for a schedule.
+    #[tracing::instrument(name = "snapshot", skip_all, fields(snapshot = %id))]
     async fn create_for(
         self: &Arc<Self>,
+        id: Uuid,
         schedule: Option<String>,
         request: CreateRequest,
         progress: impl Fn(Progress) + Send + Sync,
     ) -> Result<Manifest, CoordinatorError> {
-        let job = Arc::new(self.prepare(request).await?);
-        let (id, name, owner) = (job.id, job.name.clone(), schedule.clone());
+        let job = Arc::new(self.prepare(id, request).await?);
+        let (name, owner) = (job.name.clone(), schedule.clone());
         self.with_catalogue(move |catalogue| catalogue.begin(id, &name, owner.as_deref())).await?;
         let mut taken = self.take(&job, &progress).await;
         // A volume's snapshots hold as much as they may.
@@ -245,25 +279,24 @@ impl Coordinator {
             taken = self.take(&job, &progress).await;
         }
         if job.hooks_begun.load(Ordering::Relaxed) {
-            progress(Progress {
-                attempt: taken.as_ref().map_or(0, |manifest| manifest.attempts),
-                mode: Mode::Timed,
-                step: Step::After,
-                detail: "running the hooks after it".to_owned(),
-            });
+            progress(Progress::from("running the hooks after it".to_owned()));
             self.end_hooks(id).await;
         }
+        self.counts.ended(&taken);
         match taken {
             Ok(manifest) => {
+                let (margin, attempts) = (manifest.margin_ns.map(display), manifest.attempts);
+                tracing::info!(name = manifest.name, margin, attempts, "the snapshot is taken");
                 self.digest_later(manifest.clone());
                 self.follow_up_later(&manifest, job.request.group_name.clone(), schedule);
                 Ok(manifest)
             }
             Err(error) => {
                 let why = error.to_string();
+                tracing::warn!(why, "there is no snapshot");
                 if let Err(unnoted) = self.with_catalogue(move |catalogue| catalogue.fail(id, &why)).await {
                     // The row stays unfinished, and the next start rolls it back.
-                    tracing::warn!(snapshot = %id, why = %unnoted, "the snapshot's failure was not noted");
+                    tracing::warn!(why = %unnoted, "the snapshot's failure was not noted");
                 }
                 Err(error)
             }
@@ -271,9 +304,8 @@ impl Coordinator {
     }
 
     /// Fills in the request's blanks.
-    async fn prepare(&self, request: CreateRequest) -> Result<Job, CoordinatorError> {
+    async fn prepare(&self, id: Uuid, request: CreateRequest) -> Result<Job, CoordinatorError> {
         let invalid = |why: &str| Err(CoordinatorError::Request(why.to_owned()));
-        let id = Uuid::now_v7();
         let name = match &request.name {
             Some(name) if !is_name(name) => {
                 return invalid(&format!(
@@ -351,6 +383,7 @@ impl Coordinator {
         for &mode in modes {
             for _ in 0..job.attempts {
                 number += 1;
+                self.counts.attempted(mode);
                 let attempt = Attempt::new(self, job, number, mode, progress).await?;
                 if !job.hooks_begun.load(Ordering::Relaxed) {
                     self.begin_hooks(&attempt).await?;

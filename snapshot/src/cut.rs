@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use timesync::time::{Host, Nanos, Time};
+use utoipa::ToSchema;
 
 #[cfg(feature = "simulation")]
 use crate::mutation::mutated;
@@ -26,7 +27,7 @@ pub enum Epoch {
 }
 
 /// What ended the stretch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     /// The host's own clock read T + V or more.
@@ -60,7 +61,7 @@ pub enum Timing {
 pub type HeldReply = Box<dyn FnOnce() + Send>;
 
 /// How long replies were held back beyond the moment they were ready, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stretch {
     /// Median.
     pub p50: u64,

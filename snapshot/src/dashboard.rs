@@ -4,16 +4,11 @@
 //! volumes come from elsewhere, so the page may run no script and use no style but these files, may speak to this
 //! server only, may not be shown inside another page, and can turn no string into HTML (Trusted Types).
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use crate::api;
-use crate::coordinator::Coordinator;
-use crate::history::Keeper;
 use crate::http::{Refusal, Segments};
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -73,12 +68,9 @@ impl IntoResponse for &File {
     }
 }
 
-/// The page at `/`, and the routes that only it needs.
-pub fn router(coordinator: Arc<Coordinator>, history: Arc<Keeper>) -> Router {
-    Router::new()
-        .route("/", get(async || &INDEX))
-        .route("/dashboard/{file}", get(file))
-        .merge(api::dashboard::router(coordinator, history))
+/// The page at `/`, and its files.
+pub fn router() -> Router {
+    Router::new().route("/", get(async || &INDEX)).route("/dashboard/{file}", get(file))
 }
 
 async fn file(Segments(name): Segments<String>) -> Result<&'static File, Refusal> {

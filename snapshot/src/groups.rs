@@ -5,6 +5,7 @@ mod selector;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::messages::Member;
 use crate::volume::is_name;
@@ -17,8 +18,7 @@ pub type Labels = BTreeMap<String, String>;
 pub type LabelChange = BTreeMap<String, Option<String>>;
 
 /// A group with a name. `POST /api/v1/groups`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Group {
     /// Its name, by the rule for volume names.
     pub name: String,
@@ -27,17 +27,18 @@ pub struct Group {
 }
 
 /// Which volumes are meant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Which {
     /// Those whose labels fit, at the time when it is used. A volume has its host's labels too; its own win.
+    #[schema(value_type = String, example = "app=shop,tier!=scratch")]
     Selector(Selector),
     /// These.
     List(Vec<Member>),
 }
 
 /// A group and what it means now. `GET /api/v1/groups/{name}`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GroupStatus {
     /// The group.
     #[serde(flatten)]
@@ -49,7 +50,7 @@ pub struct GroupStatus {
 }
 
 /// A member that cannot be had now.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct Missing {
     /// The host.
     pub host: String,

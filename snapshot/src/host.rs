@@ -27,6 +27,7 @@ use crate::certificate::Mode;
 use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, Exports};
 use crate::hooks::HookLimits;
+use crate::metrics::HostMetrics;
 use crate::mutation::mutated;
 use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription,
@@ -75,6 +76,7 @@ pub struct HostService {
     /// Locked while a record is put and its attempt named.
     records: Mutex<Records>,
     imports: volumes::Imports,
+    metrics: HostMetrics,
     nbd: OnceLock<Vec<String>>,
     hooks: OnceLock<HookLimits>,
     /// The volume directory,
@@ -201,6 +203,7 @@ impl HostService {
             restores: Mutex::default(),
             records,
             imports: volumes::Imports::default(),
+            metrics: HostMetrics::default(),
             nbd: OnceLock::new(),
             hooks: OnceLock::new(),
             root,
@@ -211,6 +214,11 @@ impl HostService {
     /// What it was told at start.
     pub fn options(&self) -> &HostOptions {
         &self.options
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &HostMetrics {
+        &self.metrics
     }
 
     /// Says where the NBD server listens, once it does.
@@ -229,6 +237,18 @@ impl HostService {
     #[cfg(feature = "simulation")]
     pub fn attempts_under_way(&self) -> usize {
         self.attempts().current.len()
+    }
+
+    /// The last restore that was done to a volume.
+    #[cfg(feature = "simulation")]
+    pub fn restored(&self, volume: &str) -> Option<uuid::Uuid> {
+        self.volume(volume).ok()?.restored()
+    }
+
+    /// What a volume shows, whoever is let in.
+    #[cfg(feature = "simulation")]
+    pub fn content(&self, volume: &str) -> Option<Vec<u8>> {
+        self.volume(volume).ok()?.content()
     }
 
     /// Who this host is and what it has.
@@ -279,7 +299,7 @@ impl HostService {
                     .to_owned(),
             ));
         }
-        let attempt = Arc::new(Attempt::new(id, order.server, cuts, pausing, self.clock.clone()));
+        let attempt = Arc::new(Attempt::new(id, order, cuts, pausing, self.clock.clone()));
         self.enlist(id, &attempt)?;
         self.spawn_keeper(id, &attempt)
     }
@@ -298,6 +318,7 @@ impl HostService {
         if attempt.server() != order.server {
             return Err(HostError::Gone);
         }
+        let _span = attempt.span().entered();
         let cut = self.check_timing(order.timing).map(|timing| {
             let mode = if matches!(timing, Timing::Barrier) { Mode::Barrier } else { Mode::Timed };
             (mode, Arc::new(Cut::new(timing, self.options.max_stretch)))
@@ -331,7 +352,9 @@ impl HostService {
         if let Some(sealed) = self.inherited(id) {
             return Ok(sealed);
         }
-        self.current(id)?.wait_sealed(self.incarnation)
+        let sealed = self.current(id)?.wait_sealed(self.incarnation);
+        self.metrics.cut(sealed.as_ref().ok().map(|sealed| &sealed.readings));
+        sealed
     }
 
     /// Names the sealed state on every volume.
@@ -344,6 +367,7 @@ impl HostService {
             return self.commit_inherited(id, &order.name);
         }
         let attempt = self.current(id)?;
+        let _span = attempt.span().entered();
         let outcome = {
             let mut kept = self.kept();
             let put =
@@ -357,10 +381,14 @@ impl HostService {
             return outcome;
         }
         self.end(id);
+        match &outcome {
+            Ok(()) => tracing::info!(name = order.name, "the snapshot is named"),
+            Err(why) => tracing::warn!(name = order.name, %why, "the snapshot is not named"),
+        }
         if outcome.is_err() {
             // Some volumes may have taken the name before one could not.
             if let Err(left) = self.drop_names(id) {
-                tracing::error!(%id, "the name {} stays on a volume: {left}", order.name);
+                tracing::error!("the name {} stays on a volume: {left}", order.name);
             }
         }
         outcome
@@ -373,7 +401,9 @@ impl HostService {
     /// When a volume cannot drop the name.
     pub fn abort(&self, id: AttemptId) -> Result<(), HostError> {
         let current = self.attempts().current.get(&id).cloned();
+        let _span = current.as_ref().map(|attempt| attempt.span().entered());
         if let Some(attempt) = current {
+            tracing::info!("the attempt is called off");
             attempt.call_off();
         }
         self.end(id);
@@ -392,7 +422,9 @@ impl HostService {
         name: &str,
     ) -> Result<(), HostError> {
         let (host, server) = (self.incarnation, self.incarnation);
-        self.prepare(id, &PrepareOrder { host, server, volumes: volumes.to_vec(), name: name.to_owned() })?;
+        let order =
+            PrepareOrder { host, server, volumes: volumes.to_vec(), name: name.to_owned(), snapshot: None };
+        self.prepare(id, &order)?;
         self.arm(id, ArmOrder { host, server, timing: ArmTiming::Barrier })?;
         let nonce = self.strike(id)?.nonce;
         self.release(id, &ReleaseOrder { nonces: vec![nonce] })?;
@@ -511,6 +543,7 @@ impl HostService {
     fn spawn_keeper(self: &Arc<Self>, id: AttemptId, attempt: &Arc<Attempt>) -> Result<(), HostError> {
         let (service, kept) = (Arc::downgrade(self), Arc::clone(attempt));
         let keeper = thread::spawn("keeper".to_owned(), move || {
+            let _span = kept.span().entered();
             kept.end_stretch_in_time();
             #[cfg(feature = "simulation")]
             if let Some(service) = service.upgrade() {

@@ -1,6 +1,8 @@
 //! What every HTTP end of the control plane shares: where a daemon may listen, how it says no, how it is stopped.
 
 mod client;
+mod expiry;
+mod limits;
 mod origin;
 mod peer;
 mod tls;
@@ -8,15 +10,16 @@ mod tls;
 #[cfg(feature = "simulation")]
 pub use client::Carry;
 pub use client::{Connector, ControlClient, ControlError, Lines};
-pub use peer::{Admits, Identity, Me, NoIdentity, Role, me};
+pub use expiry::{warn_of_expiry, warnings};
+pub(crate) use peer::whoami_routes;
+pub use peer::{Admits, Identity, Me, NoIdentity, Role};
 pub use tls::TlsFiles;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware::from_fn;
@@ -24,10 +27,15 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use axum_server::accept::NoDelayAcceptor;
 use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use hyper_util::rt::TokioTimer;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use rustls::ServerConfig;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::orders::Problem;
+use limits::{Limited, Limits};
 use origin::Site;
 use peer::Identifying;
 
@@ -81,6 +89,7 @@ pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
     tls: Option<Arc<ServerConfig>>,
+    limits: Limits,
 }
 
 impl Listener {
@@ -101,7 +110,7 @@ impl Listener {
         let socket = TcpListener::bind(address).map_err(listen)?;
         socket.set_nonblocking(true).map_err(listen)?;
         let address = socket.local_addr().map_err(listen)?;
-        Ok(Listener { socket, address, tls })
+        Ok(Listener { socket, address, tls, limits: Limits::default() })
     }
 
     /// Where it listens; tells the port that the system chose for port 0.
@@ -119,20 +128,27 @@ impl Listener {
     /// # Errors
     /// When the listening socket fails.
     pub async fn serve(self, router: Router, admits: Admits, stop: StopHandle) -> std::io::Result<()> {
-        // Around all there is, so that no route can be forgotten.
+        // Around all there is, so that no route can be forgotten; the last one first.
+        let Limits { connections, head, body, unread } = self.limits;
+        // Of the connections that it accepts, too (tcp(7)).
+        setsockopt(&self.socket, TcpUserTimeout, &u32::try_from(unread.as_millis()).unwrap_or(u32::MAX))?;
         let router = router.fallback(no_such_page).method_not_allowed_fallback(no_such_method);
         let site = Site::of(self.tls.is_some(), self.address);
         let service = router
+            .layer(from_fn(move |request, next| limits::receive(body, admits.longest_body(), request, next)))
             .layer(from_fn(move |request, next| admits.check(request, next)))
             .layer(from_fn(move |request, next| site.check(request, next)))
             .into_make_service();
         // Small requests answer each other (strike, release): Nagle's delay would dominate a barrier.
-        let server = axum_server::from_tcp(self.socket)?.handle(stop).acceptor(NoDelayAcceptor::new());
+        let mut server = axum_server::from_tcp(self.socket)?.handle(stop).acceptor(NoDelayAcceptor::new());
+        server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(head);
+        // HTTP/1 only: a look for another version would wait for a client that says nothing.
         match self.tls {
-            None => server.serve(service).await,
+            None => server.map(|inner| Limited::new(inner, connections)).http1_only().serve(service).await,
             Some(config) => {
                 let tls = RustlsAcceptor::new(RustlsConfig::from_config(config));
-                server.map(|inner| Identifying(tls.acceptor(inner))).serve(service).await
+                let identifying = |inner| Limited::new(Identifying(tls.acceptor(inner)), connections);
+                server.map(identifying).http1_only().serve(service).await
             }
         }
     }
@@ -159,6 +175,12 @@ impl Refusal {
     }
 }
 
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Refusal(problem)
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -170,17 +192,20 @@ impl IntoResponse for Refusal {
 #[derive(Debug)]
 pub struct JsonBody<T>(pub T);
 
-impl<S: Send + Sync, T> FromRequest<S> for JsonBody<T>
-where
-    Json<T>: FromRequest<S, Rejection = JsonRejection>,
-{
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        match Json::<T>::from_request(request, state).await {
-            Ok(Json(body)) => Ok(JsonBody(body)),
-            Err(rejection) => Err(Refusal::new(rejection.status().as_u16(), rejection.body_text())),
+        let Json(body) = Json::<Value>::from_request(request, state)
+            .await
+            .map_err(|rejection| Refusal::new(rejection.status().as_u16(), rejection.body_text()))?;
+        // serde takes an array for a structure without names, an empty one for all defaults. Nobody means that.
+        if body.is_array() {
+            return Err(Refusal::new(422, "the body is an array; an object is expected"));
         }
+        let body = serde_json::from_value(body);
+        body.map(JsonBody)
+            .map_err(|why| Refusal::new(422, format!("the body is not what is expected: {why}")))
     }
 }
 
@@ -194,6 +219,21 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segment
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         match Path::<T>::from_request_parts(parts, state).await {
             Ok(Path(segments)) => Ok(Segments(segments)),
+            Err(rejection) => Err(Refusal::new(rejection.status().as_u16(), rejection.body_text())),
+        }
+    }
+}
+
+/// What stands in the query; what is wrong with it is answered as a problem.
+#[derive(Debug)]
+pub struct Parameters<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        match Query::<T>::from_request_parts(parts, state).await {
+            Ok(Query(parameters)) => Ok(Parameters(parameters)),
             Err(rejection) => Err(Refusal::new(rejection.status().as_u16(), rejection.body_text())),
         }
     }

@@ -1,5 +1,6 @@
 //! What the server's API takes and gives: shared by the server, the command line and the catalogue.
 
+pub mod operations;
 pub mod volumes;
 
 use std::collections::BTreeMap;
@@ -9,16 +10,16 @@ use timesync::bound::{Assumptions, AsymmetryBudget, Policy};
 use timesync::exchange::StampClass;
 use timesync::identity::{BootId, Incarnation};
 use timesync::time::{Host, Nanos, Server, Time};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::certificate::{Evidence, Mode};
 use crate::cut::{Cause, Stretch};
 use crate::groups::Labels;
-use crate::orders::{AttemptId, ExternalPart, Problem, VolumeDescription, VolumeUsage};
+use crate::orders::{AttemptId, ExternalPart, VolumeDescription, VolumeUsage};
 
 /// One volume of a group.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Member {
     /// The host's name.
     pub host: String,
@@ -27,7 +28,7 @@ pub struct Member {
 }
 
 /// How to take a snapshot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RequestedMode {
     /// By clocks only.
@@ -40,7 +41,7 @@ pub enum RequestedMode {
 }
 
 /// Which bound sizes V.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum RequestedPolicy {
     /// Only the named assumptions.
@@ -56,7 +57,7 @@ pub enum RequestedPolicy {
 }
 
 /// A snapshot taken wrongly on purpose, to see that the certificate refuses it. Only on a server in simulation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Control {
     /// Each host cuts when it is told, one after the other, and holds nothing.
@@ -68,7 +69,7 @@ pub enum Control {
 }
 
 /// Take a snapshot. `POST /api/v1/snapshots`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CreateRequest {
     /// Its name, by the rule for volume names; none: the server makes one up.
@@ -93,7 +94,7 @@ pub struct CreateRequest {
 }
 
 /// How far a snapshot is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Ask the hosts who they are and what they have.
@@ -127,32 +128,33 @@ pub enum Step {
 }
 
 /// What is happening, as it happens.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Progress {
+    /// In words.
+    pub detail: String,
+    /// Of a snapshot that is being taken: where in which attempt.
+    pub attempt: Option<AttemptProgress>,
+}
+
+/// How far the taking of a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AttemptProgress {
     /// Which attempt, from 1.
-    pub attempt: u32,
+    pub number: u32,
     /// In which mode.
     pub mode: Mode,
     /// What.
     pub step: Step,
-    /// In words.
-    pub detail: String,
 }
 
-/// One line of the answer to [`CreateRequest`]. The last one is a manifest or a problem.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CreateEvent {
-    /// It goes on.
-    Progress(Progress),
-    /// It is done.
-    Manifest(Box<Manifest>),
-    /// It failed, and nothing is left of it.
-    Problem(Problem),
+impl From<String> for Progress {
+    fn from(detail: String) -> Self {
+        Progress { detail, attempt: None }
+    }
 }
 
 /// What the certificate says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// The evidence proves the cut consistent.
@@ -162,7 +164,7 @@ pub enum Verdict {
 }
 
 /// A snapshot: what was cut, when, and what is known of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Manifest {
     /// The snapshot's id.
     pub id: Uuid,
@@ -181,6 +183,7 @@ pub struct Manifest {
     /// V; null in barrier mode.
     pub v_ns: Option<Nanos>,
     /// T on the server's timeline; null in barrier mode.
+    #[schema(value_type = Option<i64>)]
     pub t_ns: Option<Time<Server>>,
     /// Barrier mode: the median round trip of a control message to the slowest host.
     pub control_round_trip_ns: Option<Nanos>,
@@ -197,7 +200,7 @@ pub struct Manifest {
 }
 
 /// The name of a policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PolicyName {
     /// Only the named assumptions.
@@ -207,7 +210,7 @@ pub enum PolicyName {
 }
 
 /// What a snapshot would be like. `POST /api/v1/rehearsals` with a [`CreateRequest`]
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Forecast {
     /// The volumes.
     pub group: Vec<Member>,
@@ -230,7 +233,7 @@ pub struct Forecast {
 }
 
 /// One host's part in a [`Forecast`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HostForecast {
     /// Its name.
     pub host: String,
@@ -245,21 +248,26 @@ pub struct HostForecast {
 }
 
 /// What one host did. Readings are null for an uncoordinated control.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HostResult {
     /// Its name.
     pub host: String,
     /// The run of it that took part.
     pub incarnation: Incarnation,
     /// T_i, in its own clock.
+    #[schema(value_type = Option<i64>)]
     pub at_ns: Option<Time<Host>>,
     /// P_i, in its own clock.
+    #[schema(value_type = Option<i64>)]
     pub p_ns: Option<Time<Host>>,
     /// Q_i, in its own clock.
+    #[schema(value_type = Option<i64>)]
     pub q_ns: Option<Time<Host>>,
     /// P_i happened no later than this, on the server's timeline; null in barrier mode.
+    #[schema(value_type = Option<i64>)]
     pub p_latest_ns: Option<Time<Server>>,
     /// Q_i happened no earlier than this, on the server's timeline; null in barrier mode.
+    #[schema(value_type = Option<i64>)]
     pub q_earliest_ns: Option<Time<Server>>,
     /// Half-width of the bound at P_i; null in barrier mode.
     pub error_ns: Option<Nanos>,
@@ -300,7 +308,7 @@ impl HostResult {
 }
 
 /// One volume of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeResult {
     /// Its name.
     pub name: String,
@@ -312,7 +320,7 @@ pub struct VolumeResult {
 }
 
 /// What a certificate rests on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Assumed {
     /// Which bound counted, with the confidence of each single one.
     pub policy: Policy,
@@ -323,7 +331,7 @@ pub struct Assumed {
 }
 
 /// What was assumed of one host's clock and path.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClockAssumptions {
     /// The host.
     pub host: String,
@@ -333,7 +341,7 @@ pub struct ClockAssumptions {
 }
 
 /// Where a snapshot is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SnapshotState {
     /// Being taken. Found at start-up, it is rolled back.
@@ -351,7 +359,7 @@ pub enum SnapshotState {
 }
 
 /// A row of the catalogue. `GET /api/v1/snapshots`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Snapshot {
     /// Its id.
     pub id: Uuid,
@@ -370,7 +378,7 @@ pub struct Snapshot {
 }
 
 /// Everything about a snapshot. `GET /api/v1/snapshots/{id or name}`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SnapshotDetails {
     /// The row.
     #[serde(flatten)]
@@ -378,15 +386,18 @@ pub struct SnapshotDetails {
     /// What happened in each attempt.
     pub story: Vec<StoryEntry>,
     /// What the certificate was computed from; only with `?evidence=1`.
+    #[schema(value_type = Option<Object>)]
     pub evidence: Option<Evidence>,
 }
 
 /// One event of an attempt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoryEntry {
     /// The attempt.
+    #[schema(value_type = Uuid)]
     pub attempt: AttemptId,
     /// When, by the server's clock.
+    #[schema(value_type = i64)]
     pub at_ns: Time<Server>,
     /// What.
     pub step: Step,
@@ -397,7 +408,7 @@ pub struct StoryEntry {
 }
 
 /// Is it still what it was? `POST /api/v1/snapshots/{id or name}/verify`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct VerifyReport {
     /// The snapshot's id.
     pub id: Uuid,
@@ -416,7 +427,7 @@ pub struct VerifyReport {
 }
 
 /// One volume's digest, then and now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DigestCheck {
     /// The volume.
     #[serde(flatten)]
@@ -430,7 +441,7 @@ pub struct DigestCheck {
 }
 
 /// Put a snapshot's volumes back to it. `POST /api/v1/snapshots/{id or name}/restore`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RestoreRequest {
     /// Drop the state that is replaced, which is otherwise kept as a snapshot.
@@ -444,7 +455,7 @@ pub type Usage = BTreeMap<String, BTreeMap<String, VolumeUsage>>;
 
 /// Export a volume of a snapshot. `POST /api/v1/snapshots/{id or name}/export` tells where it is read, and
 /// `POST /api/v1/snapshots/{id or name}/extents` what it holds: an [`crate::orders::Extent`] a line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExportRequest {
     /// The volume.
@@ -455,7 +466,7 @@ pub struct ExportRequest {
 }
 
 /// Where a volume of a snapshot is read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExportSource {
     /// The snapshot's name.
     pub snapshot: String,
@@ -472,7 +483,7 @@ pub struct ExportSource {
 }
 
 /// What was restored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RestoreReport {
     /// The restore's id.
     pub id: Uuid,
@@ -485,7 +496,7 @@ pub struct RestoreReport {
 }
 
 /// A host's volumes. `GET /api/v1/volumes`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostVolumes {
     /// The host.
     pub host: String,
@@ -498,6 +509,7 @@ pub struct HostVolumes {
     pub importing: BTreeMap<String, u8>,
     /// The volumes' labels, their host's among them. Left out: a volume without any.
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, BTreeMap<String, String>>)]
     pub labels: BTreeMap<String, Labels>,
     /// Where its NBD server listens.
     pub nbd: Vec<String>,
@@ -506,7 +518,7 @@ pub struct HostVolumes {
 }
 
 /// Create a volume on a host. `POST /api/v1/volumes`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateVolumeOn {
     /// The host.

@@ -51,6 +51,8 @@ mod built_in {
         NoReadHold,
         /// A read looks for held writes before it reads.
         ReadHoldTooEarly,
+        /// Answers about holes and changes do not wait for held writes.
+        NoStatusHold,
         /// An order that comes after its own T is carried out, as if it had come in time.
         LateOrder,
         /// An abort is not sent to the last host.
@@ -69,7 +71,7 @@ mod built_in {
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 18] = [
+        pub const ALL: [Mutation; 19] = [
             Mutation::ClassifyByTimer,
             Mutation::ReadBeforeComplete,
             Mutation::ReleaseByTimer,
@@ -81,6 +83,7 @@ mod built_in {
             Mutation::LockAfterReading,
             Mutation::NoReadHold,
             Mutation::ReadHoldTooEarly,
+            Mutation::NoStatusHold,
             Mutation::LateOrder,
             Mutation::AbortForgetsOne,
             Mutation::DiscardDeletes,

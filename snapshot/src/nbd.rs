@@ -20,10 +20,12 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod traffic;
 mod wire;
 
 pub use client::{Client, ClientError};
 pub use server::Server;
+pub use traffic::{CommandCounts, Traffic};
 pub use wire::ErrorCode;
 
 /// Where a server listens: `tcp://ADDRESS:PORT`, `tls://ADDRESS:PORT` or `unix:///path`.

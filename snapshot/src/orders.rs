@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use timesync::identity::Incarnation;
 use timesync::time::{Host, Nanos, Time};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::certificate::Mode;
@@ -28,6 +29,9 @@ pub struct PrepareOrder {
     pub volumes: Vec<String>,
     /// What the snapshot will be called, if it comes to one: storage outside Coeval names it as it takes it.
     pub name: String,
+    /// The snapshot that the attempt is for: for the host's log.
+    #[serde(default)]
+    pub snapshot: Option<Uuid>,
 }
 
 /// Cut at T and stretch V, or get ready for a barrier. `POST /v1/cuts/{attempt}/arm`
@@ -102,7 +106,7 @@ pub struct Sealed {
 }
 
 /// What a volume outside Coeval did in a cut.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExternalPart {
     /// Its name.
     pub volume: String,
@@ -113,9 +117,10 @@ pub struct ExternalPart {
 }
 
 /// How long a pause took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PauseTimes {
     /// P of this volume: the reading after it was confirmed.
+    #[schema(value_type = i64)]
     pub p_ns: Time<Host>,
     /// Until then.
     pub pausing_ns: Nanos,
@@ -182,7 +187,7 @@ pub struct HostDescription {
 }
 
 /// A volume. `GET /v1/volumes`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeDescription {
     /// Its name.
     pub name: String,
@@ -204,7 +209,7 @@ pub struct VolumeDescription {
 }
 
 /// What keeps a volume outside Coeval.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ExternalDescription {
     /// The kind of backend.
     pub backend: String,
@@ -234,7 +239,7 @@ pub struct ContentDigest {
 }
 
 /// What a volume's snapshots may hold. `POST /v1/volumes/{volume}/quota` (null: no limit)
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Quota {
     /// In bytes: as [`VolumeUsage::held`].
@@ -246,7 +251,7 @@ pub struct Quota {
 }
 
 /// What becomes of the next snapshot when the others hold as much as they may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WhenFull {
     /// It is refused.
@@ -269,7 +274,7 @@ impl Quota {
 }
 
 /// How much of a quota is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum QuotaLevel {
     /// Below the warning level, or there is no quota.
@@ -281,7 +286,7 @@ pub enum QuotaLevel {
 }
 
 /// What a volume's snapshots take. `GET /v1/usage` answers with each volume's, by name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VolumeUsage {
     /// By name.
     pub snapshots: BTreeMap<String, SnapshotUsage>,
@@ -298,7 +303,7 @@ pub struct VolumeUsage {
 }
 
 /// What a snapshot of a volume takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SnapshotUsage {
     /// Bytes of data that it reads.
     pub referenced: u64,
@@ -308,7 +313,7 @@ pub struct SnapshotUsage {
 
 /// A run of a snapshot's bytes that are alike. `GET /v1/volumes/{volume}/snapshots/{snapshot}/extents` answers with one a
 /// line, in order and without gaps; `?since=SNAPSHOT` asks what changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Extent {
     /// Where it begins, in bytes.
     pub offset: u64,
@@ -319,7 +324,7 @@ pub struct Extent {
 }
 
 /// What a run of a snapshot's bytes holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ExtentState {
     /// It may hold anything.
@@ -331,7 +336,7 @@ pub enum ExtentState {
 }
 
 /// Why a request failed: problem+json (RFC 9457) with a sentence in `detail`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// The HTTP status again.
     pub status: u16,

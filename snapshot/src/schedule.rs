@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use croner::Cron;
 use croner::parser::{CronParser, Seconds};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::groups::Missing;
 use crate::messages::CreateRequest;
@@ -21,12 +22,12 @@ const GRACE: i64 = 60;
 const COUNTED: u64 = 10_000;
 
 /// Snapshots of a group, again and again. `POST /api/v1/schedules`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Schedule {
     /// Its name, by the rule for snapshot names, with up to 40 letters; its snapshots are called `NAME-` and the time.
     pub name: String,
     /// When: minute, hour, day of the month, month, day of the week, in UTC (`crontab(5)`).
+    #[schema(value_type = String, example = "0 3 * * *")]
     pub cron: CronTime,
     /// What to take and how; its `name` is not used.
     pub request: CreateRequest,
@@ -102,7 +103,7 @@ pub struct Due {
 }
 
 /// A schedule and how it does. `GET /api/v1/schedules`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ScheduleStatus {
     /// What it is.
     #[serde(flatten)]
@@ -120,7 +121,7 @@ pub struct ScheduleStatus {
 }
 
 /// How a schedule does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleState {
     /// Its last snapshot is there, and the next one can be taken.
@@ -132,7 +133,7 @@ pub enum ScheduleState {
 }
 
 /// How one snapshot of a schedule went.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Outcome {
     /// When it was due.
     pub due: DateTime<Utc>,

@@ -4,12 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::post;
-use axum::{Json, Router};
 use timesync::clock::Clocks;
 use timesync::publish::{PublisherThread, ServerTime, WallRate};
 use timesync::source::SkewSource;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::http::{JsonBody, Refusal};
 use crate::remote::RemoteHost;
@@ -19,10 +20,11 @@ const EVERY: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// The page of a host that publishes: `POST /v1/server-time`.
-pub fn router(publisher: Arc<PublisherThread>) -> Router {
-    Router::new().route("/v1/server-time", post(hear)).with_state(publisher)
+pub fn routes(publisher: Arc<PublisherThread>) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(hear)).with_state(publisher)
 }
 
+#[utoipa::path(post, path = "/v1/server-time")]
 async fn hear(
     State(publisher): State<Arc<PublisherThread>>,
     JsonBody(statement): JsonBody<ServerTime>,

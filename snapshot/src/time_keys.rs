@@ -8,10 +8,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::routing::post;
-use axum::{Json, Router};
 use timesync::authentication::{Keyring, SessionKey};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::http::{JsonBody, Refusal};
 use crate::remote::RemoteHost;
@@ -24,13 +25,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// The host's end. Mount it only where clients show certificates: `POST /v1/time-key`
-pub fn router(keyring: Arc<Keyring>) -> Router {
-    Router::new()
-        .route("/v1/time-key", post(take))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(keyring)
+pub fn routes(keyring: Arc<Keyring>) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(take)).layer(DefaultBodyLimit::max(BODY_LIMIT)).with_state(keyring)
 }
 
+#[utoipa::path(post, path = "/v1/time-key")]
 async fn take(
     State(keyring): State<Arc<Keyring>>,
     JsonBody(key): JsonBody<SessionKey>,
@@ -80,8 +79,11 @@ mod tests {
         let endpoint =
             HostEndpoint { name: "a".to_owned(), control: listener.url(), ..HostEndpoint::default() };
         let stop = StopHandle::new();
-        let serving =
-            tokio::spawn(listener.serve(router(Arc::clone(&keyring)), Admits::TheServer, stop.clone()));
+        let serving = tokio::spawn(listener.serve(
+            routes(Arc::clone(&keyring)).into(),
+            Admits::TheServer,
+            stop.clone(),
+        ));
         let connector = Connector::new(None, false).unwrap();
         let host = RemoteHost::new(&connector, &endpoint, Limits::default()).unwrap();
         let unauthenticated = [0; 54];

@@ -64,7 +64,8 @@ impl Fixture {
     fn prepare(&self, attempt: AttemptId, volumes: &[&str]) -> Result<(), HostError> {
         let volumes = volumes.iter().map(|&name| name.to_owned()).collect();
         let name = "first".to_owned();
-        let order = PrepareOrder { host: self.identity, server: self.identity, volumes, name };
+        let order =
+            PrepareOrder { host: self.identity, server: self.identity, volumes, name, snapshot: None };
         self.service.prepare(attempt, &order)
     }
 

@@ -270,7 +270,7 @@ pub fn json(data: &[u8]) {
     body::<agent::UncoordinatedOrder>(data);
     body::<SessionKey>(data);
     body::<messages::CreateRequest>(data);
-    body::<messages::CreateEvent>(data);
+    body::<messages::operations::Operation>(data);
     body::<messages::CreateVolumeOn>(data);
     body::<messages::SnapshotDetails>(data);
     body::<messages::VerifyReport>(data);

@@ -17,6 +17,7 @@ pub mod machine;
 pub mod namespaces;
 pub mod postgres;
 pub mod ptp4l;
+pub mod python;
 #[cfg(feature = "simulator")]
 pub mod simulator;
 pub mod sys;

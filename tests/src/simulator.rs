@@ -3,6 +3,7 @@
 //! The product's own code runs in it: coordinator, catalogue, control plane, host service, keepers, volumes, the
 //! time-sync server's record and bounds. `docs/simulator.md` says what is modelled instead.
 
+pub mod aims;
 pub mod check;
 pub mod faults;
 pub mod fibers;
@@ -10,8 +11,10 @@ pub mod history;
 pub mod hosts;
 pub mod run;
 pub mod server;
+pub mod status;
 pub mod wire;
 pub mod workload;
 pub mod world;
 
-pub use run::{Report, run};
+pub use aims::Aim;
+pub use run::{Report, Wanted, run};

@@ -10,14 +10,20 @@ use tempfile::TempDir;
 #[derive(Debug)]
 pub struct Authority {
     authority: pki::Authority,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Authority {
     /// A new authority.
     pub fn new() -> Authority {
         let directory = tempfile::tempdir().unwrap();
-        Authority { authority: pki::Authority::create(directory.path()).unwrap(), _directory: directory }
+        Authority { authority: pki::Authority::create(directory.path()).unwrap(), directory }
+    }
+
+    /// The files that were issued under this name.
+    pub fn files(&self, name: &str) -> TlsFiles {
+        let file = |name: &str| self.directory.path().join(name);
+        TlsFiles { cert: file(&format!("{name}.pem")), key: file(&format!("{name}.key")), ca: file("ca.pem") }
     }
 
     /// A key and a certificate for whoever is at `address`.

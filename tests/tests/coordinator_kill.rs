@@ -10,7 +10,9 @@ use harness::eventually;
 use harness::fleet::{Fleet, VOLUME, assert_writes_go_on, kill};
 use nix::sys::signal::Signal;
 use snapshot::http::ControlError;
-use snapshot::messages::{CreateRequest, Manifest, Progress, RequestedMode, SnapshotState, Step, Verdict};
+use snapshot::messages::{
+    AttemptProgress, CreateRequest, Manifest, Progress, RequestedMode, SnapshotState, Step, Verdict,
+};
 
 /// Every snapshot has this name, so that what is left of one is in the way of the next.
 const NAME: &str = "again";
@@ -156,8 +158,9 @@ fn create(
     let mut number = 0;
     fleet.api(async |api| {
         let progress = |progress: &Progress| {
-            number = if progress.step == Step::Describe { 0 } else { number + 1 };
-            heard(number, progress.step);
+            let Some(AttemptProgress { step, .. }) = progress.attempt else { return };
+            number = if step == Step::Describe { 0 } else { number + 1 };
+            heard(number, step);
         };
         api.create(&order, progress).await
     })

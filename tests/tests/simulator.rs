@@ -1,6 +1,6 @@
 //! A slice of the simulator: what must be true is true, in as many worlds as fit; and mistakes are noticed.
 
-use harness::simulator::{Report, run};
+use harness::simulator::{Aim, Report, Wanted, run};
 use snapshot::simulation::Mutation;
 use timesync::time::Nanos;
 
@@ -8,9 +8,10 @@ const AGAIN: &str = "cargo run --release -p coeval-tests --features simulator --
 
 /// A seed without violations, or its story.
 fn holds(seed: u64, hosts: Option<usize>) -> Report {
-    let report = run(seed, hosts, None, false);
+    let wanted = Wanted { hosts, ..Wanted::default() };
+    let report = run(seed, wanted);
     if !report.violations.is_empty() {
-        run(seed, hosts, None, true).trace.iter().for_each(|line| println!("{line}"));
+        run(seed, Wanted { tracing: true, ..wanted }).trace.iter().for_each(|line| println!("{line}"));
         let hosts = hosts.map_or(String::new(), |hosts| format!(" --hosts {hosts}"));
         panic!("seed {seed}: {:#?}\nagain: {AGAIN} {seed}{hosts}", report.violations);
     }
@@ -31,37 +32,32 @@ fn nothing_wrong_is_certified_and_nothing_is_lost() {
 }
 
 #[test]
-#[ignore = "not seen to end within two minutes; whether it hangs is open"]
 fn nor_in_a_large_fleet() {
     let of = |hosts, seeds| (0..seeds).map(|seed| holds(seed, Some(hosts)).certified).sum::<u64>();
-    assert!(of(30, 20) >= 20, "at least the last one of each");
-    assert!(of(200, 5) >= 5, "at least the last one of each");
+    assert!(of(30, 6) >= 6, "at least the last one of each");
+    assert!(of(200, 1) >= 1, "at least the last one of each");
 }
 
 #[test]
 fn the_same_seed_is_the_same_story() {
     for seed in 0..20 {
-        assert_eq!(run(seed, None, None, true).trace, run(seed, None, None, true).trace);
+        let wanted = Wanted { tracing: true, ..Wanted::default() };
+        assert_eq!(run(seed, wanted).trace, run(seed, wanted).trace);
     }
 }
 
-/// Those that show early; docs/simulator.md has the others.
-const NOTICED: [Mutation; 9] = [
-    Mutation::ClassifyByTimer,
-    Mutation::ReadBeforeComplete,
-    Mutation::LargerError,
-    Mutation::ZeroStretch,
-    Mutation::NotRemeasured,
-    Mutation::LockAfterReading,
-    Mutation::NoReadHold,
-    Mutation::LateOrder,
-    Mutation::DiscardDeletes,
-];
-
 #[test]
 fn mistakes_are_noticed() {
-    let noticed =
-        |mutation| (0..500).any(|seed| !run(seed, None, Some(mutation), false).violations.is_empty());
-    let missed: Vec<_> = NOTICED.into_iter().filter(|mutation| !noticed(*mutation)).collect();
+    let noticed_by = |mutation| {
+        let wanted = Wanted { aim: Aim::at(mutation), mutation: Some(mutation), ..Wanted::default() };
+        (0..2_000).find(|&seed| !run(seed, wanted).violations.is_empty())
+    };
+    let mut missed = Vec::new();
+    for mutation in Mutation::ALL {
+        match noticed_by(mutation) {
+            Some(seed) => println!("{mutation:?}: seed {seed}"),
+            None => missed.push(mutation),
+        }
+    }
     assert!(missed.is_empty(), "not noticed: {missed:?}");
 }

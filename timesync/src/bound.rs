@@ -45,6 +45,7 @@ pub use window::{Window, WindowError};
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
 
 use crate::time::{Host, Nanos, Offset, Server, Span, Time};
 
@@ -95,7 +96,7 @@ pub struct Drift {
 }
 
 /// The named assumptions of the hard bound. While they hold it is true; nothing on the network can break it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Assumptions {
     /// ρ: |dθ/dx| ≤ `rate_ppb` · 10⁻⁹, host relative to server. Range 1 ..= 10_000_000.
     #[serde(deserialize_with = "rate")]
@@ -149,7 +150,7 @@ impl Default for Assumptions {
 }
 
 /// Which bound sizes V and certifies.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// Only the named assumptions.

@@ -1,11 +1,12 @@
 //! What one four-timestamp exchange established.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::time::{Host, Nanos, Server, Span, Time, Wall};
 
 /// Where a timestamp was taken, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StampClass {
     /// By the network card, near the wire.

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::server::Record;
 use crate::time::{Nanos, Server, Time, Wall};
@@ -25,7 +26,7 @@ pub const COARSE_SPAN: Nanos = Nanos::from_millis(7 * 86_400_000);
 const KEPT: usize = (FINE_SPAN.get() / FINE.get()) as usize;
 
 /// One host over time.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Track {
     /// Its name.
     pub host: String,
@@ -36,7 +37,7 @@ pub struct Track {
 }
 
 /// One host at one time. Null: no bound then, or no exchange since the point before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Point {
     /// By the server's `CLOCK_REALTIME`, in ms since 1970.
     pub at_ms: i64,

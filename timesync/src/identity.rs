@@ -3,20 +3,21 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// One boot of one machine (`/proc/sys/kernel/random/boot_id`): `CLOCK_MONOTONIC_RAW` starts anew with each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct BootId(pub Uuid);
 
 /// One run of one daemon (random, drawn at start): what it promised ends with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct ProcessId(pub Uuid);
 
 /// A daemon as orders and evidence name it. Any difference between two namings refuses a certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct Incarnation {
     /// The machine's boot.
     pub boot: BootId,

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use hdrhistogram::{Counter, Histogram};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::bound::{Assumptions, AsymmetrySource, Basis, Interval, Statistical};
 use crate::exchange::StampClass;
@@ -13,7 +14,7 @@ use crate::server::{Latest, Record, State};
 use crate::time::{Nanos, Server, Time};
 
 /// What is known of all hosts' clocks.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Report {
     /// Each host against the server.
     pub hosts: Vec<HostRow>,
@@ -30,11 +31,12 @@ pub const ALL_PAIRS_OF: usize = 64;
 pub const WORST_PAIRS: usize = 64;
 
 /// One host's `CLOCK_REALTIME` against the server's, as of the last exchange. Null: not known yet, or no longer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HostRow {
     /// Its name.
     pub host: String,
     /// Where it is probed.
+    #[schema(value_type = String)]
     pub address: SocketAddr,
     /// Host less server, the middle of the hard bound.
     pub offset_ns: Option<i64>,
@@ -65,6 +67,7 @@ pub struct HostRow {
     /// Exchanges of which anything was lost.
     pub lost: u64,
     /// The instant that all of this holds for, on the server's timeline: that of the last exchange.
+    #[schema(value_type = Option<i64>)]
     pub at_ns: Option<Time<Server>>,
     /// Since then.
     pub age_ms: Option<i64>,
@@ -75,7 +78,7 @@ pub struct HostRow {
 }
 
 /// An asymmetry budget and where it comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Asymmetry {
     /// The largest difference between the two directions' usual delays.
     pub ns: i64,
@@ -84,7 +87,7 @@ pub struct Asymmetry {
 }
 
 /// Round trips.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RoundTrips {
     /// The smallest.
     pub min: u64,
@@ -101,7 +104,7 @@ impl RoundTrips {
 }
 
 /// One host's `CLOCK_REALTIME` against another's: the difference of their rows, each as of its own last exchange.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PairRow {
     /// One host.
     pub a: String,

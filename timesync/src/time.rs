@@ -13,6 +13,7 @@ use std::marker::PhantomData;
 use std::ops::{Add, Neg, Sub};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The server's timeline: its `CLOCK_MONOTONIC_RAW`. Everything is compared on this axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +36,9 @@ pub enum Wall {}
 ///
 /// Arithmetic saturates: what enters from the network is checked to lie within ±2^61 ns (73 years) before it gets
 /// here, so sums of a few terms never come near the limits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(transparent)]
 pub struct Nanos(i64);
 

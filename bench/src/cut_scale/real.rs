@@ -18,7 +18,7 @@ use snapshot::certificate::Mode;
 use snapshot::coordinator::{Coordinator, Options};
 use snapshot::host::{HostOptions, HostService};
 use snapshot::http::{Admits, Connector, Listener, Role, StopHandle};
-use snapshot::messages::{CreateRequest, Manifest, RequestedMode, Step};
+use snapshot::messages::{CreateRequest, Manifest, Progress, RequestedMode, Step};
 use snapshot::nbd::{self, Endpoint};
 use snapshot::orders::CreateVolume;
 use snapshot::remote::HostEndpoint;
@@ -128,7 +128,7 @@ impl Agents {
             let tls = authority.issue(Role::Host, &name, HERE);
             let listener = Listener::bind(SocketAddr::new(HERE, 0), Some(&tls), false)?;
             agents.controls.push(listener.url());
-            let router = agent::router(Arc::clone(&service), false)
+            let router = agent::router(agent::routes(Arc::clone(&service), false))
                 .layer(from_fn_with_state(Arc::clone(&agents.requests), count));
             agents._runtime.spawn(listener.serve(router, Admits::TheServer, StopHandle::new()));
             agents.services.push(service);
@@ -216,7 +216,12 @@ impl Server {
             }
         };
         let request = CreateRequest { mode, ..CreateRequest::default() };
-        let manifest = self.coordinator.create(request, |progress| noted(progress.step)).await?;
+        let told = |progress: Progress| {
+            if let Some(attempt) = progress.attempt {
+                noted(attempt.step);
+            }
+        };
+        let manifest = self.coordinator.create(request, told).await?;
         let named = now() - began;
         samples.requests.push(agents.requests.load(Ordering::Relaxed) - requests);
         samples.exchanges.push(self.time.totals().exchanges - exchanges);

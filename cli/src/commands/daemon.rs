@@ -7,33 +7,42 @@ use axum::Router;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use serde::Serialize;
-use snapshot::http::{Admits, Listener, StopHandle};
+use snapshot::http::{Admits, Listener, StopHandle, TlsFiles};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{Failure, print};
 use crate::args::DaemonArgs;
+use crate::config::LogFormat;
 use crate::daemon::READY;
 
 /// What is under way when a signal comes gets so long to end.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Logs to stderr from here on, at level `info` or what `RUST_LOG` says, and ends with the parent if told so.
+/// Logs to stderr from here on, in this format, at level `info` or what `RUST_LOG` says, and ends with the parent if told so.
 ///
 /// # Errors
 /// When the system refuses.
-pub fn begin(args: &DaemonArgs) -> Result<(), Failure> {
+pub fn begin(args: &DaemonArgs, format: LogFormat) -> Result<(), Failure> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let stderr = std::io::stderr;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(stderr().is_terminal())
-        .with_writer(stderr)
-        .init();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    match format {
+        LogFormat::Text => subscriber.with_ansi(stderr().is_terminal()).init(),
+        // With the fields of the spans around: `span` is the innermost, `spans` all of them.
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
     if args.with_parent {
         set_pdeathsig(Signal::SIGKILL)?;
     }
     Ok(())
+}
+
+/// Warns in the log, for as long as the daemon runs, of certificates that expire.
+pub fn warn_of_expiry(tls: Option<&TlsFiles>) {
+    if let Some(files) = tls {
+        tokio::spawn(snapshot::http::warn_of_expiry(files.clone()));
+    }
 }
 
 /// Says on stdout that the daemon serves, and where.

@@ -9,7 +9,7 @@ use snapshot::hooks::host::{self as hooks, Sessions};
 use snapshot::host::{HostOptions, HostService};
 use snapshot::http::{Admits, Listener};
 use snapshot::nbd::{self, Endpoint};
-use snapshot::{server_time, time_keys};
+use snapshot::{metrics, server_time, time_keys};
 use timesync::authentication::Keyring;
 use timesync::clock::HostClock;
 use timesync::identity::Incarnation;
@@ -48,12 +48,13 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     if daemon_args.check {
         return super::print("the configuration is valid");
     }
-    daemon::begin(&daemon_args)?;
+    daemon::begin(&daemon_args, config.log_format)?;
     if clock.is_simulated() {
         tracing::warn!("THE CLOCK IS SIMULATED: for demonstrations and tests only");
     }
 
     let incarnation = Incarnation::of_this_process()?;
+    daemon::warn_of_expiry(config.tls.as_ref());
     let listener = Listener::bind(config.listen, config.tls.as_ref(), config.insecure)?;
     let options = HostOptions {
         name: config.name.clone(),
@@ -78,9 +79,11 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     let keyring = Arc::new(Keyring::new(time_key));
     let module = Module::start_authenticated(&module_config, Arc::clone(&keyring), clock, incarnation)?;
     let described = Arc::clone(&service);
-    let mut router = agent::router(service, simulation);
+    let metrics =
+        metrics::host_router(Arc::clone(&service), Arc::clone(nbd_server.traffic()), config.tls.clone());
+    let mut routes = agent::routes(service, simulation);
     if config.tls.is_some() {
-        router = router.merge(time_keys::router(keyring));
+        routes = routes.merge(time_keys::routes(keyring));
     }
     // Also without any: those that a former configuration had may be owed.
     let sessions = Sessions::open(
@@ -92,12 +95,12 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     if !config.hooks.hooks().is_empty() {
         described.set_hooks(sessions.limits());
     }
-    router = router.merge(hooks::router(sessions));
+    routes = routes.merge(hooks::routes(sessions));
     let publisher = if publishes {
         let max_drift_ppb = config.publish.max_drift_ppm.saturating_mul(1_000);
         let publisher = PublisherThread::start(&outlets, incarnation, max_drift_ppb, module.suspends())?;
         let publisher = Arc::new(publisher);
-        router = router.merge(server_time::router(Arc::clone(&publisher)));
+        routes = routes.merge(server_time::routes(Arc::clone(&publisher)));
         Some(publisher)
     } else {
         None
@@ -107,7 +110,7 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     let ready = HostReady { control: listener.url(), time, nbd: endpoints };
     daemon::ready(&ready)?;
     tracing::info!(name = config.name, control = ready.control, time = %ready.time, nbd = ?ready.nbd, "ready");
-    daemon::serve(listener, router, Admits::TheServer).await?;
+    daemon::serve(listener, agent::router(routes).merge(metrics), Admits::TheServer).await?;
     // What was published ends in good order.
     drop(publisher);
     // The NBD server first: its clients see the end of the stream, and no request is under way when the rest goes.
@@ -141,6 +144,7 @@ fn configure(args: HostArgs) -> Result<(crate::args::DaemonArgs, HostConfig), Fa
         config.nbd = args.nbd;
     }
     config.insecure |= args.daemon.insecure;
+    config.log_format = args.daemon.log_format.unwrap_or(config.log_format);
     config.check()?;
     Ok((args.daemon, config))
 }

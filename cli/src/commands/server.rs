@@ -8,7 +8,7 @@ use snapshot::coordinator::{self, Coordinator, Options, Rebuilt};
 use snapshot::history::Keeper;
 use snapshot::http::{Admits, Connector, Listener};
 use snapshot::remote::{HostEndpoint, Limits, RemoteHost};
-use snapshot::{dashboard, server_time, time_keys};
+use snapshot::{dashboard, metrics, server_time, time_keys};
 use timesync::identity::Incarnation;
 use timesync::server::TimeServer;
 use timesync::time::Nanos;
@@ -38,13 +38,14 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     if daemon_args.check {
         return super::print("the configuration is valid");
     }
-    daemon::begin(&daemon_args)?;
+    daemon::begin(&daemon_args, config.log_format)?;
     if simulation {
         tracing::warn!(
             "SIMULATION: hosts with simulated clocks are accepted; for demonstrations and tests only"
         );
     }
 
+    daemon::warn_of_expiry(config.tls.as_ref());
     let listener = Listener::bind(config.listen, config.tls.as_ref(), config.insecure)?;
     let catalogue = Arc::new(Catalogue::open(&config.state)?);
     let time = Arc::new(TimeServer::start(&time_config, Incarnation::of_this_process()?)?);
@@ -72,12 +73,10 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
     let ready = ServerReady { api: listener.url() };
     daemon::ready(&ready)?;
     tracing::info!(api = ready.api, hosts = config.hosts.len(), "ready");
-    let clocks = api::skew::router(Arc::clone(&time), Arc::clone(&history));
-    let dashboard = dashboard::router(Arc::clone(&coordinator), history);
-    // A report that cannot be turned into JSON would be a mistake in its types; nothing is shown then.
-    let report = Arc::new(move || serde_json::to_value(time.report()).unwrap_or_default());
-    daemon::serve(listener, api::router(coordinator, report).merge(clocks).merge(dashboard), Admits::People)
-        .await
+    let clocks = api::skew::routes(Arc::clone(&time), history);
+    let metrics = metrics::server_router(Arc::clone(&coordinator), time, config.tls.clone());
+    let router = api::router(coordinator, clocks).merge(dashboard::router()).merge(metrics);
+    daemon::serve(listener, router, Admits::People).await
 }
 
 /// The hosts that take orders.
@@ -118,6 +117,7 @@ fn configure(args: ServerArgs) -> Result<(DaemonArgs, ServerConfig), Failure> {
     config.time.port = args.time_port.unwrap_or(config.time.port);
     config.state = args.state.unwrap_or(config.state);
     config.insecure |= args.daemon.insecure;
+    config.log_format = args.daemon.log_format.unwrap_or(config.log_format);
     config.check()?;
     Ok((args.daemon, config))
 }

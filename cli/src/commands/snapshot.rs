@@ -46,8 +46,11 @@ pub async fn create(args: CreateArgs) -> Result<(), Failure> {
     }
     let line = ProgressLine::new();
     let progress = |now: &Progress| {
-        let Progress { attempt, mode, step, detail } = now;
-        line.show(&format!("attempt {attempt}, {}: {}: {detail}", word(mode), word(step)));
+        let Progress { detail, attempt } = now;
+        let place = attempt.map_or_else(String::new, |attempt| {
+            format!("attempt {}, {}: {}: ", attempt.number, word(&attempt.mode), word(&attempt.step))
+        });
+        line.show(&format!("{place}{detail}"));
     };
     let created = connect(&args.remote)?.create(&order, progress).await;
     drop(line);

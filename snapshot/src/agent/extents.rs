@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use futures_util::stream::unfold;
 use serde::Deserialize;
 use tokio::sync::mpsc::{Receiver, channel};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::host::HostService;
-use crate::http::{Refusal, Segments};
+use crate::http::{Parameters, Refusal, Segments};
 use crate::volume::SnapshotExtents;
 
 /// Bytes of lines that are sent at a time.
@@ -25,17 +24,16 @@ struct Since {
     since: Option<String>,
 }
 
-pub(super) fn router() -> Router<Arc<HostService>> {
-    Router::new().route("/v1/volumes/{volume}/snapshots/{snapshot}/extents", get(extents))
+pub(super) fn routes() -> OpenApiRouter<Arc<HostService>> {
+    OpenApiRouter::new().routes(routes!(extents))
 }
 
+#[utoipa::path(get, path = "/v1/volumes/{volume}/snapshots/{snapshot}/extents")]
 async fn extents(
     State(host): State<Arc<HostService>>,
     Segments((volume, snapshot)): Segments<(String, String)>,
-    query: Result<Query<Since>, QueryRejection>,
+    Parameters(Since { since }): Parameters<Since>,
 ) -> Result<Response, Refusal> {
-    let Query(Since { since }) =
-        query.map_err(|rejection| Refusal::new(rejection.status().as_u16(), rejection.body_text()))?;
     let extents = host.extents(&volume, &snapshot, since.as_deref())?;
     let (sender, receiver) = channel::<std::io::Result<Bytes>>(4);
     // The file system is asked for holes, which may wait for a disk.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::routing::{get, post};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::{Answer, Host, blocking};
 use crate::host::HostService;
@@ -14,14 +14,15 @@ use crate::orders::{AttemptId, CommitOrder};
 /// The certificate of ten thousand hosts, with its evidence.
 const RECORD_LIMIT: usize = 32 * 1024 * 1024;
 
-pub(super) fn router() -> Router<Arc<HostService>> {
-    Router::new()
-        .route("/v1/cuts/{attempt}/commit", post(commit))
-        .route("/v1/records", get(list))
-        .route("/v1/records/{attempt}", get(show).post(replace))
+pub(super) fn routes() -> OpenApiRouter<Arc<HostService>> {
+    OpenApiRouter::new()
+        .routes(routes!(commit))
+        .routes(routes!(records))
+        .routes(routes!(show_record, replace_record))
         .layer(DefaultBodyLimit::max(RECORD_LIMIT))
 }
 
+#[utoipa::path(post, path = "/v1/cuts/{attempt}/commit")]
 async fn commit(
     State(host): Host,
     Segments(attempt): Segments<AttemptId>,
@@ -30,15 +31,18 @@ async fn commit(
     blocking(host, move |host| host.commit(attempt, &order)).await
 }
 
-async fn list(State(host): Host) -> Answer<Vec<AttemptId>> {
+#[utoipa::path(get, path = "/v1/records")]
+async fn records(State(host): Host) -> Answer<Vec<AttemptId>> {
     blocking(host, |host| host.records()).await
 }
 
-async fn show(State(host): Host, Segments(attempt): Segments<AttemptId>) -> Answer<serde_json::Value> {
+#[utoipa::path(get, path = "/v1/records/{attempt}")]
+async fn show_record(State(host): Host, Segments(attempt): Segments<AttemptId>) -> Answer<serde_json::Value> {
     blocking(host, move |host| host.record(attempt)).await
 }
 
-async fn replace(
+#[utoipa::path(post, path = "/v1/records/{attempt}")]
+async fn replace_record(
     State(host): Host,
     Segments(attempt): Segments<AttemptId>,
     JsonBody(record): JsonBody<serde_json::Value>,

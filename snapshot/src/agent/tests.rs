@@ -37,7 +37,7 @@ impl Rig {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), None, false).unwrap();
         let endpoint =
             HostEndpoint { name: "a".to_owned(), control: listener.url(), ..HostEndpoint::default() };
-        tokio::spawn(listener.serve(router(host, simulation), Admits::TheServer, StopHandle::new()));
+        tokio::spawn(listener.serve(router(routes(host, simulation)), Admits::TheServer, StopHandle::new()));
         let connector = Connector::new(None, false).unwrap();
         let remote = RemoteHost::new(&connector, &endpoint, Limits::default()).unwrap();
         remote.create_volume(&CreateVolume { name: "data".to_owned(), size: 1 << 20 }).await.unwrap();
@@ -48,9 +48,8 @@ impl Rig {
     async fn arm(&self, attempt: AttemptId, timing: ArmTiming) -> Result<Armed, ControlError> {
         let (host, server) = (self.incarnation, self.server);
         let volumes = vec!["data".to_owned()];
-        self.remote
-            .prepare(attempt, &PrepareOrder { host, server, volumes, name: "first".to_owned() })
-            .await?;
+        let name = "first".to_owned();
+        self.remote.prepare(attempt, &PrepareOrder { host, server, volumes, name, snapshot: None }).await?;
         self.remote.arm(attempt, &ArmOrder { host, server, timing }).await
     }
 
@@ -78,7 +77,8 @@ async fn a_timed_cut_goes_through_every_step() {
     assert_eq!(sealed.readings.released_by, Cause::Time);
     assert!(sealed.readings.p < at && sealed.readings.q >= at + stretch);
     assert!(rig.snapshots().await.is_empty(), "not named yet");
-    rig.remote.commit(attempt, &CommitOrder { name: "s1".to_owned(), record: None }).await.unwrap();
+    let order = CommitOrder { name: "s1".to_owned(), record: None };
+    rig.remote.commit(attempt, serde_json::to_vec(&order).unwrap().into()).await.unwrap();
     assert_eq!(rig.snapshots().await, ["s1"]);
 
     let digest = rig.remote.digest("data", "s1", true).await.unwrap();
@@ -108,7 +108,8 @@ async fn an_abort_undoes_a_commit_and_refuses_what_comes_later() {
     let attempt = Uuid::now_v7();
     rig.arm(attempt, ArmTiming::Timed { at: in_200_ms(), stretch: Nanos::ZERO }).await.unwrap();
     rig.remote.seal(attempt, std::time::Duration::ZERO).await.unwrap();
-    rig.remote.commit(attempt, &CommitOrder { name: "s1".to_owned(), record: None }).await.unwrap();
+    let order = CommitOrder { name: "s1".to_owned(), record: None };
+    rig.remote.commit(attempt, serde_json::to_vec(&order).unwrap().into()).await.unwrap();
     for _ in 0..2 {
         rig.remote.abort(attempt).await.unwrap();
         assert!(rig.snapshots().await.is_empty());
@@ -126,7 +127,8 @@ async fn orders_that_cannot_be_followed_are_refused_with_a_sentence() {
     let late = ArmTiming::Timed { at: Time::from_nanos(1), stretch: Nanos::ZERO };
     assert_eq!(status(rig.arm(Uuid::now_v7(), late).await), Some(422));
     let (host, server) = (rig.incarnation, rig.server);
-    let elsewhere = PrepareOrder { host, server, volumes: vec!["none".to_owned()], name: "first".to_owned() };
+    let (volumes, name) = (vec!["none".to_owned()], "first".to_owned());
+    let elsewhere = PrepareOrder { host, server, volumes, name, snapshot: None };
     assert_eq!(status(rig.remote.prepare(Uuid::now_v7(), &elsewhere).await), Some(404));
     let unprepared = ArmOrder { host, server, timing: ArmTiming::Barrier };
     assert_eq!(status(rig.remote.arm(Uuid::now_v7(), &unprepared).await), Some(410));

@@ -2,24 +2,23 @@
 
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::Query;
 use axum::extract::State;
-use axum::routing::{delete, post};
 use serde::Deserialize;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::{Answer, Host, blocking};
 use crate::host::HostService;
-use crate::http::{JsonBody, Segments};
+use crate::http::{JsonBody, Parameters, Segments};
 use crate::orders::VolumeDescription;
 use crate::orders::volumes::{CloneOrder, ImportOrder, ResizeOrder};
 
-pub(super) fn routes() -> Router<Arc<HostService>> {
-    Router::new()
-        .route("/v1/volumes/{volume}", delete(delete_volume))
-        .route("/v1/volumes/{volume}/clone", post(clone_volume))
-        .route("/v1/volumes/{volume}/resize", post(resize_volume))
-        .route("/v1/volumes/{volume}/import", post(import_volume))
+pub(super) fn routes() -> OpenApiRouter<Arc<HostService>> {
+    OpenApiRouter::new()
+        .routes(routes!(delete_volume))
+        .routes(routes!(clone_volume))
+        .routes(routes!(resize_volume))
+        .routes(routes!(import_volume))
 }
 
 #[derive(Deserialize)]
@@ -28,14 +27,16 @@ struct DeleteQuery {
     with_snapshots: bool,
 }
 
+#[utoipa::path(delete, path = "/v1/volumes/{volume}")]
 async fn delete_volume(
     State(host): Host,
     Segments(volume): Segments<String>,
-    Query(query): Query<DeleteQuery>,
+    Parameters(query): Parameters<DeleteQuery>,
 ) -> Answer<()> {
     blocking(host, move |host| host.delete_volume(&volume, query.with_snapshots)).await
 }
 
+#[utoipa::path(post, path = "/v1/volumes/{volume}/clone")]
 async fn clone_volume(
     State(host): Host,
     Segments(volume): Segments<String>,
@@ -44,6 +45,7 @@ async fn clone_volume(
     blocking(host, move |host| host.clone_volume(&volume, &order)).await
 }
 
+#[utoipa::path(post, path = "/v1/volumes/{volume}/resize")]
 async fn resize_volume(
     State(host): Host,
     Segments(volume): Segments<String>,
@@ -52,6 +54,7 @@ async fn resize_volume(
     blocking(host, move |host| host.resize_volume(&volume, order)).await
 }
 
+#[utoipa::path(post, path = "/v1/volumes/{volume}/import")]
 async fn import_volume(
     State(host): Host,
     Segments(volume): Segments<String>,

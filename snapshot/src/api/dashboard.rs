@@ -5,13 +5,14 @@ mod picture;
 
 use std::sync::Arc;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::Json;
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use timesync::clock::wall_now;
 use timesync::time::Nanos;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use uuid::Uuid;
 
 pub use chart::{Chart, HostChart};
@@ -22,7 +23,7 @@ use super::{Answer, Server};
 use crate::certificate::Mode;
 use crate::coordinator::Coordinator;
 use crate::history::{HistoryError, Keeper};
-use crate::http::{Refusal, Segments, me};
+use crate::http::{Parameters, Refusal, Segments, whoami_routes};
 use crate::messages::{Snapshot, SnapshotState, Verdict};
 
 /// A page shows no more than these.
@@ -30,29 +31,35 @@ const NEWEST: u32 = 100;
 /// A chart has no more slots.
 const MOST_POINTS: u16 = 1_000;
 
-pub(crate) fn router(coordinator: Arc<Coordinator>, history: Arc<Keeper>) -> Router {
-    Router::new()
-        .route("/api/v1/dashboard/snapshots", get(snapshots))
-        .route("/api/v1/dashboard/snapshots/{key}", get(snapshot))
-        .with_state(coordinator)
-        .route("/api/v1/me", get(me))
-        .merge(Router::new().route("/api/v1/dashboard/history", get(chart)).with_state(history))
+pub(super) fn routes() -> OpenApiRouter<Arc<Coordinator>> {
+    OpenApiRouter::new().routes(routes!(newest_snapshots)).routes(routes!(picture)).merge(whoami_routes())
 }
 
-#[derive(Deserialize)]
+/// What is drawn of the clocks.
+pub(super) fn clocks(history: Arc<Keeper>) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(chart)).with_state(history)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ChartQuery {
+    /// The last so many ms; up to a week.
+    #[param(minimum = 0, maximum = 604_800_000)]
     span_ms: i64,
+    /// In so many slots at most.
+    #[param(minimum = 1, maximum = 1_000)]
     points: u16,
+    /// This host; otherwise all.
     host: Option<String>,
 }
 
 /// One host's history, or all hosts', in `points` slots at most.
+#[utoipa::path(get, path = "/api/v1/dashboard/history", tag = "dashboard", params(ChartQuery),
+    responses((status = 200, description = "The worst of each slot", body = Chart)))]
 async fn chart(
     State(history): State<Arc<Keeper>>,
-    query: Result<Query<ChartQuery>, QueryRejection>,
+    Parameters(query): Parameters<ChartQuery>,
 ) -> Answer<Chart> {
-    let Query(query) =
-        query.map_err(|rejection| Refusal::new(rejection.status().as_u16(), rejection.body_text()))?;
     let span = span(query.span_ms)?;
     if !(1..=MOST_POINTS).contains(&query.points) {
         return Err(Refusal::new(400, format!("a chart has between 1 and {MOST_POINTS} points")));
@@ -71,7 +78,7 @@ async fn chart(
 }
 
 /// The newest snapshots. `GET /api/v1/dashboard/snapshots`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Newest {
     /// How many there are.
     pub total: u64,
@@ -80,7 +87,7 @@ pub struct Newest {
 }
 
 /// A snapshot in a line.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Brief {
     /// Its id.
     pub id: Uuid,
@@ -138,11 +145,18 @@ impl Brief {
     }
 }
 
-async fn snapshots(State(coordinator): Server) -> Answer<Newest> {
+/// The newest snapshots, a line each.
+#[utoipa::path(get, path = "/api/v1/dashboard/snapshots", tag = "dashboard",
+    responses((status = 200, description = "The newest hundred", body = Newest)))]
+async fn newest_snapshots(State(coordinator): Server) -> Answer<Newest> {
     let (newest, total) = coordinator.newest(NEWEST).await?;
     Ok(Json(Newest { total, snapshots: newest.iter().map(Brief::of).collect() }))
 }
 
-async fn snapshot(State(coordinator): Server, Segments(key): Segments<String>) -> Answer<Shown> {
+/// One snapshot as it is drawn.
+#[utoipa::path(get, path = "/api/v1/dashboard/snapshots/{key}", tag = "dashboard",
+    params(("key" = String, Path, description = "Its id or name")),
+    responses((status = 200, description = "The snapshot", body = Shown)))]
+async fn picture(State(coordinator): Server, Segments(key): Segments<String>) -> Answer<Shown> {
     Ok(Json(Shown::of(&coordinator.show(&key, false).await?)))
 }

@@ -2,38 +2,49 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
-use axum::{Json, Router};
 use futures_util::stream::unfold;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::{Answer, Server};
 use crate::coordinator::Coordinator;
 use crate::http::{JsonBody, Lines, Refusal, Segments};
 use crate::messages::{ExportRequest, ExportSource};
 
-pub(super) fn router() -> Router<Arc<Coordinator>> {
-    Router::new()
-        .route("/api/v1/snapshots/{key}/export", post(export))
-        .route("/api/v1/snapshots/{key}/extents", post(extents))
+pub(super) fn routes() -> OpenApiRouter<Arc<Coordinator>> {
+    OpenApiRouter::new().routes(routes!(export_source)).routes(routes!(export_extents))
 }
 
-async fn export(
-    State(coordinator): State<Arc<Coordinator>>,
+/// Where a volume of a snapshot is read.
+#[utoipa::path(post, path = "/api/v1/snapshots/{key}/export", tag = "snapshots",
+    params(("key" = String, Path, description = "The snapshot's id or name")),
+    request_body = ExportRequest,
+    responses((status = 200, description = "Its NBD export, and where", body = ExportSource)))]
+async fn export_source(
+    State(coordinator): Server,
     Segments(key): Segments<String>,
     JsonBody(request): JsonBody<ExportRequest>,
-) -> Result<Json<ExportSource>, Refusal> {
+) -> Answer<ExportSource> {
     Ok(Json(coordinator.export_source(&key, &request).await?))
 }
 
-/// Passes the host's answer on as it comes.
-async fn extents(
-    State(coordinator): State<Arc<Coordinator>>,
+/// What a volume of a snapshot holds, or what changed in it: an `Extent` a line, in order and without gaps.
+#[utoipa::path(post, path = "/api/v1/snapshots/{key}/extents", tag = "snapshots",
+    params(("key" = String, Path, description = "The snapshot's id or name")),
+    request_body = ExportRequest,
+    responses((status = 200, description = "Extents, one a line", content_type = "application/x-ndjson",
+        body = String)))]
+async fn export_extents(
+    State(coordinator): Server,
     Segments(key): Segments<String>,
     JsonBody(request): JsonBody<ExportRequest>,
 ) -> Result<Response, Refusal> {
+    // Passes the host's answer on as it comes.
     let lines = coordinator.extents(&key, &request).await?;
     let bytes = unfold(lines, async |mut lines: Lines| Some((lines.chunk().await.transpose()?, lines)));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(bytes)).into_response())

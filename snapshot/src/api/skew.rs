@@ -1,33 +1,37 @@
-//! The pages about the clocks: their history, and recordings of their exchanges. The report itself is in [`super`].
+//! The pages about the clocks: the report, its history, and recordings of exchanges.
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use futures_util::stream::unfold;
 use serde::{Deserialize, Serialize};
 use timesync::history::{COARSE_SPAN, Track};
 use timesync::recording::RecordError;
+use timesync::report::Report;
 use timesync::server::TimeServer;
 use timesync::time::Nanos;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::{Answer, dashboard};
 use crate::history::{HistoryError, Keeper};
-use crate::http::{JsonBody, Refusal};
+use crate::http::{JsonBody, Parameters, Refusal};
 
 /// Lines that may wait for the network.
 const LINES: usize = 1024;
 
 /// What is to be recorded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RecordRequest {
     /// These hosts; none: all.
     pub hosts: Vec<String>,
     /// For so long, in ms; 0 ..= a week.
+    #[schema(minimum = 0, maximum = 604_800_000)]
     pub duration_ms: i64,
 }
 
@@ -38,25 +42,43 @@ struct Pages {
 }
 
 /// The routes about the clocks.
-pub fn router(time: Arc<TimeServer>, history: Arc<Keeper>) -> Router {
-    Router::new()
-        .route("/api/v1/skew/history", get(tracks))
-        .route("/api/v1/skew/recording", post(record))
-        .with_state(Pages { time, history })
+pub fn routes(time: Arc<TimeServer>, history: Arc<Keeper>) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(skew))
+        .routes(routes!(skew_history))
+        .routes(routes!(record_skew))
+        .with_state(Pages { time, history: Arc::clone(&history) })
+        .merge(dashboard::clocks(history))
 }
 
-#[derive(Deserialize)]
+/// What is known of all hosts' clocks.
+#[utoipa::path(get, path = "/api/v1/skew", tag = "clocks",
+    responses((status = 200, description = "The report", body = Report)))]
+async fn skew(State(pages): State<Pages>) -> Answer<Report> {
+    // Works out every host's bounds: away from the thread that answers.
+    match tokio::task::spawn_blocking(move || pages.time.report()).await {
+        Ok(report) => Ok(Json(report)),
+        Err(panic) => Err(Refusal::new(500, format!("the report failed: {panic}"))),
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct HistoryQuery {
+    /// The last so many ms; up to a week.
+    #[param(minimum = 0, maximum = 604_800_000)]
     span_ms: i64,
+    /// This host; otherwise all.
     host: Option<String>,
 }
 
-async fn tracks(
+/// The bounds of one host, or of all, over time.
+#[utoipa::path(get, path = "/api/v1/skew/history", tag = "clocks", params(HistoryQuery),
+    responses((status = 200, description = "A track of each host", body = Vec<Track>)))]
+async fn skew_history(
     State(pages): State<Pages>,
-    query: Result<Query<HistoryQuery>, QueryRejection>,
-) -> Result<Json<Vec<Track>>, Refusal> {
-    let Query(query) =
-        query.map_err(|rejection| Refusal::new(rejection.status().as_u16(), rejection.body_text()))?;
+    Parameters(query): Parameters<HistoryQuery>,
+) -> Answer<Vec<Track>> {
     let span = span(query.span_ms)?;
     let tracks = move || pages.history.tracks(span, query.host.as_deref());
     match tokio::task::spawn_blocking(tracks).await {
@@ -77,8 +99,12 @@ pub(super) fn span(ms: i64) -> Result<Nanos, Refusal> {
     }
 }
 
-/// Answers line by line, until the time is over or nobody listens any more. A last line `problem` says why it ended early.
-async fn record(
+/// Records exchanges, line by line, until the time is over or nobody listens any more. A last line `problem` says why it
+/// ended early.
+#[utoipa::path(post, path = "/api/v1/skew/recording", tag = "clocks", request_body = RecordRequest,
+    responses((status = 200, description = "The recording, as it is made", content_type = "application/x-ndjson",
+        body = String)))]
+async fn record_skew(
     State(pages): State<Pages>,
     JsonBody(request): JsonBody<RecordRequest>,
 ) -> Result<Response, Refusal> {

@@ -157,3 +157,30 @@ fn a_catalogue_of_version_three_is_taken_over_with_all_it_holds() {
         assert_eq!((catalogue.groups().unwrap().len(), catalogue.labels().unwrap().len()), (0, 0));
     }
 }
+
+#[test]
+fn a_catalogue_of_version_five_is_taken_over_with_all_it_holds() {
+    let directory = TempDir::new().unwrap();
+    {
+        let old = Connection::open(directory.path().join("catalogue.sqlite")).unwrap();
+        old.execute_batch(include_str!("../../../tests/fixtures/catalogue-5.sql")).unwrap();
+    }
+    let first = Uuid::now_v7();
+    for _ in 0..2 {
+        let catalogue = open(&directory);
+        let kept = catalogue.find("nightly-20261122T0300Z").unwrap();
+        assert_eq!((kept.state, kept.manifest.unwrap().attempts), (SnapshotState::Complete, 1));
+        assert_eq!(catalogue.states().unwrap(), [("complete".to_owned(), 1)]);
+        let [(attempt, _)] = catalogue.owed().unwrap()[..] else { panic!("one host is owed an abort") };
+        assert_eq!(catalogue.snapshot_of(attempt).unwrap(), Some(kept.id.to_string()));
+        assert_eq!(catalogue.hooks_owed(None).unwrap(), [(kept.id, Debt::Host("a".to_owned()))]);
+        let group = catalogue.group("shop").unwrap();
+        assert_eq!(group.volumes, crate::groups::Which::Selector("app=shop".parse().unwrap()));
+        assert_eq!(catalogue.labels().unwrap().len(), 1);
+        let schedules = catalogue.schedules().unwrap();
+        assert_eq!(schedules[0].schedule.request.group_name.as_deref(), Some("shop"));
+        // What is new.
+        let claimed = catalogue.claim("k", "d", first).unwrap();
+        assert_eq!((claimed.snapshot, claimed.answer), (first, None));
+    }
+}

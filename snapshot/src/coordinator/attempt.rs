@@ -22,7 +22,7 @@ use crate::certificate::{Certificate, Evidence, HostEvidence, Mode, Observed, ce
 use crate::hooks::HookLimits;
 use crate::http::ControlError;
 use crate::messages::{
-    Control, Manifest, Progress, RequestedPolicy, SnapshotState, Step, StoryEntry, Verdict,
+    AttemptProgress, Control, Manifest, Progress, RequestedPolicy, SnapshotState, Step, StoryEntry, Verdict,
 };
 use crate::mutation::mutated;
 use crate::orders::{
@@ -222,7 +222,7 @@ impl<'a> Attempt<'a> {
         if let Err(why) =
             self.coordinator.with_catalogue(move |catalogue| catalogue.tell(snapshot, &story)).await
         {
-            tracing::warn!(%snapshot, attempt = %id, %why, "the attempt's story was not stored");
+            tracing::warn!(attempt = %id, %why, "the attempt's story was not stored");
         }
     }
 
@@ -459,6 +459,7 @@ impl<'a> Attempt<'a> {
                 server,
                 volumes: volumes.clone(),
                 name: self.job.name.clone(),
+                snapshot: Some(self.job.id),
             };
             async move { host.prepare(id, &order).await }
         };
@@ -511,10 +512,10 @@ impl<'a> Attempt<'a> {
             })
             .await?;
         self.report(Step::Commit, "naming the snapshot on every host".to_owned());
+        let order = Bytes::from(json(&CommitOrder { name: self.job.name.clone(), record: Some(record) }));
         let commit = |_, host: Arc<RemoteHost>| {
-            let order = CommitOrder { name: self.job.name.clone(), record: Some(record.clone()) };
-            let id = self.id;
-            async move { host.commit(id, &order).await }
+            let (id, order) = (self.id, order.clone());
+            async move { host.commit(id, order).await }
         };
         self.everywhere(Step::Commit, commit).await?;
         self.finish(match manifest.verdict {
@@ -609,7 +610,8 @@ impl<'a> Attempt<'a> {
     }
 
     pub(super) fn report(&self, step: Step, detail: String) {
-        (self.progress)(Progress { attempt: self.number, mode: self.mode, step, detail });
+        let attempt = AttemptProgress { number: self.number, mode: self.mode, step };
+        (self.progress)(Progress { detail, attempt: Some(attempt) });
     }
 
     fn note(&self, step: Step, host: Option<&str>, detail: String) {

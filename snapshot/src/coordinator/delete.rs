@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tracing::Span;
+use tracing::field::{Empty, display};
 use uuid::Uuid;
 
 use super::library::volumes;
@@ -29,8 +31,10 @@ impl Coordinator {
     /// # Errors
     /// [`CoordinatorError`]: of what refuses the deletion nothing has changed, after [`CoordinatorError::Undeleted`] it
     /// will be done.
+    #[tracing::instrument(name = "delete", skip_all, fields(snapshot = Empty))]
     pub async fn delete(self: &Arc<Self>, key: &str) -> Result<(), CoordinatorError> {
         let found = self.show(key, false).await?.snapshot;
+        Span::current().record("snapshot", display(found.id));
         if self.is_being_restored(found.id).await? {
             return Err(CoordinatorError::Conflict(format!(
                 "snapshot {} is being restored; delete it when that is done on every host",

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tracing::field::{Empty, display};
+use tracing::{Instrument, Span};
 
 use super::{Coordinator, CoordinatorError};
 use crate::certificate::certify;
 use crate::groups::{Labels, effective};
 use crate::messages::{
-    CreateVolumeOn, DigestCheck, HostVolumes, Manifest, Member, Snapshot, SnapshotDetails, SnapshotState,
-    Verdict, VerifyReport,
+    CreateVolumeOn, DigestCheck, HostVolumes, Manifest, Member, Progress, Snapshot, SnapshotDetails,
+    SnapshotState, Verdict, VerifyReport,
 };
 use crate::orders::{CreateVolume, HostDescription, VolumeDescription};
 use crate::sync::task;
@@ -25,6 +27,8 @@ impl Coordinator {
     /// digests that were not computed. All go on in the background.
     pub async fn recover(self: &Arc<Self>) -> Result<(), CoordinatorError> {
         for (attempt, name) in self.with_catalogue(|catalogue| catalogue.owed()).await? {
+            let snapshot = self.with_catalogue(move |catalogue| catalogue.snapshot_of(attempt)).await?;
+            let _span = tracing::info_span!("recover", snapshot).entered();
             match self.hosts.get(&name) {
                 Some(host) => self.undo.until_answered(attempt, Arc::clone(host), Duration::ZERO),
                 None => tracing::warn!(
@@ -49,6 +53,11 @@ impl Coordinator {
         self.with_catalogue(|catalogue| catalogue.list()).await
     }
 
+    /// How many snapshots there are in each state, by its name in the API.
+    pub async fn states(&self) -> Result<Vec<(String, u64)>, CoordinatorError> {
+        self.with_catalogue(|catalogue| catalogue.states()).await
+    }
+
     /// The newest `limit` snapshots, newest first, and how many there are.
     pub async fn newest(&self, limit: u32) -> Result<(Vec<Snapshot>, u64), CoordinatorError> {
         self.with_catalogue(move |catalogue| catalogue.newest(limit)).await
@@ -66,9 +75,15 @@ impl Coordinator {
         .await
     }
 
-    /// Computes a snapshot's verdict and digests again.
-    pub async fn verify(&self, key: &str) -> Result<VerifyReport, CoordinatorError> {
+    /// Computes a snapshot's verdict and digests again. `progress` hears of every volume.
+    #[tracing::instrument(name = "verify", skip_all, fields(snapshot = Empty))]
+    pub async fn verify(
+        &self,
+        key: &str,
+        progress: impl Fn(Progress) + Send + Sync,
+    ) -> Result<VerifyReport, CoordinatorError> {
         let SnapshotDetails { snapshot, evidence, .. } = self.show(key, true).await?;
+        Span::current().record("snapshot", display(snapshot.id));
         let standing = matches!(snapshot.state, SnapshotState::Complete | SnapshotState::Inconsistent);
         let Some(manifest) = snapshot.manifest.filter(|_| standing) else {
             return Err(CoordinatorError::Request(format!(
@@ -81,13 +96,15 @@ impl Coordinator {
             Some(Err(refusal)) => (Verdict::Inconsistent, Some(refusal.to_string()), None),
             None => (Verdict::Inconsistent, Some("there is no evidence".to_owned()), None),
         };
+        progress(Progress::from(format!("reading {} volumes", manifest.group.len())));
         let volumes = join_all(own_volumes(&manifest).map(|(member, stored)| {
-            let name = &manifest.name;
+            let (name, progress) = (&manifest.name, &progress);
             async move {
                 let (now, problem) = match self.digest(&member, name, false).await {
                     Ok(digest) => (Some(digest), None),
                     Err(why) => (None, Some(why.to_string())),
                 };
+                progress(Progress::from(format!("{}/{} is read", member.host, member.volume)));
                 DigestCheck { member, stored, now, problem }
             }
         }))
@@ -170,7 +187,8 @@ impl Coordinator {
             return;
         }
         let coordinator = Arc::clone(self);
-        task::spawn(async move {
+        let span = tracing::info_span!("digests", snapshot = %manifest.id);
+        let reading = async move {
             // Reading whole volumes right after a cut would be felt by the writers that the cut spared.
             task::sleep(AFTER_CUT).await;
             let _one_at_a_time = coordinator.digesting.lock().await;
@@ -185,13 +203,14 @@ impl Coordinator {
                         .await
                 };
                 if let Err(why) = result.await {
-                    tracing::warn!(snapshot = manifest.name, volume = member.volume, %why, "no digest");
+                    tracing::warn!(host = member.host, volume = member.volume, %why, "no digest");
                 }
             }
             if let Err(why) = coordinator.hand_records(&manifest).await {
-                tracing::warn!(snapshot = manifest.name, %why, "its hosts do not keep its digests");
+                tracing::warn!(%why, "its hosts do not keep its digests");
             }
-        });
+        };
+        task::spawn(reading.instrument(span));
     }
 
     /// Gives every host of a complete snapshot what it keeps of it, the digests among it.

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::attempt::{Attempt, Stop};
 use super::{Coordinator, CoordinatorError, Job};
 use crate::certificate::Mode;
@@ -19,7 +21,7 @@ impl Coordinator {
         if request.control.is_some() {
             return Err(CoordinatorError::Request("a control is not rehearsed".to_owned()));
         }
-        let job = self.prepare(request).await?;
+        let job = self.prepare(Uuid::now_v7(), request).await?;
         let mode = match job.request.mode {
             RequestedMode::Timed | RequestedMode::Auto => Mode::Timed,
             RequestedMode::Barrier => Mode::Barrier,

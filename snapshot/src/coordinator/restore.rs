@@ -18,6 +18,8 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use timesync::bound::Policy;
 use timesync::identity::Incarnation;
+use tracing::field::{Empty, display};
+use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use super::library::volumes;
@@ -54,12 +56,14 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`CoordinatorError`]: nothing has changed then, but for [`CoordinatorError::Unfinished`].
+    #[tracing::instrument(name = "restore", skip_all, fields(snapshot = Empty))]
     pub async fn restore(
         self: &Arc<Self>,
         key: &str,
         request: RestoreRequest,
     ) -> Result<RestoreReport, CoordinatorError> {
         let snapshot = self.show(key, false).await?.snapshot;
+        Span::current().record("snapshot", display(snapshot.id));
         let standing = matches!(snapshot.state, SnapshotState::Complete | SnapshotState::Inconsistent);
         let Some(manifest) = snapshot.manifest.filter(|_| standing) else {
             return Err(CoordinatorError::Request(format!(
@@ -108,7 +112,7 @@ impl Coordinator {
     /// Takes up the restores that were decided when the last server died.
     pub(super) async fn recover_restores(self: &Arc<Self>) -> Result<(), CoordinatorError> {
         for plan in self.with_catalogue(|catalogue| catalogue.decided_restores()).await? {
-            tracing::warn!(restore = %plan.id, "the server stopped during this restore; it is being completed");
+            tracing::warn!(snapshot = %plan.snapshot, restore = %plan.id, "the server stopped during this restore; it is being completed");
             self.finish_later(plan);
         }
         Ok(())
@@ -161,7 +165,8 @@ impl Coordinator {
     /// Goes on until every host has switched.
     fn finish_later(self: &Arc<Self>, plan: RestorePlan) {
         let coordinator = Arc::clone(self);
-        task::spawn(async move {
+        let span = tracing::info_span!("restore", snapshot = %plan.snapshot);
+        let finishing = async move {
             let mut pause = FIRST_PAUSE;
             loop {
                 let unfinished = coordinator.switch_everywhere(&plan, 1).await;
@@ -180,7 +185,8 @@ impl Coordinator {
                 // The next start finds it decided and repeats the orders, which changes nothing any more.
                 Err(why) => tracing::warn!(restore = %id, %why, "restored on every host, and not noted"),
             }
-        });
+        };
+        task::spawn(finishing.instrument(span));
     }
 }
 

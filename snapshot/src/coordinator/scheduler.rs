@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use timesync::clock;
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use super::groups::View;
 use super::{Coordinator, CoordinatorError};
@@ -65,6 +66,11 @@ impl Coordinator {
         Ok(schedules.into_iter().map(|stored| status(stored, &view, &groups)).collect())
     }
 
+    /// The same without what a look at the hosts tells: whatever they do, this does not wait for them.
+    pub(crate) async fn stored_schedules(&self) -> Result<Vec<StoredSchedule>, CoordinatorError> {
+        self.with_catalogue(|catalogue| catalogue.schedules()).await
+    }
+
     /// Takes scheduled snapshots for as long as this coordinator exists.
     pub fn keep_schedules(self: &Arc<Self>) {
         let coordinator = Arc::downgrade(self);
@@ -83,9 +89,10 @@ impl Coordinator {
     /// Takes one scheduled snapshot, then deletes what the schedule keeps no longer.
     pub(super) async fn take_scheduled(self: &Arc<Self>, schedule: Schedule, due: DateTime<Utc>) {
         let Schedule { name, request, keep, .. } = schedule;
+        let id = Uuid::now_v7();
         let snapshot = snapshot_name(&name, due);
         let request = CreateRequest { name: Some(snapshot.clone()), ..request };
-        let taken = self.create_for(Some(name.clone()), request, |_| {}).await;
+        let taken = self.create_for(id, Some(name.clone()), request, |_| {}).await;
         let problem = match taken {
             Err(why) => Some(why.to_string()),
             // What is in use now can go after the next one.
@@ -93,8 +100,9 @@ impl Coordinator {
         };
         if let Some(problem) = &problem {
             tracing::warn!(
+                snapshot = %id,
                 schedule = name,
-                snapshot,
+                name = snapshot,
                 problem,
                 "a scheduled snapshot did not go as it should"
             );

@@ -56,9 +56,13 @@ impl Coordinator {
                 continue;
             }
             match self.delete(&snapshot.id.to_string()).await {
-                Ok(()) => tracing::warn!(snapshot = snapshot.name, "deleted, to make room within a quota"),
+                Ok(()) => {
+                    tracing::warn!(snapshot = %snapshot.id, name = snapshot.name, "deleted, to make room within a quota")
+                }
                 // Somebody reads it; the next one may do.
-                Err(why) => tracing::warn!(snapshot = snapshot.name, %why, "not deleted to make room"),
+                Err(why) => {
+                    tracing::warn!(snapshot = %snapshot.id, name = snapshot.name, %why, "not deleted to make room")
+                }
             }
             full = self::full(group, &self.usage().await);
             if full.is_empty() {

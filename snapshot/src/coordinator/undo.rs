@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use timesync::source::SkewSource;
+use tracing::Instrument;
 
 use super::Source;
 use crate::catalogue::Catalogue;
@@ -52,7 +53,7 @@ impl Undo {
     /// Aborts on one host after a pause, again and again until it answers, in a task of its own.
     pub(super) fn until_answered(&self, attempt: AttemptId, host: Arc<RemoteHost>, first: Duration) {
         let undo = self.clone();
-        task::spawn(async move {
+        let asking = async move {
             if !first.is_zero() {
                 task::sleep(first).await;
             }
@@ -62,7 +63,9 @@ impl Undo {
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             tracing::info!(%attempt, host = host.name(), "attempt undone");
-        });
+        };
+        // Within the snapshot's span, where its lines belong.
+        task::spawn(asking.in_current_span());
     }
 
     async fn once(&self, attempt: AttemptId, host: &Arc<RemoteHost>) -> Result<(), ControlError> {

@@ -41,7 +41,7 @@ impl Coordinator {
             let done = clones.iter().zip(&made).filter(|(_, made)| made.is_ok());
             for left in join_all(done.map(|(clone, _)| self.delete_one(&clone.to, false))).await {
                 if let Err(why) = left {
-                    tracing::warn!(snapshot = manifest.name, %why, "a clone stays, although others were not made");
+                    tracing::warn!(snapshot = %manifest.id, %why, "a clone stays, although others were not made");
                 }
             }
             made.into_iter().nth(at).transpose()?;

@@ -51,20 +51,15 @@ const posted = (body) => ({
 /** POST, as JSON. It takes as long as it takes. */
 export const post = async (path, body) => (await ask(path, posted(body))).json();
 
-/**
- * POST, for an answer that comes event by event; `each` gets every one as `{kind: data}`. Events come as lines of JSON,
- * or as a stream of server-sent events.
- */
+/** POST, for an answer that comes event by event (server-sent events); `each` gets every one as `{kind: data}`. */
 export async function postForEvents(path, body, each) {
   const order = posted(body);
-  order.headers.accept = "text/event-stream, application/x-ndjson";
+  order.headers.accept = "text/event-stream";
   const response = await ask(path, order);
-  const named = response.headers.get("content-type")?.startsWith("text/event-stream");
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let [rest, kind] = ["", "message"];
   const take = (line) => {
-    if (!named) each(JSON.parse(line));
-    else if (line.startsWith("event:")) kind = line.slice(6).trim();
+    if (line.startsWith("event:")) kind = line.slice(6).trim();
     else if (line.startsWith("data:")) each({ [kind]: JSON.parse(line.slice(5)) });
   };
   for (;;) {

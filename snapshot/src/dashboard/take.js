@@ -136,7 +136,10 @@ export function take(taken, changed) {
   };
 
   let [attempt, shown] = [0, null];
-  const progress = ({ attempt: number, mode: how, step, detail }) => {
+  const progress = ({ attempt: at, detail }) => {
+    // What goes on before the first attempt, or after the last one.
+    if (!at) return void say(said, detail);
+    const { number, mode: how, step } = at;
     const order = STEPS[how];
     if (number !== attempt || how !== shown) {
       [attempt, shown] = [number, how];
@@ -157,7 +160,7 @@ export function take(taken, changed) {
       [attempt, shown] = [0, null];
       await postForEvents("/api/v1/snapshots", order, (event) => {
         if (event.progress) progress(event.progress);
-        manifest = event.manifest ?? event.result ?? manifest;
+        manifest = event.result ?? manifest;
         problem = event.problem ?? problem;
       });
       if (problem) throw new Error(problem.detail);

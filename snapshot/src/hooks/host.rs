@@ -12,12 +12,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use axum::Json;
 use axum::extract::{DefaultBodyLimit, State as Shared};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use timesync::identity::Incarnation;
 use timesync::time::Nanos;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::{About, HookLimits, Hooks, Moment, run, tell};
@@ -148,7 +149,8 @@ impl Sessions {
             let keeper = Arc::clone(&sessions);
             std::thread::Builder::new().name("owed hooks".to_owned()).spawn(move || {
                 for note in owed {
-                    tracing::warn!(snapshot = note.about.name, "the hook after it is owed since a restart");
+                    let About { snapshot, name, .. } = &note.about;
+                    tracing::warn!(%snapshot, name, "the hook after it is owed since a restart");
                     keeper.end(&note, "the daemon restarted; ");
                 }
             })?;
@@ -270,16 +272,17 @@ impl Sessions {
     }
 
     fn end(&self, note: &Note, why: &str) {
+        let About { snapshot, name, .. } = &note.about;
         let outcome = note.hooks.after.as_ref().map(|hook| run(hook, Moment::After, &note.about));
         let told = match &outcome {
             Some(outcome) => tell(outcome),
             None => "there is no hook after".to_owned(),
         };
         if let Some(Err(error)) = &outcome {
-            tracing::error!(snapshot = note.about.name, "{error}");
+            tracing::error!(%snapshot, name, "{error}");
         }
         if let Err(error) = fs::remove_file(self.path(note.about.snapshot)) {
-            tracing::error!(snapshot = note.about.name, %error, "the note stays: its hook will run again");
+            tracing::error!(%snapshot, name, %error, "the note stays: its hook will run again");
         }
         let mut state = self.state();
         state.current = None;
@@ -335,22 +338,27 @@ fn owed(notes: &Path) -> io::Result<Vec<Note>> {
 }
 
 /// The routes.
-pub fn router(sessions: Arc<Sessions>) -> Router {
-    Router::new()
-        .route("/v1/hooks/{snapshot}", get(holds))
-        .route("/v1/hooks/{snapshot}/before", post(before))
-        .route("/v1/hooks/{snapshot}/after", post(after))
+pub fn routes(sessions: Arc<Sessions>) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(hooks_hold))
+        .routes(routes!(before_hook))
+        .routes(routes!(after_hook))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(sessions)
 }
 
 type Answer<T> = Result<Json<T>, Refusal>;
 
-async fn holds(Shared(sessions): Shared<Arc<Sessions>>, Segments(snapshot): Segments<Uuid>) -> Json<bool> {
+#[utoipa::path(get, path = "/v1/hooks/{snapshot}")]
+async fn hooks_hold(
+    Shared(sessions): Shared<Arc<Sessions>>,
+    Segments(snapshot): Segments<Uuid>,
+) -> Json<bool> {
     Json(sessions.holds(snapshot))
 }
 
-async fn before(
+#[utoipa::path(post, path = "/v1/hooks/{snapshot}/before")]
+async fn before_hook(
     Shared(sessions): Shared<Arc<Sessions>>,
     Segments(snapshot): Segments<Uuid>,
     JsonBody(order): JsonBody<BeforeOrder>,
@@ -358,7 +366,8 @@ async fn before(
     blocking(move || sessions.before(snapshot, order)).await
 }
 
-async fn after(
+#[utoipa::path(post, path = "/v1/hooks/{snapshot}/after")]
+async fn after_hook(
     Shared(sessions): Shared<Arc<Sessions>>,
     Segments(snapshot): Segments<Uuid>,
 ) -> Answer<HookReport> {

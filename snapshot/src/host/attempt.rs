@@ -13,7 +13,7 @@ use super::pausing::PausingCut;
 use crate::certificate::Mode;
 use crate::cut::{Cause, Cut, Readings};
 use crate::mutation::mutated;
-use crate::orders::{ArmTiming, AttemptId, Sealed};
+use crate::orders::{ArmTiming, AttemptId, PrepareOrder, Sealed};
 use crate::sync::thread::{self, Thread};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::volume::VolumeCut;
@@ -49,6 +49,7 @@ enum Phase {
 
 pub(super) struct Attempt {
     id: AttemptId,
+    snapshot: Option<Uuid>,
     server: Incarnation,
     clock: HostClock,
     /// Set once, by the order to arm.
@@ -68,14 +69,15 @@ pub(super) struct Attempt {
 impl Attempt {
     pub(super) fn new(
         id: AttemptId,
-        server: Incarnation,
+        order: &PrepareOrder,
         volumes: Vec<VolumeCut>,
         pausing: Vec<Arc<PausingCut>>,
         clock: HostClock,
     ) -> Self {
         Attempt {
             id,
-            server,
+            snapshot: order.snapshot,
+            server: order.server,
             clock,
             armed: OnceLock::new(),
             volumes: Mutex::new(volumes),
@@ -86,6 +88,12 @@ impl Attempt {
             nonce: OnceLock::new(),
             keeper: OnceLock::new(),
         }
+    }
+
+    /// Within it are all lines of the log that belong to the attempt.
+    pub(super) fn span(&self) -> tracing::Span {
+        let snapshot = self.snapshot.map(tracing::field::display);
+        tracing::info_span!("attempt", snapshot, attempt = %self.id)
     }
 
     pub(super) fn server(&self) -> Incarnation {
@@ -248,7 +256,7 @@ impl Attempt {
         }
         drop(phase);
         if !self.wait_unless_over(COMMIT_PATIENCE) {
-            tracing::warn!(attempt = %self.id, "nobody committed this attempt; it is dropped");
+            tracing::warn!("nobody committed this attempt; it is dropped");
             self.call_off();
         }
     }
@@ -309,7 +317,7 @@ impl Attempt {
             }
             let now = self.clock.now();
             if now >= ordered_by {
-                tracing::warn!(attempt = %self.id, "nobody armed this attempt; it is dropped");
+                tracing::warn!("nobody armed this attempt; it is dropped");
                 self.call_off();
             }
             if matches!(*self.phase(), Phase::Over) {

@@ -141,9 +141,10 @@ impl PausingCut {
             }
             state.step = Step::Pausing;
         }
-        let cut = Arc::clone(self);
+        let (cut, span) = (Arc::clone(self), tracing::Span::current());
         let worker = std::thread::Builder::new().name("pause".to_owned());
         let started = worker.spawn(move || {
+            let _span = span.entered();
             let outcome = cut.take(begin, PauseOrder { timing, deadline });
             cut.finish(outcome.map_err(|why| why.to_string()));
         });
@@ -215,7 +216,7 @@ impl PausingCut {
 
     fn finish(&self, outcome: Result<Option<Pausing>, String>) {
         if let Err(why) = &outcome {
-            tracing::warn!(attempt = %self.attempt, volume = self.volume.name, why, "no snapshot was taken");
+            tracing::warn!(volume = self.volume.name, why, "no snapshot was taken");
         }
         self.set(Step::Done(outcome));
         if self.lock().doomed {

@@ -8,6 +8,7 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::limits::IDLE;
 use super::tls::client_without_certificates;
 use super::{HttpError, TlsFiles};
 use crate::orders::Problem;
@@ -57,6 +58,7 @@ impl Connector {
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(config)
             .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE)
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|why| HttpError::Client(root_cause(&why)))?;
@@ -73,6 +75,12 @@ impl Connector {
     #[must_use]
     pub fn over(&self, wire: std::sync::Arc<dyn Carry>) -> Self {
         Connector { wire: Some(Wire(wire)), ..self.clone() }
+    }
+
+    /// The bare client, for tests that look at answers as they are.
+    #[cfg(test)]
+    pub(crate) fn bare(&self) -> reqwest::Client {
+        self.http.clone()
     }
 
     /// A client for one peer. `peer` is how errors call it, such as `host a` or `the server`.
@@ -232,6 +240,21 @@ impl ControlClient {
         Ok(Lines { response, buffer: Vec::new(), client: self.clone(), limit })
     }
 
+    /// `POST` with a JSON body, for an answer of server-sent events. `limit` holds for the whole answer.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn post_for_events<B: Serialize + Sync>(
+        &self,
+        page: Url,
+        body: &B,
+        limit: Duration,
+    ) -> Result<Lines, ControlError> {
+        let request = self.http.request(Method::POST, page).header("accept", "text/event-stream").json(body);
+        let response = self.send(request, limit).await?;
+        Ok(Lines { response, buffer: Vec::new(), client: self.clone(), limit })
+    }
+
     /// `GET`, for an answer that comes line by line. `limit` holds for the whole answer.
     ///
     /// # Errors
@@ -289,7 +312,8 @@ impl ControlClient {
         request.timeout(limit).send().await.map_err(|why| self.failure(&why, limit))
     }
 
-    fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ControlError> {
+    /// Reads JSON that came inside an answer.
+    pub(crate) fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ControlError> {
         serde_json::from_slice(body).map_err(|why| self.malformed(&why.to_string()))
     }
 
@@ -312,7 +336,7 @@ impl ControlClient {
     }
 }
 
-/// An answer of newline-delimited JSON.
+/// An answer that comes line by line: newline-delimited JSON, or server-sent events.
 #[derive(Debug)]
 pub struct Lines {
     response: Response,
@@ -335,15 +359,43 @@ impl Lines {
     /// # Errors
     /// [`ControlError`].
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ControlError> {
+        match self.line().await? {
+            Some(line) => self.client.parse(&line).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The name and the data of the next server-sent event; none at the end of the answer. (WHATWG HTML, 9.2, as far as
+    /// this server makes use of it: one line of data, and lines end in LF.)
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn next_event(&mut self) -> Result<Option<(String, Vec<u8>)>, ControlError> {
+        let (mut name, mut data) = (String::new(), None);
+        while let Some(line) = self.line().await? {
+            let line = line.trim_ascii_end();
+            if line.is_empty() {
+                if let Some(data) = data {
+                    return Ok(Some((name, data)));
+                }
+            } else if let Some(text) = line.strip_prefix(b"event: ") {
+                name = String::from_utf8_lossy(text).into_owned();
+            } else if let Some(text) = line.strip_prefix(b"data: ") {
+                data = Some(text.to_vec());
+            }
+        }
+        Ok(None)
+    }
+
+    async fn line(&mut self) -> Result<Option<Vec<u8>>, ControlError> {
         loop {
             if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return self.client.parse(&line).map(Some);
+                return Ok(Some(self.buffer.drain(..=end).collect()));
             }
             match self.chunk().await? {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk),
                 None if self.buffer.is_empty() => return Ok(None),
-                None => return self.client.parse(&std::mem::take(&mut self.buffer)).map(Some),
+                None => return Ok(Some(std::mem::take(&mut self.buffer))),
             }
         }
     }

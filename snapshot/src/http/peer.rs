@@ -22,12 +22,18 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tower_layer::Layer;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use webpki::EndEntityCert;
 
 use super::Refusal;
 
+/// Where every daemon serves its metrics.
+const METRICS: &str = "/metrics";
+
 /// What a certificate's holder is in the fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The time-sync server and coordinator: gives orders to hosts.
@@ -118,7 +124,7 @@ impl Identity {
 pub enum Admits {
     /// The server's API: viewers read, operators do everything.
     People,
-    /// A host's control plane: the server gives orders, and nobody else does.
+    /// A host's control plane: the server gives orders, and nobody else does. People may look at its metrics.
     TheServer,
 }
 
@@ -126,14 +132,16 @@ impl Admits {
     /// Lets a request pass, or refuses it with a sentence.
     pub(super) async fn check(self, request: Request, next: Next) -> Response {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let scrapes = reads && request.uri().path() == METRICS;
         let needed = match self {
             Admits::People if reads => "an operator or a viewer",
             Admits::People => "an operator",
+            Admits::TheServer if scrapes => "the server, an operator or a viewer",
             Admits::TheServer => "the server",
         };
         let refusal = match request.extensions().get::<Peer>() {
             None => None,
-            Some(Peer(Some(identity))) if self.allows(identity.role, reads) => None,
+            Some(Peer(Some(identity))) if self.allows(identity.role, reads, scrapes) => None,
             Some(Peer(Some(Identity { role, name }))) => {
                 Some(format!("this needs the certificate of {needed}; {name} has that of a {role}"))
             }
@@ -148,16 +156,26 @@ impl Admits {
         }
     }
 
-    fn allows(self, role: Role, reads: bool) -> bool {
+    /// No request's body is longer: a host keeps the certificates of ten thousand hosts, which its server sends.
+    pub(super) fn longest_body(self) -> usize {
+        match self {
+            Admits::People => 4 << 20,
+            Admits::TheServer => 32 << 20,
+        }
+    }
+
+    fn allows(self, role: Role, reads: bool, scrapes: bool) -> bool {
         match self {
             Admits::People => role == Role::Operator || (reads && role == Role::Viewer),
-            Admits::TheServer => role == Role::Server,
+            Admits::TheServer => {
+                role == Role::Server || (scrapes && matches!(role, Role::Operator | Role::Viewer))
+            }
         }
     }
 }
 
 /// Whoever asks, as known here. `GET /api/v1/me`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Me {
     /// What they may do.
     pub role: Role,
@@ -165,8 +183,15 @@ pub struct Me {
     pub name: Option<String>,
 }
 
+/// The page that tells who asks.
+pub(crate) fn whoami_routes<S: Clone + Send + Sync + 'static>() -> OpenApiRouter<S> {
+    OpenApiRouter::new().routes(routes!(me))
+}
+
 /// Tells who asks. Over plain HTTP it is somebody on this machine, who may do all that an operator may.
-pub async fn me(peer: Option<Extension<Peer>>) -> Json<Me> {
+#[utoipa::path(get, path = "/api/v1/me", tag = "server",
+    responses((status = 200, description = "Role and name", body = Me)))]
+async fn me(peer: Option<Extension<Peer>>) -> Json<Me> {
     Json(match peer {
         Some(Extension(Peer(Some(Identity { role, name })))) => Me { role, name: Some(name) },
         _ => Me { role: Role::Operator, name: None },

@@ -14,6 +14,7 @@ fn echo() -> Router {
         .route("/v1/ping", get(async || Json(())))
         .route("/v1/echo", post(async |JsonBody(number): JsonBody<u32>| Json(number)))
         .route("/v1/number/{number}", get(async |Segments(number): Segments<u32>| Json(number)))
+        .route("/v1/long", get(async || "x".repeat(16 << 20)))
         .route("/v1/full", get(async || Refusal::new(507, "no space left; free some")))
 }
 
@@ -185,4 +186,150 @@ async fn a_silent_peer_costs_its_time_limit_and_an_absent_one_says_so() {
     let error: Result<(), _> = client.get(client.page(&["v1", "ping"]), LIMIT).await;
     let sentence = error.unwrap_err().to_string();
     assert!(sentence.starts_with(&format!("host a does not answer at {silent}: ")), "{sentence}");
+}
+
+/// Serves on loopback with these limits.
+fn serve_limited(limits: Limits) -> SocketAddr {
+    let mut listener = Listener::bind(ANY.parse().unwrap(), None, false).unwrap();
+    listener.limits = limits;
+    let address = listener.address();
+    tokio::spawn(listener.serve(echo(), Admits::TheServer, StopHandle::new()));
+    address
+}
+
+/// What comes until the other end closes.
+async fn read_to_end(stream: &mut tokio::net::TcpStream) -> String {
+    use tokio::io::AsyncReadExt;
+    let mut told = Vec::new();
+    // A reset is an end, too.
+    let _ = stream.read_to_end(&mut told).await;
+    String::from_utf8_lossy(&told).into_owned()
+}
+
+#[tokio::test]
+async fn whoever_sends_slowly_is_let_go_and_holds_nobody_up() {
+    use tokio::io::AsyncWriteExt;
+    let short = Duration::from_millis(300);
+    let address = serve_limited(Limits { head: short, body: short, ..Limits::default() });
+    let open = async |sends: &str| {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(sends.as_bytes()).await.unwrap();
+        stream
+    };
+    let mut silent = open("").await;
+    let mut headless = open("GET /v1/ping HTTP/1.1\r\nhost: localhost\r\n").await;
+    let head = "POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n1";
+    let mut bodiless = open(head).await;
+    let url = format!("http://{address}");
+    let client = Connector::new(None, false).unwrap();
+    assert_eq!(ping(&client, &url).await, Ok(()), "meanwhile");
+    assert_eq!(read_to_end(&mut silent).await, "");
+    // Closed, with or without a word.
+    read_to_end(&mut headless).await;
+    let told = read_to_end(&mut bodiless).await;
+    assert!(told.contains("408") && told.contains("application/problem+json"), "{told}");
+    assert_eq!(ping(&client, &url).await, Ok(()), "afterwards");
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_closed_and_places_become_free_again() {
+    use tokio::io::AsyncWriteExt;
+    let address = serve_limited(Limits { connections: 2, ..Limits::default() });
+    let request = b"GET /v1/ping HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let served = async || {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        // Fails where it was closed already.
+        let _ = stream.write_all(request).await;
+        let mut first = [0];
+        let answered = tokio::io::AsyncReadExt::read(&mut stream, &mut first).await;
+        answered.is_ok_and(|count| count == 1).then_some(stream)
+    };
+    let (first, second) = (served().await.unwrap(), served().await.unwrap());
+    assert!(served().await.is_none(), "there are two");
+    drop(first);
+    let waiting = async {
+        while served().await.is_none() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("a place becomes free");
+    drop(second);
+}
+
+#[tokio::test]
+async fn whoever_does_not_read_is_let_go() {
+    use tokio::io::AsyncWriteExt;
+    let unread = Duration::from_millis(300);
+    let address = serve_limited(Limits { connections: 1, unread, ..Limits::default() });
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // Otherwise the system might take all of the answer in.
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stuck = socket.connect(address).await.unwrap();
+    stuck.write_all(b"GET /v1/long HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    // Its answer has begun, and then nobody reads on.
+    stuck.readable().await.unwrap();
+    let client = Connector::new(None, false).unwrap();
+    let url = format!("http://{address}");
+    assert!(ping(&client, &url).await.is_err(), "there is one place");
+    let served = async {
+        while ping(&client, &url).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), served).await.expect("its place becomes free");
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_is_refused() {
+    let url = format!("http://{}", serve_limited(Limits::default()));
+    let client = Connector::new(None, false).unwrap().connect("host a", &url).unwrap();
+    let long = "x".repeat(33 << 20);
+    let refused: Result<(), _> = client.post(client.page(&["v1", "echo"]), &long, LIMIT).await;
+    // It may be closed before all of it was sent.
+    let refused = refused.unwrap_err();
+    assert!(
+        refused.status() == Some(413) || matches!(refused, ControlError::Unreachable { .. }),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn certificates_that_expire_soon_are_told_of() {
+    use chrono::TimeDelta;
+    let authority = Authority::new();
+    let files = authority.issue("server");
+    let [(_, cert), (_, ca)] = files.expiries()[..] else { panic!("there are two certificates") };
+    let first = cert.min(ca);
+    assert!(warnings(&files, first - TimeDelta::days(31)).is_empty());
+    let soon = warnings(&files, first - TimeDelta::days(29));
+    assert!(soon.iter().all(|sentence| sentence.contains(" expires on ")) && !soon.is_empty(), "{soon:?}");
+    let late = warnings(&files, cert.max(ca));
+    assert!(late.len() == 2 && late.iter().all(|sentence| sentence.contains(" expired on ")), "{late:?}");
+    assert!(late.iter().any(|sentence| sentence.contains("coeval pki issue")), "{late:?}");
+}
+
+#[tokio::test]
+async fn files_that_were_replaced_count_from_the_next_connection_on() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let (server, client) = (ours.issue("server"), ours.issue("client"));
+    let url = serve(Some(&server));
+    let connector = Connector::new(Some(&client), false).unwrap();
+    assert_eq!(ping(&connector, &url).await, Ok(()));
+    // Half of it: what was read before stays.
+    let (new_server, new_client) = (theirs.issue("server"), theirs.issue("client"));
+    std::fs::copy(&new_server.cert, &server.cert).unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(ping(&Connector::new(Some(&client), false).unwrap(), &url).await, Ok(()));
+    std::fs::copy(&new_server.key, &server.key).unwrap();
+    std::fs::copy(&new_server.ca, &server.ca).unwrap();
+    let admitted = async {
+        while ping(&Connector::new(Some(&new_client), false).unwrap(), &url).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), admitted).await.expect("the new authority is trusted");
+    let old = TlsFiles { ca: new_client.ca.clone(), ..client };
+    let error = ping(&Connector::new(Some(&old), false).unwrap(), &url).await;
+    assert!(matches!(error, Err(ControlError::Unreachable { .. })), "the old authority is not: {error:?}");
 }

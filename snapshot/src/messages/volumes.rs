@@ -1,11 +1,12 @@
 //! What the server's API takes and gives about volumes as wholes.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::Member;
 
 /// Make new volumes with the content of a snapshot. `POST /api/v1/snapshots/{id or name}/clone`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum CloneRequest {
     /// Each of its volumes, all or none.
@@ -23,7 +24,7 @@ pub enum CloneRequest {
 }
 
 /// A clone and what it was made from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClonedVolume {
     /// The snapshot's volume.
     pub from: Member,
@@ -32,7 +33,7 @@ pub struct ClonedVolume {
 }
 
 /// What was cloned.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CloneReport {
     /// The snapshot's name.
     pub snapshot: String,

@@ -24,6 +24,7 @@ use super::buffer::{Buffer, INITIAL};
 use super::handshake::{Chosen, Handshake, Step};
 use super::outbox::{Broken, Outbox};
 use super::status;
+use super::traffic::Counted;
 use super::wire::{self, Command, ErrorCode, Request, Violation};
 use crate::cut::Cut;
 use crate::device::{Device, Exports, Outcome};
@@ -74,6 +75,7 @@ enum Next {
 pub(super) struct Connection {
     outbox: Arc<Outbox>,
     clock: HostClock,
+    counted: Counted,
     input: Buffer,
     /// Bytes of the input to be passed over: the rest of a payload too long to be looked at.
     skip: usize,
@@ -92,10 +94,10 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    pub fn new(outbox: Arc<Outbox>, clock: HostClock) -> Self {
+    pub fn new(outbox: Arc<Outbox>, clock: HostClock, counted: Counted) -> Self {
         let deadline = Some(clock.now() + HANDSHAKE_TIMEOUT);
         let (input, replies) = (Buffer::new(), Buffer::new());
-        Connection { outbox, clock, input, skip: 0, replies, cuts: Vec::new(), deadline }
+        Connection { outbox, clock, counted, input, skip: 0, replies, cuts: Vec::new(), deadline }
     }
 
     /// Serves the client until it leaves.
@@ -138,6 +140,8 @@ impl Connection {
 
     /// Executes requests until something has to happen first.
     fn advance(&mut self, export: &Chosen) -> Result<Next, Ended> {
+        // When the request before was done: one reading a request is enough.
+        let mut before = None;
         loop {
             if !self.cuts.is_empty() {
                 // A client that never pauses never makes this thread wait.
@@ -166,7 +170,13 @@ impl Connection {
             }
             match request.check(export.device.size(), export.structured) {
                 Ok(command) if command.waits_for_disk() => return Ok(Next::Disk(request, command)),
-                Ok(command) => self.execute(export, request, command),
+                Ok(command) => {
+                    let began = before.unwrap_or_else(|| self.clock.now());
+                    let is_good = self.execute(export, request, command);
+                    let done = self.clock.now();
+                    self.counted.add(command, request.length, done - began, is_good);
+                    before = Some(done);
+                }
                 Err(code) => self.answer(export, request, Err(code)),
             }
             self.input.consume(length);
@@ -176,8 +186,9 @@ impl Connection {
         }
     }
 
-    /// Executes one request, whose payload follows its head in the input, and adds its reply to the others.
-    fn execute(&mut self, export: &Chosen, request: Request, command: Command) {
+    /// Executes one request, whose payload follows its head in the input, and adds its reply to the others. Whether it
+    /// went well.
+    fn execute(&mut self, export: &Chosen, request: Request, command: Command) -> bool {
         let start = self.replies.len();
         let outcome = match command {
             Command::Read => self.read(export, request),
@@ -187,11 +198,12 @@ impl Connection {
                 change(&*export.device, request, command, data)
             }
         };
-        self.conclude(export, request, outcome, start);
+        self.conclude(export, request, outcome, start)
     }
 
     /// Adds the reply to a request that has been executed. One with content begins at `start` already.
-    fn conclude(&mut self, export: &Chosen, request: Request, outcome: Outcome, start: usize) {
+    fn conclude(&mut self, export: &Chosen, request: Request, outcome: Outcome, start: usize) -> bool {
+        let is_good = outcome.result.is_ok();
         if !request.has_content() || outcome.result.is_err() {
             self.replies.truncate(start);
             self.answer(export, request, outcome.result.map_err(ErrorCode::from));
@@ -199,6 +211,7 @@ impl Connection {
         if let Some(cut) = outcome.hold {
             self.hold(cut, start);
         }
+        is_good
     }
 
     /// Reads straight into the reply, which is complete if this succeeds.
@@ -365,6 +378,7 @@ fn serve_requests<'scope>(
 ) -> Result<(), Ended> {
     let mut has_stand_in = false;
     let mut connection = lock(shared);
+    let clock = connection.clock.clone();
     loop {
         match connection.advance(export)? {
             Next::Input(missing) => {
@@ -387,10 +401,13 @@ fn serve_requests<'scope>(
                 let data = connection.input.filled()[Request::LEN..][..request.payload()].to_vec();
                 connection.input.consume(Request::LEN + data.len());
                 watch.leave(connection)?;
+                let began = clock.now();
                 let outcome = change(&*export.device, request, command, &data);
+                let took = clock.now() - began;
                 connection = watch.come_back(shared)?;
                 let start = connection.replies.len();
-                connection.conclude(export, request, outcome, start);
+                let is_good = connection.conclude(export, request, outcome, start);
+                connection.counted.add(command, request.length, took, is_good);
             }
         }
     }

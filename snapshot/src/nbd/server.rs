@@ -18,6 +18,7 @@ use timesync::clock::HostClock;
 use super::connection::{Connection, Ended};
 use super::outbox::Outbox;
 use super::tls::{self, TlsError};
+use super::traffic::{Counted, Traffic};
 use super::{Endpoint, NbdError, access};
 use crate::device::{Disconnect, Exports};
 use crate::http::TlsFiles;
@@ -33,6 +34,7 @@ pub struct Server {
     endpoints: Vec<Endpoint>,
     stop: Arc<EventFd>,
     acceptor: Option<JoinHandle<()>>,
+    traffic: Arc<Traffic>,
 }
 
 impl Server {
@@ -75,19 +77,31 @@ impl Server {
         let endpoints = listeners.iter().map(|listener| listener.endpoint.clone()).collect();
         let stop =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|errno| NbdError::Start(errno.into()))?;
-        let stop = Arc::new(stop);
-        let acceptor =
-            Acceptor { listeners, stop: Arc::clone(&stop), exports, clock, tls, connections: Vec::new() };
+        let (stop, traffic) = (Arc::new(stop), Arc::<Traffic>::default());
+        let acceptor = Acceptor {
+            listeners,
+            stop: Arc::clone(&stop),
+            exports,
+            clock,
+            tls,
+            traffic: Arc::clone(&traffic),
+            connections: Vec::new(),
+        };
         let acceptor = thread::Builder::new()
             .name("nbd accept".into())
             .spawn(move || acceptor.run())
             .map_err(NbdError::Start)?;
-        Ok(Server { endpoints, stop, acceptor: Some(acceptor) })
+        Ok(Server { endpoints, stop, acceptor: Some(acceptor), traffic })
     }
 
     /// Where it listens, in the order given; with the port that the system chose where 0 was asked for.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// What its clients have asked for.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 }
 
@@ -206,6 +220,7 @@ struct Acceptor {
     clock: HostClock,
     /// There, if a listener requires it.
     tls: Option<Arc<ServerConfig>>,
+    traffic: Arc<Traffic>,
     /// Each connection's thread, and how to end it.
     connections: Vec<(JoinHandle<()>, Disconnect)>,
 }
@@ -255,9 +270,12 @@ impl Acceptor {
             return Ok(());
         }
         let (exports, clock) = (Arc::clone(&self.exports), self.clock.clone());
+        let counted = self.traffic.connect();
         let connection = match (client, &self.tls) {
-            (Client::Plain(socket), _) => serve(socket, exports, clock)?,
-            (Client::Tls(stream), Some(config)) => serve_tls(stream, Arc::clone(config), exports, clock)?,
+            (Client::Plain(socket), _) => serve(socket, exports, clock, counted)?,
+            (Client::Tls(stream), Some(config)) => {
+                serve_tls(stream, Arc::clone(config), exports, clock, counted)?
+            }
             // Such a listener is not bound without.
             (Client::Tls(_), None) => return Ok(()),
         };
@@ -271,11 +289,12 @@ fn serve(
     socket: OwnedFd,
     exports: Arc<dyn Exports>,
     clock: HostClock,
+    counted: Counted,
 ) -> io::Result<(JoinHandle<()>, Disconnect)> {
     let outbox = Arc::new(Outbox::new(socket)?);
     // Weak, so that a connection's descriptor goes with its thread and its last held reply.
     let weak = Arc::downgrade(&outbox);
-    let connection = Connection::new(outbox, clock);
+    let connection = Connection::new(outbox, clock, counted);
     let thread =
         thread::Builder::new().name("nbd".into()).spawn(move || match connection.serve(&*exports) {
             Ended::Left => tracing::debug!("an NBD client left"),
@@ -295,6 +314,7 @@ fn serve_tls(
     config: Arc<ServerConfig>,
     exports: Arc<dyn Exports>,
     clock: HostClock,
+    counted: Counted,
 ) -> io::Result<(JoinHandle<()>, Disconnect)> {
     let handle = Arc::new(stream.try_clone()?);
     // Weak, so that the client sees the end of its connection when the thread is done.
@@ -304,7 +324,7 @@ fn serve_tls(
         let Some(secured) = tls::negotiate(stream, config, &clock)? else { return Ok(()) };
         let exports = access::exports_for(secured.identity.as_ref(), exports);
         let (outer, inner) = UnixStream::pair()?;
-        let (connection, end) = serve(inner.into(), exports, clock)?;
+        let (connection, end) = serve(inner.into(), exports, clock, counted)?;
         let relayed = secured.relay(outer);
         end();
         // It panicked if this fails, which has been printed.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Make a new volume with the content of a snapshot. `POST /v1/volumes/{volume}/clone`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +17,7 @@ pub struct CloneOrder {
 
 /// Give a volume another size. `POST /v1/volumes/{volume}/resize` and
 /// `POST /api/v1/volumes/{host}/{volume}/resize`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResizeOrder {
     /// In bytes; a multiple of 4096.
@@ -28,10 +29,11 @@ pub struct ResizeOrder {
 
 /// Make an image on the host a volume. `POST /v1/volumes/{volume}/import` and
 /// `POST /api/v1/volumes/{host}/{volume}/import` (answers when it is there)
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportOrder {
     /// Absolute, on the host, in one of the directories that its configuration allows.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// What it is, in `qemu-img`'s words; none: raw.
     #[serde(default)]

@@ -531,12 +531,6 @@ impl Storage for Memory {
         }
         Ok(())
     }
-
-    fn life(&self, _directory: &Path) -> io::Result<Life> {
-        let mut life = [0; 24];
-        life[..8].copy_from_slice(&self.inner().state.life.to_le_bytes());
-        Ok(Life(life))
-    }
 }
 
 #[derive(Debug)]
@@ -593,6 +587,13 @@ impl StoredFile for MemoryFile {
         crate::sync::disk();
         self.memory.try_inner()?.sync(self.file);
         Ok(())
+    }
+
+    fn life(&self) -> io::Result<Life> {
+        let mut life = [0; 32];
+        life[..8].copy_from_slice(&self.memory.inner().state.life.to_le_bytes());
+        life[8..16].copy_from_slice(&(self.file as u64).to_le_bytes());
+        Ok(Life(life))
     }
 
     fn length(&self) -> io::Result<u64> {

@@ -7,8 +7,8 @@ use timesync::clock::HostClock;
 use timesync::identity::Incarnation;
 use timesync::random::Random;
 
-use super::Directory;
 use super::memory::{Fate, Memory};
+use super::{Directory, Volume, chain};
 use crate::host::{HostError, HostOptions, HostService};
 
 /// A disk in memory.
@@ -47,5 +47,14 @@ impl SimulatedDisk {
     /// One of the next operations fails for want of space.
     pub fn fail_after(&self, operations: usize) {
         self.0.fail_after(operations);
+    }
+}
+
+impl Volume {
+    /// What it shows, whoever is let in.
+    pub fn content(&self) -> Option<Vec<u8>> {
+        let mut content = vec![0; self.core.size() as usize];
+        chain::read(&self.core.chain(), 0, &mut content).ok()?;
+        Some(content)
     }
 }

@@ -16,6 +16,7 @@ use super::layer::Layer;
 use super::request::Pin;
 use super::{BLOCK, Core, lock};
 use crate::device::{Changes, DeviceError, Outcome, Visit};
+use crate::mutation::mutated;
 use crate::orders::ExtentState;
 
 /// No more than this is fetched at once: it is for what will be read next.
@@ -63,7 +64,8 @@ impl Core {
             return Outcome::now(Err(DeviceError::Invalid));
         }
         let told = tell_holes(&self.chain(), bytes, visit);
-        Outcome { result: Ok(()), hold: self.held_over(&told) }
+        let hold = if mutated!(NoStatusHold) { None } else { self.held_over(&told) };
+        Outcome { result: Ok(()), hold }
     }
 
     /// The snapshots that are older than one; all of them, where none is given.
@@ -139,7 +141,8 @@ impl Changes for ChangedSince {
         let older: Vec<_> = common.chain(&self.aside).cloned().collect();
         let changed = |state| state != ExtentState::Unchanged;
         let told = tell(changed_since(&chain, &older, blocks_of(&bytes)), &bytes, changed, visit);
-        let hold = if self.layers.is_none() { core.held_over(&told) } else { None };
+        let waits = self.layers.is_none() && !mutated!(NoStatusHold);
+        let hold = if waits { core.held_over(&told) } else { None };
         Outcome { result: Ok(()), hold }
     }
 }

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, copy_file_range, fallocate, posix_fadvise};
 use nix::unistd::{Whence, lseek};
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use timesync::identity::BootId;
 
 use super::{VolumeError, at_path};
@@ -21,10 +20,6 @@ use super::{VolumeError, at_path};
 /// its page cache where it can, and then looks at all of that piece for every later write into it: after a write of
 /// 1 MiB, one of 4 KiB takes ten times as long. The long write itself is hardly slower in pieces (docs/speed.md).
 const PIECE: u64 = 32 << 10;
-
-/// `STATX_MNT_ID_UNIQUE` (Linux 6.8, statx(2)): a number that no other mount had since the system started. Older kernels
-/// give one that may come again.
-const MOUNT_ID_UNIQUE: u32 = 0x4000;
 
 /// A file system, as far as a volume needs one.
 ///
@@ -49,13 +44,12 @@ pub(super) trait Storage: Debug + Send + Sync {
     fn exists(&self, path: &Path) -> io::Result<bool>;
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>>;
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
-    /// The life of the page cache in front of a directory.
-    fn life(&self, directory: &Path) -> io::Result<Life>;
 }
 
-/// For as long as the system keeps what was written and not synced: no two resets or mounts have the same.
+/// A file's life in the page cache: as long as it is the same, what was written to the file's directory is there, synced
+/// or not. No reset leaves it the same, and a copy of a file has another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Life(pub [u8; 24]);
+pub(super) struct Life(pub [u8; 32]);
 
 /// An open file. It stays usable when its name is removed.
 pub(super) trait StoredFile: Debug + Send + Sync {
@@ -78,6 +72,7 @@ pub(super) trait StoredFile: Debug + Send + Sync {
         None
     }
     fn sync_data(&self) -> io::Result<()>;
+    fn life(&self) -> io::Result<Life>;
     fn length(&self) -> io::Result<u64>;
     /// Cuts the file off, or adds zeros.
     fn set_length(&self, length: u64) -> io::Result<()>;
@@ -148,17 +143,6 @@ impl Storage for Disk {
     fn sync_directory(&self, directory: &Path) -> io::Result<()> {
         File::open(directory)?.sync_all()
     }
-
-    fn life(&self, directory: &Path) -> io::Result<Life> {
-        let boot = BootId::of_this_machine()?;
-        // Of the mount too: what could not be written when a file system was unmounted is lost.
-        let wanted = StatxFlags::MNT_ID | StatxFlags::from_bits_retain(MOUNT_ID_UNIQUE);
-        let mount = statx(CWD, directory, AtFlags::empty(), wanted)?.stx_mnt_id;
-        let mut life = [0; 24];
-        life[..16].copy_from_slice(boot.0.as_bytes());
-        life[16..].copy_from_slice(&mount.to_le_bytes());
-        Ok(Life(life))
-    }
 }
 
 impl StoredFile for File {
@@ -208,6 +192,15 @@ impl StoredFile for File {
 
     fn sync_data(&self) -> io::Result<()> {
         File::sync_data(self)
+    }
+
+    fn life(&self) -> io::Result<Life> {
+        let (boot, file) = (BootId::of_this_machine()?, self.metadata()?);
+        let mut life = [0; 32];
+        life[..16].copy_from_slice(boot.0.as_bytes());
+        life[16..24].copy_from_slice(&file.dev().to_le_bytes());
+        life[24..].copy_from_slice(&file.ino().to_le_bytes());
+        Ok(Life(life))
     }
 
     fn length(&self) -> io::Result<u64> {
@@ -351,10 +344,6 @@ impl Directory {
     pub(super) fn names(&self) -> Result<Vec<String>, VolumeError> {
         let paths = self.storage.list(&self.path).map_err(at_path(&self.path))?;
         Ok(paths.iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
-    }
-
-    pub(super) fn life(&self) -> Result<Life, VolumeError> {
-        self.storage.life(&self.path).map_err(at_path(&self.path))
     }
 
     /// Makes created, renamed and removed names durable.

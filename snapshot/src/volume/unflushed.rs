@@ -18,17 +18,20 @@
 //!
 //! # Why nothing is replayed that the disk does not have
 //!
-//! The system may bring this file to the disk before the data, or parts of it. So it counts only in the [`Life`] of the
-//! system's page cache in which it was written: then no write was lost. After a reset the map on disk counts alone.
+//! The system may bring this file to the disk before the data, or parts of it. So it counts only in the [`Life`] in which
+//! it was written: the same boot of the machine, the same file on the same device. Then no write was lost, and after a reset
+//! the map on disk counts alone. One thing is not noticed: that somebody stopped the daemon and put an older image of the
+//! whole file system, taken while the daemon ran, in its place beneath the same device, without a reset. (A mount's number
+//! would tell, but a service that systemd restarts gets other numbers for the same mounts.)
 //!
 //! A file, little-endian:
 //!
 //! | bytes | field |
 //! | --- | --- |
 //! | 0..8 | magic `COEVLOG1` |
-//! | 8..32 | the life |
-//! | 32..36 | layer id |
-//! | 36..40 | CRC32C of the other 36 bytes |
+//! | 8..40 | the life |
+//! | 40..44 | layer id |
+//! | 44..48 | CRC32C of the other 44 bytes |
 //! | 4096.. | records of 32 bytes; one of zeros says nothing |
 //!
 //! A record: first block (8 bytes), first block after it (8), state (4: 1 data, 2 zero), zeros (8), CRC32C of the other 28.
@@ -44,7 +47,7 @@ use super::{VolumeError, at_path, lock};
 use crate::sync::Mutex;
 
 const MAGIC: &[u8; 8] = b"COEVLOG1";
-const HEADER: usize = 40;
+const HEADER: usize = 48;
 /// Where records begin: so that what lies before one can be given back to the file system in whole blocks.
 const FIRST: u64 = 4096;
 const RECORD: usize = 32;
@@ -87,9 +90,10 @@ enum Mode {
 impl Unflushed {
     /// Begins to record for a layer of which all is durable.
     pub(super) fn begin(directory: &Directory, layer: u32) -> Result<Self, VolumeError> {
-        let (name, life) = (log_name(layer), directory.life()?);
+        let name = log_name(layer);
         let file = directory.create(&name, 0)?;
-        file.write(0, &header(layer, &life)).map_err(at_path(&directory.path().join(name)))?;
+        let begun = file.life().and_then(|life| file.write(0, &header(layer, &life)).map(|()| life));
+        let life = begun.map_err(at_path(&directory.path().join(name)))?;
         let place = Mutex::new(Place { mode: Mode::Recording, end: FIRST, kept_from: FIRST });
         Ok(Unflushed { layer, life, directory: directory.clone(), file, place })
     }
@@ -150,7 +154,6 @@ impl Unflushed {
 pub(super) fn replay(directory: &Directory, layer: u32, map: &Map) -> Result<(), VolumeError> {
     let name = log_name(layer);
     let file = directory.open(&name)?;
-    let life = directory.life()?;
     let replayed = || {
         let length = file.length()?;
         let mut begin = [0; HEADER];
@@ -158,7 +161,7 @@ pub(super) fn replay(directory: &Directory, layer: u32, map: &Map) -> Result<(),
             return Ok(());
         }
         file.read(0, &mut begin)?;
-        if begin != header(layer, &life) {
+        if begin != header(layer, &file.life()?) {
             return Ok(());
         }
         let mut records = vec![0; PIECE as usize];
@@ -180,10 +183,10 @@ pub(super) fn replay(directory: &Directory, layer: u32, map: &Map) -> Result<(),
 fn header(layer: u32, life: &Life) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[..8].copy_from_slice(MAGIC);
-    header[8..32].copy_from_slice(&life.0);
-    header[32..36].copy_from_slice(&layer.to_le_bytes());
-    let sum = crc32c::crc32c(&header[..36]);
-    header[36..].copy_from_slice(&sum.to_le_bytes());
+    header[8..40].copy_from_slice(&life.0);
+    header[40..44].copy_from_slice(&layer.to_le_bytes());
+    let sum = crc32c::crc32c(&header[..44]);
+    header[44..].copy_from_slice(&sum.to_le_bytes());
     header
 }
 

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
-use harness::simulator::{Report, run};
+use harness::simulator::{Aim, Report, Wanted, run};
 use snapshot::simulation::Mutation;
 
 #[derive(Parser)]
@@ -28,6 +28,9 @@ struct Arguments {
     /// Builds this mistake in, and counts the seeds that notice.
     #[arg(long, value_parser = mistake)]
     mutation: Option<Mutation>,
+    /// Aims every world at this; with --mutations, each at where the mistake shows.
+    #[arg(long, value_parser = aim)]
+    aim: Option<Aim>,
     /// Tells the story of one seed instead.
     #[arg(long)]
     trace: Option<u64>,
@@ -43,28 +46,36 @@ fn mistake(text: &str) -> Result<Mutation, String> {
     Mutation::ALL.into_iter().find(named).ok_or_else(|| format!("there is no {text}"))
 }
 
+fn aim(text: &str) -> Result<Aim, String> {
+    let named = |aim: &Aim| format!("{aim:?}") == text;
+    Aim::ALL.into_iter().find(named).ok_or_else(|| format!("there is no {text}"))
+}
+
 fn main() {
     let arguments = Arguments::parse();
+    let Arguments { hosts, aim, mutation, .. } = arguments;
+    let wanted = Wanted { hosts, aim, mutation, tracing: false };
     if let Some(seed) = arguments.trace {
-        let report = run(seed, arguments.hosts, arguments.mutation, true);
+        let report = run(seed, Wanted { tracing: true, ..wanted });
         tell(&report);
         std::process::exit(i32::from(!report.violations.is_empty()));
     }
     if arguments.mutations {
         for mutation in Mutation::ALL {
+            let wanted = Wanted { aim: aim.or(Aim::at(mutation)), mutation: Some(mutation), ..wanted };
             let noticed = arguments.seeds.clone().find_map(|seed| {
-                let report = run(seed, arguments.hosts, Some(mutation), false);
+                let report = run(seed, wanted);
                 Some((seed, report.violations.first()?.clone()))
             });
             match noticed {
-                Some((seed, how)) => println!("{mutation:?}: seed {seed}: {how}"),
-                None => println!("{mutation:?}: NOT NOTICED"),
+                Some((seed, how)) => println!("{mutation:?} ({:?}): seed {seed}: {how}", wanted.aim),
+                None => println!("{mutation:?} ({:?}): NOT NOTICED", wanted.aim),
             }
         }
         return;
     }
     let begin = timesync::clock::pace_now();
-    let (total, failures) = run_all(&arguments);
+    let (total, failures) = run_all(&arguments, wanted);
     let seconds = (timesync::clock::pace_now() - begin).get() as f64 * 1e-9;
     let count = arguments.seeds.end - arguments.seeds.start;
     println!(
@@ -81,7 +92,7 @@ fn main() {
         println!("    its story: {}", repeat(&arguments, report.seed));
     }
     if let Some(first) = failures.first() {
-        tell(&run(first.seed, arguments.hosts, arguments.mutation, true));
+        tell(&run(first.seed, Wanted { tracing: true, ..wanted }));
         println!("That was seed {}. Again: {}", first.seed, repeat(&arguments, first.seed));
     }
     println!("{} seeds with violations", failures.len());
@@ -89,7 +100,7 @@ fn main() {
 }
 
 /// Runs all seeds: the sum of their reports, and those with violations in the order of their seeds.
-fn run_all(arguments: &Arguments) -> (Report, Vec<Report>) {
+fn run_all(arguments: &Arguments, wanted: Wanted) -> (Report, Vec<Report>) {
     let threads =
         arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let seeds = &arguments.seeds;
@@ -101,7 +112,7 @@ fn run_all(arguments: &Arguments) -> (Report, Vec<Report>) {
                 while let Some(seed) =
                     Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| seeds.contains(seed))
                 {
-                    let report = run(seed, arguments.hosts, arguments.mutation, false);
+                    let report = run(seed, wanted);
                     let (total, failures) = &mut *sum.lock().unwrap();
                     total.certified += report.certified;
                     total.refused += report.refused;
@@ -130,7 +141,8 @@ fn tell(report: &Report) {
 fn repeat(arguments: &Arguments, seed: u64) -> String {
     let hosts = arguments.hosts.map_or(String::new(), |hosts| format!(" --hosts {hosts}"));
     let mutation = arguments.mutation.map_or(String::new(), |mutation| format!(" --mutation {mutation:?}"));
+    let aim = arguments.aim.map_or(String::new(), |aim| format!(" --aim {aim:?}"));
     format!(
-        "cargo run --release -p coeval-tests --features simulator --bin simulate -- --trace {seed}{hosts}{mutation}"
+        "cargo run --release -p coeval-tests --features simulator --bin simulate -- --trace {seed}{hosts}{aim}{mutation}"
     )
 }

@@ -9,14 +9,15 @@ use snapshot::host::HostService;
 use snapshot::messages::SnapshotState;
 use snapshot::simulation::block_on;
 
-use super::history::{Fate, SECTOR, SECTORS, Write, writer};
-use super::hosts::VOLUME;
+use super::history::{Fate, SECTOR, SECTORS, Version, Write};
+use super::hosts::{self, VOLUME};
 use super::server::Server;
+use super::status;
 use super::world::{World, world};
 use crate::clocks::clock::Change;
 
-/// The numbers of the writes that an image shows, by sector.
-type Shown = Vec<u32>;
+/// What an image shows, by sector.
+type Shown = Vec<Version>;
 
 fn read(device: &Arc<dyn Device>) -> Option<Vec<u8>> {
     let mut image = vec![0; (SECTORS * SECTOR) as usize];
@@ -35,31 +36,35 @@ pub fn image(host: usize, snapshot: Option<&str>) -> Option<Vec<u8>> {
 fn shown(host: usize, what: &str, image: &[u8]) -> Shown {
     let world = world();
     let history = world.history.borrow();
-    let number = |(sector, content): (usize, &[u8])| match writer(content) {
-        None => {
-            world.violation(format!("{what} of {}: sector {sector} is torn", World::name(host)));
-            0
+    let name = World::name(host);
+    let version = |(sector, version): (usize, Option<Version>)| {
+        let Some(version) = version else {
+            world.violation(format!("{what} of {name}: sector {sector} is torn"));
+            return Version { client: 0, least: 0, most: 0 };
+        };
+        let Version { client, least, .. } = version;
+        let right = |write: &Write| write.host == host && write.sectors.contains(&(sector as u64));
+        if least > 0 && !history.of(client, least).is_some_and(right) {
+            world.violation(format!("{what} of {name}: sector {sector} shows {client}:{least}"));
         }
-        Some((_, 0)) => 0,
-        Some((client, number)) => {
-            let right = history
-                .of(client, number)
-                .is_some_and(|write| write.host == host && write.sectors.contains(&(sector as u64)));
-            if !right {
-                let name = World::name(host);
-                world.violation(format!("{what} of {name}: sector {sector} shows {client}:{number}"));
-            }
-            number
-        }
+        version
     };
-    image.chunks_exact(SECTOR as usize).enumerate().map(number).collect()
+    history.versions(host, 0, image, true).into_iter().enumerate().map(version).collect()
 }
 
-/// Whether an image shows a write, or a later one in its place. None if only in parts.
+/// Whether an image shows a write, or a later one in its place. None if only in parts, or if nobody can tell.
 fn includes(shown: &Shown, write: &Write) -> Option<bool> {
-    let mut sectors = write.sectors.clone().map(|sector| shown[sector as usize] >= write.number);
-    let first = sectors.next()?;
-    sectors.all(|other| other == first).then_some(first)
+    let mut sectors = write.sectors.clone().map(|sector| shown[sector as usize].includes(write.number));
+    let first = sectors.next()??;
+    sectors.all(|other| other == Some(first)).then_some(first)
+}
+
+/// Whether an image shows a write in parts for certain.
+fn is_torn(shown: &Shown, write: &Write) -> bool {
+    let has = |what| {
+        write.sectors.clone().any(|sector| shown[sector as usize].includes(write.number) == Some(what))
+    };
+    has(true) && has(false)
 }
 
 /// A snapshot that was called consistent. If a host is down it is looked at later.
@@ -128,7 +133,9 @@ fn pre_writes(name: &str, evidence: &Evidence, images: &[Shown]) {
         let after = write.received.is_none_or(|x| clock(x) >= at);
         match included {
             // One that was never answered may have been torn by the crash that took its answer.
-            None if write.fate == Fate::Done => world.violation(format!("{is} is there in parts")),
+            None if write.fate == Fate::Done && is_torn(&images[write.host], write) => {
+                world.violation(format!("{is} is there in parts"))
+            }
             None => {}
             Some(true) if after => world.violation(format!("{is} came after T and is there")),
             Some(false) if before && stood(write, part) => {
@@ -197,12 +204,12 @@ fn evidence_is_true(name: &str, evidence: &Evidence, certificate: &Certificate, 
         let (p_latest, q_earliest) = (placed.p_latest.as_nanos(), placed.q_earliest.as_nanos());
         let counts = |write: &Write| write.fate != Fate::Lost || stood(write, part);
         for write in history.writes.iter().filter(|write| write.host == host && counts(write)) {
-            let included = includes(&images[host], write) == Some(true);
+            let included = includes(&images[host], write);
             let is = format!("{name}: write {}:{} on {}", write.client, write.number, part.host);
-            if included && write.received.is_some_and(|x| x > p_latest + 2) {
+            if included == Some(true) && write.received.is_some_and(|x| x > p_latest + 2) {
                 world.violation(format!("{is} is there and came after P"));
             }
-            if !included && write.sent.is_some_and(|x| x < q_earliest - 2) {
+            if included == Some(false) && write.sent.is_some_and(|x| x < q_earliest - 2) {
                 world.violation(format!("{is} is not there and was answered before Q"));
             }
         }
@@ -232,13 +239,16 @@ pub fn after_crash(host: usize, service: &Arc<HostService>) {
         let why = service.describe().unserved;
         return world.violation(format!("{} cannot be read after a crash: {why:?}", World::name(host)));
     };
+    hosts::note_restored(host, service);
+    // Those that were carried out died with the daemon.
+    world.hosts[host].borrow_mut().switching.clear();
     let shown = shown(host, "the live volume after a crash", &image);
     let mut lost = Vec::new();
     {
         let history = world.history.borrow();
         for sector in 0..SECTORS {
             for (place, write) in history.of_sector(host, sector) {
-                if write.number > shown[sector as usize] && write.fate != Fate::Lost {
+                if write.number > shown[sector as usize].most && write.fate != Fate::Lost {
                     if write.durable && write.fate == Fate::Done {
                         let name = World::name(host);
                         world.violation(format!(
@@ -259,7 +269,7 @@ pub fn after_crash(host: usize, service: &Arc<HostService>) {
 /// The live volume is the replay of all acknowledged writes. `in_the_end`: it can be read, too.
 pub fn live(host: usize, in_the_end: bool) {
     let world = world();
-    if world.restoring.get() {
+    if hosts::is_switching(host) {
         return;
     }
     let Some(image) = image(host, None) else {
@@ -272,7 +282,7 @@ pub fn live(host: usize, in_the_end: bool) {
     let history = world.history.borrow();
     for sector in 0..SECTORS {
         if let Some((_, write)) = history.last_done(host, sector)
-            && shown[sector as usize] < write.number
+            && shown[sector as usize].most < write.number
         {
             world.violation(format!(
                 "the live volume of {} has lost write {}:{}, which was acknowledged",
@@ -285,13 +295,13 @@ pub fn live(host: usize, in_the_end: bool) {
     }
 }
 
-/// A restore that began at `began` is done: the live volume is as in the image, but for what was written since.
-pub fn restored(host: usize, name: &str, image: &[u8], began: i64) {
+/// A volume is as in a snapshot again, but for what was written since `began`, when the order for that came. `live`: what it
+/// shows.
+pub fn restored(host: usize, name: &str, began: i64, live: &[u8]) {
     let world = world();
-    let Some(live) = self::image(host, None) else {
-        return world.violation(format!("{} cannot be read after a restore", World::name(host)));
-    };
-    let (then, now) = (shown(host, name, image), shown(host, "the live volume", &live));
+    let images = world.hosts[host].borrow().images.clone();
+    let Some((_, image)) = images.into_iter().find(|(of, _)| of == name) else { return };
+    let (then, now) = (shown(host, name, &image), shown(host, "the live volume", live));
     let mut undone = Vec::new();
     {
         let history = world.history.borrow();
@@ -299,17 +309,19 @@ pub fn restored(host: usize, name: &str, image: &[u8], began: i64) {
             let (then, now) = (then[sector as usize], now[sector as usize]);
             for (place, write) in history.of_sector(host, sector) {
                 let is_new = write.received.is_some_and(|x| x > began);
-                if write.number == now && now != then && !is_new {
-                    let is = format!("write {}:{}", write.client, write.number);
+                let number = write.number;
+                if number == now.least && then.includes(number) == Some(false) && !is_new {
+                    let is = format!("write {}:{number} in sector {sector}", write.client);
+                    world.note(|| format!("{then:?} {now:?} {began} {write:?}"));
                     world.violation(format!("{} shows {is} though {name} was restored", World::name(host)));
                 }
                 // Unanswered, but done: its answer went to a client that was sent away.
                 let was_done = write.fate == Fate::Done || write.returned.is_some();
-                if write.number > then && write.number != now && was_done && write.fate != Fate::Lost {
+                if number > then.least && number != now.least && was_done && write.fate != Fate::Lost {
                     undone.push(place);
                 }
             }
-            if now < then {
+            if now.most < then.least {
                 let name_of = World::name(host);
                 world.violation(format!(
                     "sector {sector} of {name_of} is older than in {name}, which was restored"
@@ -352,6 +364,35 @@ pub fn images_stand(host: usize) {
             Some(now) if now == then => {}
             Some(_) => world.violation(format!("snapshot {name} of {} has changed", World::name(host))),
             None => world.violation(format!("snapshot {name} of {} is gone", World::name(host))),
+        }
+    }
+}
+
+/// What is said of ranges is so: a hole shows zeros, and what has not changed since a snapshot shows the same.
+pub fn status(host: usize) {
+    let world = world();
+    let service = world.hosts[host].borrow().daemon.as_ref().map(|daemon| Arc::clone(&daemon.service));
+    let Some(service) = service else { return };
+    let images = world.hosts[host].borrow().images.clone();
+    let live = image(host, None).map(|image| (None, image));
+    let views = images.iter().map(|(name, image)| (Some(name), image.clone())).chain(live);
+    for (view, image) in views {
+        let export = view.map_or(VOLUME.to_owned(), |name| format!("{VOLUME}@{name}"));
+        let Some(device) = world.fibers.quietly(|| service.open(&export)) else { continue };
+        let olds = images.iter().map(|(name, old)| (Some(name), old.clone()));
+        for (since, old) in olds.chain([(None, vec![0; image.len()])]) {
+            let since = since.map(String::as_str);
+            let told = world.fibers.quietly(|| status::runs(&*device, &(0..SECTORS), since));
+            for (run, flag) in told.map(|(_, runs)| runs).unwrap_or_default() {
+                let bytes = (run.start * SECTOR) as usize..(run.end * SECTOR) as usize;
+                // A hole is as nothing was ever written there; a change may be none.
+                let same = if since.is_none() { flag } else { !flag };
+                if same && image[bytes.clone()] != old[bytes] {
+                    let name = World::name(host);
+                    world
+                        .violation(format!("{export} of {name}: {run:?} is not as in {since:?}, as it says"));
+                }
+            }
         }
     }
 }

@@ -45,7 +45,14 @@ pub enum When {
     Message(u64),
     /// After so many orders of this step.
     Order(&'static str, u64),
+    /// While the cut waits that this order to arm is for, the so many-th,
+    Armed(u64),
+    /// or between the end of its stretch and its sealing.
+    Released(u64),
 }
+
+/// How long a host takes from the end of a stretch to the sealing, about.
+const CATCHING_UP: i64 = 11_000_000;
 
 /// Draws what goes wrong in a world.
 pub fn draw(hosts: usize, random: &mut Random) -> Vec<(When, Fault)> {
@@ -70,24 +77,36 @@ pub fn draw(hosts: usize, random: &mut Random) -> Vec<(When, Fault)> {
             let when = if random.chance(0.5) {
                 When::Message(1 + random.below(hosts * 18) as u64)
             } else {
-                let step = wire::STEPS[random.below(wire::STEPS.len())];
-                When::Order(step, 1 + random.below(hosts * 2) as u64)
+                let nth = 1 + random.below(hosts * 2) as u64;
+                match random.below(5) {
+                    0 => When::Armed(nth),
+                    1 => When::Released(nth),
+                    _ => When::Order(wire::STEPS[random.below(wire::STEPS.len())], nth),
+                }
             };
             (when, fault)
         })
         .collect()
 }
 
-/// The faults that a control message brings: the so many-th of all, and of its step.
-pub fn due(message: u64, step: &'static str, order: u64) {
+/// The faults that a control message brings: the so many-th of all, and of its step. `stretch_ends`: in how many ns, if it
+/// is an order to arm.
+pub fn due(message: u64, step: &'static str, order: u64, stretch_ends: Option<i64>) {
     let world = world();
-    let is_due =
-        |(when, _): &(When, Fault)| *when == When::Message(message) || *when == When::Order(step, order);
+    let is_due = |(when, _): &(When, Fault)| match *when {
+        When::Message(nth) => nth == message,
+        When::Order(of, nth) => of == step && nth == order,
+        When::Armed(nth) | When::Released(nth) => nth == order && stretch_ends.is_some(),
+    };
     let (due, rest) = world.due.take().into_iter().partition::<Vec<_>, _>(is_due);
     *world.due.borrow_mut() = rest;
-    for (_, fault) in due {
-        // At once, or at any time until long after the step.
-        let delay = world.random(|random| 10_000.0 * 3_000_f64.powf(random.unit())) as i64;
+    for (when, fault) in due {
+        let delay = world.random(|random| match (when, stretch_ends) {
+            (When::Armed(_), Some(end)) => random.nanos(200_000, end.max(400_000)),
+            (When::Released(_), Some(end)) => end + random.nanos(-100_000, CATCHING_UP),
+            // At once, or at any time until long after the step.
+            _ => (10_000.0 * 3_000_f64.powf(random.unit())) as i64,
+        });
         world.fibers.after(delay, move || strike(fault));
     }
 }
@@ -100,6 +119,7 @@ pub fn strike(fault: Fault) {
     }
     world.note(|| format!("FAULT: {fault:?}"));
     let back = world.random(|random| 500_000.0 * 800_f64.powf(random.unit())) as i64;
+    let back = back.min(world.setting.longest_absence);
     match fault {
         Fault::KillHost(host) => {
             hosts::kill(host, SimulatedDisk::after_kill);

@@ -29,9 +29,23 @@ pub struct WorstPlace {
     pub point: u32,
     /// How likely a thread sleeps there,
     pub chance: f64,
-    /// and for how long at most, in ns.
-    pub longest_ns: f64,
+    /// and until when.
+    pub until: Until,
 }
+
+/// When a thread that sleeps at the worst place goes on.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    /// After so many ns at most.
+    Long(f64),
+    /// Where it is worst: somewhere in the next cut's stretch, or close to its ends. It does not sleep if no cut is known.
+    Stretch,
+    /// At most so many ns after the next cut's stretch has ended.
+    Sealing(f64),
+}
+
+/// Nobody sleeps towards a cut that is further ahead than this, in ns.
+const FAR: i64 = 400_000_000;
 
 /// How threads run.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +60,15 @@ pub struct Pace {
     pub disk_ns: f64,
 }
 
+type Code = Generator<'static, (), ()>;
+
+thread_local! {
+    /// Threads that are over: the next ones have their stacks.
+    static OVER: RefCell<Vec<Code>> = const { RefCell::new(Vec::new()) };
+}
+
 struct Fiber {
-    code: Option<Generator<'static, (), ()>>,
+    code: Option<Code>,
     name: String,
     process: Process,
     /// Counts its waits, so that what was meant to end an earlier one does not end a later one.
@@ -79,7 +100,33 @@ struct Inner {
     /// What would have happened in frozen processes.
     stash: Vec<(Process, Event)>,
     machines: HashMap<Process, Machine>,
-    kept: HashMap<Process, Kept>,
+    /// The stretches that hosts were ordered, on the server's timeline.
+    stretches: Vec<(i64, i64)>,
+    /// By process.
+    kept: Vec<Kept>,
+}
+
+impl Inner {
+    fn kept(&mut self, process: Process) -> &mut Kept {
+        if process >= self.kept.len() {
+            self.kept.resize(process + 1, Kept::default());
+        }
+        &mut self.kept[process]
+    }
+
+    /// How long a thread stays away at the worst place; none if it does not.
+    fn away(&mut self, now: i64, until: Until) -> Option<i64> {
+        if let Until::Long(longest_ns) = until {
+            return Some((longest_ns * self.random.between(0.2, 1.0)) as i64);
+        }
+        self.stretches.retain(|(_, end)| *end > now);
+        let &(begin, end) = self.stretches.iter().min_by_key(|(begin, _)| begin)?;
+        let at = match until {
+            Until::Sealing(longest_ns) => end + (longest_ns * self.random.unit()) as i64,
+            _ => begin + ((end - begin) as f64 * self.random.between(-0.1, 1.2)) as i64,
+        };
+        (at > now && begin < now + FAR).then_some(at - now)
+    }
 }
 
 /// For how long a process's threads were kept from running, all taken together, in ns.
@@ -136,7 +183,8 @@ impl Fibers {
             frozen: BTreeMap::new(),
             stash: Vec::new(),
             machines: HashMap::new(),
-            kept: HashMap::new(),
+            stretches: Vec::new(),
+            kept: Vec::new(),
         };
         Rc::new(Fibers {
             inner: RefCell::new(inner),
@@ -171,6 +219,11 @@ impl Fibers {
         self.inner.borrow_mut().machines.insert(process, machine);
     }
 
+    /// A host was ordered to stretch then.
+    pub fn expect_stretch(&self, begin: i64, end: i64) {
+        self.inner.borrow_mut().stretches.push((begin, end));
+    }
+
     /// This thread begins some work, which a [`WorstPlace`] may name.
     pub fn begin(&self, work: &'static str) {
         if let Some(fiber) = self.inner.borrow_mut().fibers.get_mut(&self.current.get()) {
@@ -182,7 +235,7 @@ impl Fibers {
     pub fn kept(&self) -> Kept {
         let inner = self.inner.borrow();
         let Some(fiber) = inner.fibers.get(&self.current.get()) else { return Kept::default() };
-        inner.kept.get(&fiber.process).copied().unwrap_or_default()
+        inner.kept.get(fiber.process).copied().unwrap_or_default()
     }
 
     /// Draws from the seed.
@@ -210,9 +263,13 @@ impl Fibers {
         // What a thread has others do for it is the same work.
         let asked_by = inner.fibers.get(&self.current.get()).map_or("", |fiber| fiber.work);
         let work = if name == "keeper" { "keep" } else { asked_by };
-        let code = Gn::<()>::new_opt(STACK, move || {
-            code();
-        });
+        let code = match OVER.with_borrow_mut(Vec::pop) {
+            Some(mut over) => {
+                over.init_code(code);
+                over
+            }
+            None => Gn::<()>::new_opt(STACK, code),
+        };
         let fiber = Fiber {
             code: Some(code),
             name: name.to_owned(),
@@ -239,7 +296,7 @@ impl Fibers {
     pub fn thaw(&self, process: Process) {
         let inner = &mut *self.inner.borrow_mut();
         if let Some(since) = inner.frozen.remove(&process) {
-            let kept = inner.kept.entry(process).or_default();
+            let kept = inner.kept(process);
             kept.begun += self.now.get() - since;
             kept.ended += self.now.get() - since;
         }
@@ -306,7 +363,7 @@ impl Fibers {
             }
             return;
         }
-        drop(code);
+        OVER.with_borrow_mut(|over| over.push(code));
         let joined = {
             let inner = &mut *self.inner.borrow_mut();
             inner.fibers.remove(&id);
@@ -355,23 +412,24 @@ impl Driver for Fibers {
         let pace = self.pace.get();
         let (process, away, alone) = {
             let inner = &mut *self.inner.borrow_mut();
-            let random = &mut inner.random;
             let Some(fiber) = inner.fibers.get_mut(&self.current.get()) else { return };
             fiber.points += 1;
             let here = |worst: &WorstPlace| worst.work == fiber.work && worst.point + 1 == fiber.points;
-            let away = match pace.worst.filter(here) {
-                Some(worst) if random.chance(worst.chance) => {
-                    (worst.longest_ns * random.between(0.2, 1.0)) as i64
-                }
-                _ if random.chance(pace.sleepiness) => {
+            let (process, worst) = (fiber.process, pace.worst.filter(here));
+            let worst = worst.filter(|worst| inner.random.chance(worst.chance));
+            let away = worst.and_then(|worst| inner.away(self.now(), worst.until));
+            let random = &mut inner.random;
+            let away = match away {
+                Some(away) => away,
+                None if random.chance(pace.sleepiness) => {
                     (2_000.0 * (pace.longest_ns / 2_000.0).powf(random.unit())) as i64
                 }
-                _ => random.nanos(5, 250),
+                None => random.nanos(5, 250),
             };
-            inner.kept.entry(fiber.process).or_default().begun += away;
+            inner.kept(process).begun += away;
             let at = self.now() + away;
             let alone = inner.queue.first_key_value().is_none_or(|((next, _), _)| *next > at);
-            (fiber.process, away, alone)
+            (process, away, alone)
         };
         if alone {
             // Nobody else would run meanwhile.
@@ -379,7 +437,7 @@ impl Driver for Fibers {
         } else {
             self.sleep_for(away);
         }
-        self.inner.borrow_mut().kept.entry(process).or_default().ended += away;
+        self.inner.borrow_mut().kept(process).ended += away;
     }
 
     fn sleep(&self, time: Duration) {
@@ -390,16 +448,23 @@ impl Driver for Fibers {
     fn wait(&self, key: usize, limit: Option<Duration>) -> bool {
         let id = self.current.get();
         let at = limit.map(|limit| self.now() + self.by_timer(limit));
-        {
+        let waiter = {
             let inner = &mut *self.inner.borrow_mut();
             let Some(fiber) = inner.fibers.get(&id) else {
                 panic!("only a simulated thread can wait");
             };
             let waiter = (id, fiber.turn);
             inner.waiting.entry(key).or_default().push(waiter);
-        }
+            waiter
+        };
         self.away_until(at);
-        self.inner.borrow().fibers.get(&id).is_some_and(|fiber| fiber.woken)
+        let inner = &mut *self.inner.borrow_mut();
+        let woken = inner.fibers.get(&id).is_some_and(|fiber| fiber.woken);
+        if !woken && let Some(waiting) = inner.waiting.get_mut(&key) {
+            // Nobody is to find it there when something else has come to lie at this address.
+            waiting.retain(|other| *other != waiter);
+        }
+        woken
     }
 
     fn wake(&self, key: usize) {

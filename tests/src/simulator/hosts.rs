@@ -9,6 +9,7 @@ use snapshot::simulation::SimulatedDisk;
 use timesync::clock::HostClock;
 use timesync::server::Record;
 use timesync::time::{Host as HostTimeline, Nanos, Time};
+use uuid::Uuid;
 
 use super::fibers::{Machine, Process};
 use super::wire::Reply;
@@ -40,6 +41,10 @@ pub struct HostState {
     pub ailing: bool,
     /// Images of its snapshots as they were first seen.
     pub images: Vec<(String, Vec<u8>)>,
+    /// Orders to put the volume back that are being carried out: the restore, the snapshot, and when the order came.
+    pub switching: Vec<(Uuid, String, i64)>,
+    /// The last restore that was seen to be done.
+    pub restored: Option<Uuid>,
 }
 
 /// A host's daemon.
@@ -101,7 +106,7 @@ pub fn start(host: usize) {
                 if std::mem::take(&mut world.hosts[host].borrow_mut().forgetful) {
                     super::check::after_crash(host, &service);
                 }
-                let router = agent::router(Arc::clone(&service), false);
+                let router = agent::router(agent::routes(Arc::clone(&service), false));
                 let daemon = Daemon { process, service, router, connections: Vec::new() };
                 world.hosts[host].borrow_mut().daemon = Some(daemon);
             }
@@ -110,6 +115,30 @@ pub fn start(host: usize) {
         world.hosts[host].borrow_mut().starting = false;
     };
     world.fibers.start(process, "start", Box::new(starting));
+}
+
+/// Whether the volume may be being put back: nobody knows then what still stands.
+pub fn is_switching(host: usize) -> bool {
+    !world().hosts[host].borrow().switching.is_empty()
+}
+
+/// Checks a restore, if one has been done that was not there before.
+pub fn note_restored(host: usize, service: &HostService) {
+    let world = world();
+    let done = service.restored(VOLUME);
+    let order = {
+        let mut state = world.hosts[host].borrow_mut();
+        if done.is_none() || done == state.restored {
+            return;
+        }
+        state.restored = done;
+        state.switching.iter().find(|(id, ..)| Some(*id) == done).cloned()
+    };
+    let live = world.fibers.quietly(|| service.content(VOLUME));
+    if let (Some((_, name, began)), Some(live)) = (order, live) {
+        world.note(|| format!("{} is put back to {name}", World::name(host)));
+        super::check::restored(host, &name, began, &live);
+    }
 }
 
 /// Whether a daemon runs.

@@ -1,19 +1,22 @@
 //! One seed from its beginning to its end.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use snapshot::messages::{CreateRequest, Manifest, RequestedMode, RequestedPolicy, RestoreRequest, Verdict};
+use snapshot::coordinator::Coordinator;
+use snapshot::messages::{
+    CreateRequest, Manifest, RequestedMode, RequestedPolicy, RestoreRequest, SnapshotState, Verdict,
+};
 use snapshot::orders::CreateVolume;
-use snapshot::simulation::{Driver, Mutation, SimulatedDisk, block_on};
+use snapshot::simulation::{Driver, Mutation, SimulatedDisk};
 use timesync::bound::Assumptions;
 use timesync::random::Random;
 use timesync::server::{HostConfig, Record};
 use timesync::time::Nanos;
 
-use super::fibers::{Machine, Pace, WorstPlace};
-use super::history::{SECTOR, SECTORS};
+use super::aims::Aim;
+use super::fibers::{Machine, Pace, Until, WorstPlace};
+use super::history::{BLOCK, SECTOR, SECTORS, SHARED};
 use super::hosts::{self, HostState, VOLUME};
 use super::wire::Network;
 use super::world::{BEGINNING, Setting, World, within, world};
@@ -70,12 +73,18 @@ fn worst_place(random: &mut Random) -> WorstPlace {
     let (work, points) = all.clone().nth(random.below(total)).map_or(("", 1), |place| (place.0, place.2));
     // About as long as a stretch, as a lead, or as a whole attempt.
     let (least, most) = [(5e3, 2e6), (2e6, 3e7), (3e7, 2e8_f64)][random.below(3)];
+    let long = Until::Long(least * (most / least).powf(random.unit()));
     WorstPlace {
         work,
         point: random.below(points) as u32,
         chance: random.between(0.05, 0.8),
-        longest_ns: least * (most / least).powf(random.unit()),
+        until: [long, long, Until::Stretch, Until::Sealing(5e7)][random.below(4)],
     }
+}
+
+/// Between two bounds, as likely in each of its octaves.
+fn spread(random: &mut Random, (least, most): (f64, f64)) -> f64 {
+    least * (most / least).powf(random.unit())
 }
 
 fn setting(hosts: Option<usize>, random: &mut Random) -> Setting {
@@ -90,8 +99,13 @@ fn setting(hosts: Option<usize>, random: &mut Random) -> Setting {
         hosts,
         clients: 2 + random.below(3),
         burst: [8, 10, 12, 20][random.below(4)],
-        max_stretch: (3e6 * 13_f64.powf(random.unit())) as i64,
-        shared_blocks: [1, 1, 2, workload::SHARED_BLOCKS][random.below(4)],
+        max_stretch: spread(random, (3e6, 39e6)) as i64,
+        lead: if random.chance(0.8) { (1e6, 1.2e7) } else { (1.2e7, 1.2e8) },
+        mode: None,
+        flushes: if random.chance(0.8) { 0.07 } else { random.between(0.05, 0.3) },
+        leisure_ns: if random.chance(0.9) { 2.5e6 } else { spread(random, (3e5, 2.5e6)) },
+        longest_absence: 400_000_000,
+        shared_blocks: [1, 1, 2, SHARED / BLOCK][random.below(4)],
         faulty,
         network: Network {
             delay_ns: random.between(20_000.0, 300_000.0),
@@ -112,7 +126,7 @@ fn setting(hosts: Option<usize>, random: &mut Random) -> Setting {
 }
 
 fn host(index: usize, setting: &Setting, breaking: Option<Break>, random: &mut Random) -> HostState {
-    let least = random.between(2_000.0, 60_000.0);
+    let least = spread(random, (2_000.0, 60_000.0));
     let lopsided = random.between(1.0, 20.0);
     let (forward, backward) = if index.is_multiple_of(2) { (lopsided, 1.0) } else { (1.0, lopsided) };
     let scenario = Scenario {
@@ -126,7 +140,8 @@ fn host(index: usize, setting: &Setting, breaking: Option<Break>, random: &mut R
         loss: if setting.faulty { 0.01 } else { 0.0 },
         duplicated: 0.01,
         pairs_per_second: 2,
-        window: 128,
+        // Each host of a fleet is sent the exchanges of all.
+        window: if setting.hosts > 25 { 24 } else { 128 },
         agentless: false,
         lying_correction: false,
         card: None,
@@ -150,6 +165,8 @@ fn host(index: usize, setting: &Setting, breaking: Option<Break>, random: &mut R
         starting: false,
         ailing: false,
         images: Vec::new(),
+        switching: Vec::new(),
+        restored: None,
     }
 }
 
@@ -166,35 +183,62 @@ fn breaking(random: &mut Random) -> Break {
 
 /// A request for a snapshot of everything.
 pub fn request(name: &str, random: &mut Random, calm: bool) -> CreateRequest {
+    let Setting { mode, lead, .. } = world().setting;
     let mode = match random.below(10) {
         _ if calm => RequestedMode::Auto,
-        0 | 1 => RequestedMode::Barrier,
-        2 => RequestedMode::Auto,
-        _ => RequestedMode::Timed,
+        dice => mode.unwrap_or(match dice {
+            0 | 1 => RequestedMode::Barrier,
+            2 => RequestedMode::Auto,
+            _ => RequestedMode::Timed,
+        }),
     };
+    let lead = if calm { 20_000_000 } else { spread(random, lead) as i64 };
     CreateRequest {
         name: Some(name.to_owned()),
         group: Vec::new(),
         mode,
         policy: RequestedPolicy::Hard,
-        lead_ns: Some(Nanos::new(if calm { 20_000_000 } else { random.nanos(1_000_000, 12_000_000) })),
+        lead_ns: Some(Nanos::new(lead)),
         attempts: Some(2),
         ..CreateRequest::default()
     }
 }
 
-/// Runs a seed, with a mistake built in or none.
-pub fn run(seed: u64, hosts: Option<usize>, mutation: Option<Mutation>, tracing: bool) -> Report {
+/// What is asked of a run beyond its seed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// So many hosts.
+    pub hosts: Option<usize>,
+    /// A world that is aimed at this.
+    pub aim: Option<Aim>,
+    /// A mistake built in.
+    pub mutation: Option<Mutation>,
+    /// The story.
+    pub tracing: bool,
+}
+
+/// Runs a seed.
+pub fn run(seed: u64, wanted: Wanted) -> Report {
+    let Wanted { hosts, mutation, tracing, .. } = wanted;
     let mut random = Random(seed ^ 0x0073_696d_756c_6174);
-    let setting = setting(hosts, &mut random);
-    let broken = (setting.faulty && random.chance(0.35)).then(|| random.below(setting.hosts));
+    let mut setting = setting(hosts, &mut random);
+    let drawn = random.chance(0.33).then(|| Aim::ALL[random.below(Aim::ALL.len())]);
+    let aim = wanted.aim.or(drawn);
+    if let Some(aim) = aim {
+        aim.bend(&mut setting, &mut random);
+    }
+    let breaks = setting.faulty && (aim == Some(Aim::Clocks) || random.chance(0.35));
+    let broken = breaks.then(|| random.below(setting.hosts));
     let states: Vec<HostState> = (0..setting.hosts)
         .map(|index| {
             let breaking = (broken == Some(index)).then(|| breaking(&mut random));
             host(index, &setting, breaking, &mut random)
         })
         .collect();
-    let planned = if setting.faulty { faults::draw(setting.hosts, &mut random) } else { Vec::new() };
+    let aimed = aim.map_or(Vec::new(), |aim| aim.faults(setting.hosts, &mut random));
+    let mixed = setting.faulty && (aimed.is_empty() || random.chance(0.3));
+    let others = if mixed { faults::draw(setting.hosts, &mut random) } else { Vec::new() };
+    let planned = [aimed, others].concat();
     let world = World::new(setting, states, random.split(), tracing);
     *world.due.borrow_mut() = planned;
     let mut report = within(&world, mutation, || {
@@ -241,8 +285,7 @@ fn operate() {
             if number > 0 && world.random(|random| random.chance(0.4)) {
                 delete("s0");
             }
-            // A restore among faults is tried elsewhere: here nobody could tell what is undone.
-            if !world.setting.faulty && world.random(|random| random.chance(0.2)) {
+            if world.random(|random| random.chance(0.2)) {
                 restore(0);
             }
         }
@@ -266,6 +309,7 @@ fn operate() {
     for host in 0..count {
         check::live(host, true);
         check::images_stand(host);
+        check::status(host);
         check::nothing_left(host);
     }
     shut_down();
@@ -374,14 +418,15 @@ pub fn take(index: usize, name: &str, request: CreateRequest) -> Option<bool> {
 
 fn delete(name: &str) {
     let world = world();
-    let coordinator = world.servers[0].borrow().as_ref().map(|server| Arc::clone(&server.coordinator));
-    let Some(coordinator) = coordinator else { return };
     for host in &world.hosts {
         host.borrow_mut().images.retain(|(of, _)| of != name);
     }
-    let done = block_on(coordinator.delete(name));
-    world.note(|| {
-        format!("{name} deleted: {}", done.map_or_else(|why| why.to_string(), |()| "done".to_owned()))
+    let of = name.to_owned();
+    let done = server::ask(0, async move |coordinator: Arc<Coordinator>| coordinator.delete(&of).await);
+    world.note(|| match done {
+        None => format!("the server died while {name} was to be deleted"),
+        Some(Err(why)) => format!("{name} is not deleted: {why}"),
+        Some(Ok(())) => format!("{name} is deleted"),
     });
 }
 
@@ -409,6 +454,13 @@ fn recover() {
             .borrow()
             .as_ref()
             .map_or(0, |server| server.catalogue.owed().map_or(usize::MAX, |owed| owed.len()));
+        let restores = world.servers[0].borrow().as_ref().map_or(0, |server| {
+            server.catalogue.decided_restores().map_or(usize::MAX, |restores| restores.len())
+        });
+        let deletions = world.servers[0].borrow().as_ref().map_or(0, |server| {
+            let rows = server.catalogue.list().unwrap_or_default();
+            rows.iter().filter(|row| row.state == SnapshotState::Deleting).count()
+        });
         let operators = world.operators.get();
         let under_way: usize = world
             .hosts
@@ -416,12 +468,12 @@ fn recover() {
             .filter_map(|host| host.borrow().daemon.as_ref().map(|daemon| Arc::clone(&daemon.service)))
             .map(|service| service.attempts_under_way())
             .sum();
-        if owed == 0 && under_way == 0 && operators == 0 {
+        if owed == 0 && restores == 0 && deletions == 0 && under_way == 0 && operators == 0 {
             break;
         }
         if world.fibers.now() > patience {
             world.violation(format!(
-                "{owed} aborts are owed, {under_way} attempts are under way, {operators} other operators wait"
+                "{owed} aborts are owed, {restores} restores and {deletions} deletions are not done, {under_way} attempts are under way, {operators} other operators wait"
             ));
             break;
         }
@@ -429,40 +481,32 @@ fn recover() {
     }
 }
 
-/// Puts all volumes back to the last snapshot, under the clients' hands. Whether that was done.
+/// Puts all volumes back to the last snapshot, under the clients' hands. Whether that was done. What it did is checked
+/// where a host has carried the order out, or is found to have.
 fn restore(index: usize) -> bool {
     let world = world();
     let known = |(name, _): &&(String, Vec<u8>)| world.checked.borrow().contains(&(index, name.clone()));
     let last = world.hosts[0].borrow().images.iter().rfind(known).map(|(name, _)| name.clone());
-    let Some(name) = last else { return false };
-    let of = |host: &RefCell<HostState>| {
-        host.borrow().images.iter().find(|(of, _)| *of == name).map(|(_, image)| image.clone())
-    };
-    let Some(images) = world.hosts.iter().map(of).collect::<Option<Vec<_>>>() else { return false };
-    let coordinator = world.servers[index].borrow().as_ref().map(|server| Arc::clone(&server.coordinator));
-    let Some(coordinator) = coordinator else { return false };
+    let has =
+        |name: &String| world.hosts.iter().all(|host| host.borrow().images.iter().any(|(of, _)| of == name));
+    let Some(name) = last.filter(has) else { return false };
     world.note(|| format!("{name} is to be restored"));
-    let request =
-        RestoreRequest { discard_current: world.random(|random| random.chance(0.5)), disconnect: true };
-    let began = world.fibers.now();
-    world.restoring.set(true);
-    let result = block_on(coordinator.restore(&name, request));
-    match &result {
-        Ok(_) => {
-            world.note(|| format!("{name} is restored"));
-            for (host, image) in images.iter().enumerate() {
-                check::restored(host, &name, image, began);
-            }
-        }
-        Err(why) => world.note(|| format!("{name} is not restored: {why}")),
-    }
-    world.restoring.set(false);
-    if world.calm.get()
-        && let Err(why) = &result
+    let discard_current = world.random(|random| random.chance(0.5));
+    let request = RestoreRequest { discard_current, disconnect: true };
+    let of = name.clone();
+    let restore = async move |coordinator: Arc<Coordinator>| coordinator.restore(&of, request).await;
+    let result = server::ask(index, restore);
+    world.note(|| match &result {
+        None => format!("the server died while {name} was to be restored"),
+        Some(Err(why)) => format!("{name} is not restored: {why}"),
+        Some(Ok(_)) => format!("{name} is restored"),
+    });
+    if let Some(Err(why)) = &result
+        && world.calm.get()
     {
         world.violation(format!("{name} cannot be restored: {why}"));
     }
-    result.is_ok()
+    matches!(result, Some(Ok(_)))
 }
 
 /// Everybody leaves; what still waits then waits for ever.

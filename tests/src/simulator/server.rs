@@ -118,8 +118,11 @@ pub fn kill(index: usize) -> Option<Server> {
     Some(server)
 }
 
-/// Takes a snapshot, as the API would have it done. None if the server died meanwhile.
-pub fn create(index: usize, request: CreateRequest) -> Option<Result<Manifest, CoordinatorError>> {
+/// Has a server do something, as its API would. None if it died meanwhile.
+pub fn ask<T: Send + 'static, F: Future<Output = T>>(
+    index: usize,
+    what: impl FnOnce(Arc<Coordinator>) -> F + Send + 'static,
+) -> Option<T> {
     let world = world();
     let (process, coordinator) = {
         let server = world.servers[index].borrow();
@@ -129,7 +132,7 @@ pub fn create(index: usize, request: CreateRequest) -> Option<Result<Manifest, C
     let slot = Arc::new(Mutex::new(None));
     let filled = Arc::clone(&slot);
     let work = move || {
-        let result = block_on(coordinator.create(request, |_| {}));
+        let result = block_on(what(coordinator));
         *filled.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
     };
     world.fibers.start(process, "create", Box::new(work));
@@ -143,4 +146,9 @@ pub fn create(index: usize, request: CreateRequest) -> Option<Result<Manifest, C
             return None;
         }
     }
+}
+
+/// Takes a snapshot. None if the server died meanwhile.
+pub fn create(index: usize, request: CreateRequest) -> Option<Result<Manifest, CoordinatorError>> {
+    ask(index, async |coordinator: Arc<Coordinator>| coordinator.create(request, |_| {}).await)
 }

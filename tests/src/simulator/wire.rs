@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
-use axum::http::{Request, Response};
-use snapshot::orders::{ArmOrder, ArmTiming};
+use axum::http::{Method, Request, Response};
+use snapshot::orders::{ArmOrder, ArmTiming, RestoreOrder};
 use snapshot::simulation::{Carry, Driver, block_on};
 use tokio::sync::oneshot;
 use tower::ServiceExt;
+use uuid::Uuid;
 
-use super::faults;
 use super::fibers::Process;
 use super::world::{World, world};
+use super::{faults, hosts};
 
 /// How the control network behaves.
 #[derive(Clone, Copy, Debug)]
@@ -66,8 +67,11 @@ impl Carry for Wire {
     ) -> std::pin::Pin<Box<dyn Future<Output = Answer> + Send>> {
         let world = world();
         if world.over.get() {
+            // What is undone, deleted or put back is asked for until it is done.
+            let is_done = request.method() == Method::DELETE || request.uri().path().ends_with("/switch");
             let gone = r#"{"status":410,"title":"gone","detail":"the world ends"}"#;
-            return Box::pin(async move { Ok((410, Bytes::from_static(gone.as_bytes()))) });
+            let (status, body) = if is_done { (200, "null") } else { (410, gone) };
+            return Box::pin(async move { Ok((status, Bytes::from_static(body.as_bytes()))) });
         }
         let host = usize::from(request.uri().port_u16().unwrap_or(FIRST_PORT) - FIRST_PORT);
         let (sender, receiver) = oneshot::channel();
@@ -75,7 +79,7 @@ impl Carry for Wire {
         let waiting = Arc::clone(&reply);
         world.fibers.alarm(limit, Box::new(move || answer(&waiting, Err(None))));
         let step = step(request.uri().path());
-        watch(&request, step, host);
+        let stretch_ends = watch(&request, step, host).map(|end| end - world.fibers.now());
         let path = request.uri().path().to_owned();
         world.note(|| format!("server {} → {}: {} {path}", self.server, World::name(host), request.method()));
         let order = Order { host, step, request };
@@ -85,7 +89,7 @@ impl Carry for Wire {
         }
         order.send(reply);
         let (message, nth) = world.count(step);
-        faults::due(message, step, nth);
+        faults::due(message, step, nth, stretch_ends);
         Box::pin(async move { receiver.await.unwrap_or(Err(None)) })
     }
 }
@@ -96,19 +100,25 @@ fn step(path: &str) -> &'static str {
     STEPS.into_iter().find(|step| Some(*step) == last).unwrap_or("")
 }
 
-/// Remembers when the hosts are to cut, so that the clients can be busy then.
-fn watch(request: &Request<Bytes>, step: &str, host: usize) {
+/// Remembers when the hosts are to cut, so that the clients can be busy then. Gives the end of the stretch that a host is
+/// ordered.
+fn watch(request: &Request<Bytes>, step: &str, host: usize) -> Option<i64> {
     let world = world();
     let now = world.fibers.now();
     let busy = |from: i64, to: i64| world.busy.borrow_mut().push(from..to);
     if step == "strike" {
         busy(now, now + world.setting.max_stretch + 1_000_000);
     }
-    let Ok(order) = serde_json::from_slice::<ArmOrder>(request.body()) else { return };
-    if let ArmTiming::Timed { at, stretch } = order.timing {
-        let at = world.hosts[host].borrow().timing.clock.first(at.as_nanos(), now, now + 2_000_000_000);
-        busy(at - 300_000, at + stretch.get() + 400_000);
+    if step != "arm" {
+        return None;
     }
+    let order = serde_json::from_slice::<ArmOrder>(request.body()).ok()?;
+    let ArmTiming::Timed { at, stretch } = order.timing else { return None };
+    let at = world.hosts[host].borrow().timing.clock.first(at.as_nanos(), now, now + 2_000_000_000);
+    let end = at + stretch.get();
+    busy(at - 300_000, end + 400_000);
+    world.fibers.expect_stretch(at, end);
+    Some(end)
 }
 
 /// How long a message takes; none if it is lost.
@@ -163,15 +173,37 @@ impl Order {
         world.fibers.start(process, "request", Box::new(move || self.be_served(router, reply)));
     }
 
+    /// The restore and the snapshot, if it is an order to put the volume back.
+    fn switch(&self) -> Option<(Uuid, String)> {
+        let path = self.request.uri().path().strip_suffix("/switch")?;
+        let order: RestoreOrder = serde_json::from_slice(self.request.body()).ok()?;
+        Some((path.rsplit('/').next()?.parse().ok()?, order.snapshot))
+    }
+
     fn be_served(self, router: Router, reply: Reply) {
         let world = world();
         world.fibers.begin(self.step);
         let path = self.request.uri().path().to_owned();
+        let switch = self.switch();
+        if let Some((id, snapshot)) = &switch {
+            let order = (*id, snapshot.clone(), world.fibers.now());
+            world.hosts[self.host].borrow_mut().switching.push(order);
+        }
         let response: Response<Body> =
             block_on(router.oneshot(self.request.map(Body::from))).unwrap_or_else(|never| match never {});
         let status = response.status().as_u16();
         let body = block_on(to_bytes(response.into_body(), 1 << 24)).unwrap_or_default();
         world.note(|| format!("{} answers {path}: {status} {}", World::name(self.host), said(status, &body)));
+        if let Some((id, _)) = switch.filter(|_| !world.over.get()) {
+            let service = world.hosts[self.host].borrow().daemon.as_ref().map(|d| Arc::clone(&d.service));
+            if let Some(service) = service {
+                hosts::note_restored(self.host, &service);
+            }
+            let switching = &mut world.hosts[self.host].borrow_mut().switching;
+            if let Some(this) = switching.iter().position(|(of, ..)| *of == id) {
+                switching.remove(this);
+            }
+        }
         if let Some(delay) = way(self.host, self.step, 1) {
             world.fibers.after(delay, move || answer(&reply, Ok((status, body))));
         }

@@ -10,42 +10,56 @@ use snapshot::device::{Device, Exports, Outcome};
 use snapshot::simulation::{Driver, set_reading_at_head};
 use timesync::time::Nanos;
 
-use super::history::{Fate, SECTOR, SECTORS, content, writer};
+use super::history::{BLOCK, Fate, SECTOR, SECTORS, SHARED, UNIT, content, unit};
 use super::hosts::{self, VOLUME};
+use super::status;
 use super::world::{World, world};
-
-/// Blocks that are shared between clients; the others are written whole.
-pub const SHARED_BLOCKS: u64 = 5;
-const SHARED: u64 = SHARED_BLOCKS * BLOCK;
-/// Sectors of a block.
-const BLOCK: u64 = 8;
 
 /// What a client asks of a host.
 #[derive(Debug)]
 enum Request {
-    /// A write of the history; `apart`: its data comes so long after its head.
-    Write {
-        client: usize,
-        host: usize,
-        first: u64,
-        count: u64,
-        fua: bool,
-        apart: i64,
-        knows: Vec<u32>,
-    },
+    Change(Change),
     Read {
         first: u64,
         count: u64,
     },
+    /// Which runs are holes; or with the name of a snapshot, which have changed since.
+    Status {
+        first: u64,
+        count: u64,
+        since: Option<String>,
+    },
     Flush,
+}
+
+/// A write of the history; `apart`: its data comes so long after its head.
+#[derive(Debug)]
+struct Change {
+    client: usize,
+    host: usize,
+    first: u64,
+    count: u64,
+    what: What,
+    fua: bool,
+    apart: i64,
+    knows: Vec<u32>,
+}
+
+/// How a sector is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Data,
+    Trim,
+    Zeroes { may_punch: bool },
+    FastZeroes,
 }
 
 impl Request {
     /// Its name as a kind of work.
     fn name(&self) -> &'static str {
         match self {
-            Request::Write { .. } => "write",
-            Request::Read { .. } => "read",
+            Request::Change(_) => "write",
+            Request::Read { .. } | Request::Status { .. } => "read",
             Request::Flush => "flush",
         }
     }
@@ -53,9 +67,17 @@ impl Request {
 
 #[derive(Debug)]
 enum Answer {
-    Done { place: usize, result: Result<(), snapshot::device::DeviceError> },
+    Done {
+        place: usize,
+        result: Result<(), snapshot::device::DeviceError>,
+    },
     Data(Result<Vec<u8>, snapshot::device::DeviceError>),
-    Flushed { began: i64, result: Result<(), snapshot::device::DeviceError> },
+    /// The writes that an answer about ranges tells of.
+    Told(Vec<usize>),
+    Flushed {
+        began: i64,
+        result: Result<(), snapshot::device::DeviceError>,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -138,13 +160,23 @@ fn serve(host: usize, connection: &Arc<Connection>, device: &dyn Device) {
         };
         world.fibers.begin(request.name());
         match request {
-            Request::Write { client, host, first, count, fua, apart, knows } => {
-                let place = receive(client, host, first..first + count, fua, apart, knows);
-                let data: Vec<u8> = {
-                    let number = world.history.borrow().writes[place].number;
-                    (0..count).flat_map(|_| content(client, number)).collect()
+            Request::Change(change) => {
+                let (offset, length) = (change.first * SECTOR, change.count * SECTOR);
+                let (what, fua) = (change.what, change.fua);
+                let place = receive(change);
+                let outcome = match what {
+                    What::Data => {
+                        let data = {
+                            let history = world.history.borrow();
+                            let write = &history.writes[place];
+                            content(write.client, write.number).repeat((length / SECTOR) as usize)
+                        };
+                        device.write(offset, &data, fua)
+                    }
+                    What::Trim => device.trim(offset, length, fua),
+                    What::Zeroes { may_punch } => device.write_zeroes(offset, length, may_punch, fua),
+                    What::FastZeroes => device.write_zeroes_fast(offset, length, true, fua),
                 };
-                let outcome = device.write(first * SECTOR, &data, fua);
                 let held = hold_of(&outcome);
                 {
                     let mut history = world.history.borrow_mut();
@@ -167,8 +199,14 @@ fn serve(host: usize, connection: &Arc<Connection>, device: &dyn Device) {
                 let outcome = device.read(first * SECTOR, &mut buffer);
                 let held = hold_of(&outcome);
                 let result = outcome.result.map(|()| buffer.clone());
-                let sent = move || note_revealed(host, &buffer, held);
+                let sent = move || note_revealed(host, first, &buffer, held);
                 reply(host, connection, outcome.hold, sent, Answer::Data(result));
+            }
+            Request::Status { first, count, since } => {
+                let (outcome, told) = status::ask(host, device, first..first + count, since.as_deref());
+                let (held, shown) = (hold_of(&outcome), told.clone());
+                let sent = move || note_told(host, &shown, held);
+                reply(host, connection, outcome.hold, sent, Answer::Told(told));
             }
             Request::Flush => {
                 let began = world.fibers.now();
@@ -181,16 +219,9 @@ fn serve(host: usize, connection: &Arc<Connection>, device: &dyn Device) {
 }
 
 /// A write comes: its head, and its data after it.
-fn receive(
-    client: usize,
-    host: usize,
-    sectors: std::ops::Range<u64>,
-    fua: bool,
-    apart: i64,
-    knows: Vec<u32>,
-) -> usize {
+fn receive(change: Change) -> usize {
     let world = world();
-    let mut knows = knows;
+    let Change { client, host, first, count, what, fua, apart, mut knows } = change;
     if apart > 0 {
         let at_head = hosts::clock(host).now();
         world.fibers.sleep_for(apart);
@@ -201,7 +232,8 @@ fn receive(
         set_reading_at_head(None);
     }
     world.fibers.begin("write");
-    let place = world.history.borrow_mut().issue(client, host, sectors, knows, fua);
+    let zeros = what != What::Data;
+    let place = world.history.borrow_mut().issue(client, host, first..first + count, zeros, knows, fua);
     world.history.borrow_mut().writes[place].received = Some(world.fibers.now());
     place
 }
@@ -211,17 +243,22 @@ fn hold_of(outcome: &Outcome) -> Option<i64> {
 }
 
 /// What a reader's answer showed.
-fn note_revealed(host: usize, data: &[u8], held: Option<i64>) {
+fn note_revealed(host: usize, first: u64, data: &[u8], held: Option<i64>) {
+    let shown: Vec<usize> = {
+        let world = world();
+        let history = world.history.borrow();
+        let versions = history.versions(host, first, data, false);
+        versions.into_iter().flatten().filter_map(|shown| history.place(shown.client, shown.least)).collect()
+    };
+    note_told(host, &shown, held);
+}
+
+/// The writes of which an answer told.
+fn note_told(host: usize, places: &[usize], held: Option<i64>) {
     let world = world();
     let now = world.fibers.now();
-    let mut history = world.history.borrow_mut();
-    for sector in data.chunks_exact(SECTOR as usize) {
-        if let Some((client, number)) = writer(sector)
-            && let Some(place) = history.place(client, number)
-        {
-            history.revealed.push((host, place, held, now));
-        }
-    }
+    let told = places.iter().map(|&place| (host, place, held, now));
+    world.history.borrow_mut().revealed.extend(told);
 }
 
 /// Sends an answer, or holds it: what `nbd::connection` does with an outcome.
@@ -301,12 +338,14 @@ fn think() {
         busy.retain(|time| time.end > now);
         busy.iter().min_by_key(|time| time.start).cloned()
     };
+    // While people wait for everything to settle, there is no need to hurry.
+    let leisure = if world.calm.get() { 2e7 } else { world.setting.leisure_ns };
     let pause = world.random(|random| match next {
         Some(time) if time.start <= now => {
             random.exponential(6_000_f64.max((time.end - time.start) as f64 / 80.0)) as i64
         }
-        Some(time) => (random.exponential(2_500_000.0) as i64).min(time.start + 50_000 - now),
-        None => random.exponential(2_500_000.0) as i64,
+        Some(time) => (random.exponential(leisure) as i64).min(time.start + 50_000 - now),
+        None => random.exponential(leisure) as i64,
     });
     world.fibers.sleep_for(pause);
 }
@@ -337,9 +376,10 @@ fn ask(client: usize, host: usize, connection: &Arc<Connection>) {
         Some(Answer::Data(Ok(data))) => {
             if let Some(asked) = asked {
                 asked.check(&data);
+                learn_read(client, host, asked.first, &data);
             }
-            learn_read(client, host, &data);
         }
+        Some(Answer::Told(places)) => places.into_iter().for_each(|place| learn(client, place)),
         Some(Answer::Flushed { began, result: Ok(()) }) => world.history.borrow_mut().flushed(host, began),
         _ => {}
     }
@@ -350,28 +390,73 @@ fn ask(client: usize, host: usize, connection: &Arc<Connection>) {
 
 fn draw(client: usize, host: usize) -> Request {
     let world = world();
-    let clients = world.setting.clients as u64;
     let shared = world.setting.shared_blocks * BLOCK;
-    let (dice, place, more) = world.random(|random| (random.unit(), random.bits(), random.bits()));
-    if dice < 0.60 {
-        let knows = world.knowledge.borrow()[client].clone();
-        let (first, count) = if more % 5 == 0 {
-            let blocks = (SECTORS - SHARED) / BLOCK;
-            let own = (place % blocks / clients) * clients + client as u64;
-            if own < blocks { (SHARED + own * BLOCK, BLOCK) } else { (client as u64, 1) }
-        } else {
-            (place % (shared / clients) * clients + client as u64, 1)
-        };
-        let apart = if more % 11 == 0 { world.random(|random| random.nanos(20_000, 200_000)) } else { 0 };
-        Request::Write { client, host, first, count, fua: more % 13 == 0, apart, knows }
-    } else if dice < 0.93 {
+    let flushes = world.setting.flushes;
+    let (flush, dice, place, more) =
+        world.random(|random| (random.chance(flushes), random.unit(), random.bits(), random.bits()));
+    if flush {
+        return Request::Flush;
+    }
+    if dice < 0.65 {
+        return Request::Change(draw_change(client, host, place, more));
+    }
+    if dice < 0.90 {
         let count = if more % 3 == 0 { BLOCK } else { 1 };
         // Mostly where others write.
         let within = if more % 7 < 5 { shared } else { SECTORS };
-        Request::Read { first: place % (within - count + 1), count }
-    } else {
-        Request::Flush
+        return Request::Read { first: place % (within - count + 1), count };
     }
+    let since = {
+        let images = &world.hosts[host].borrow().images;
+        let nth = (more >> 8) as usize % (images.len() + 1);
+        images.get(nth).map(|(name, _)| name.clone())
+    };
+    // Blocks, mostly in the units.
+    let count = 1 + more % 4;
+    let first = if more % 5 == 0 { place % SHARED } else { SHARED + place % (SECTORS - SHARED) } / BLOCK;
+    let count = count.min(SECTORS / BLOCK - first);
+    Request::Status { first: first * BLOCK, count: count * BLOCK, since }
+}
+
+fn draw_change(client: usize, host: usize, place: u64, more: u64) -> Change {
+    let world = world();
+    let (clients, shared) = (world.setting.clients as u64, world.setting.shared_blocks * BLOCK);
+    let knows = world.knowledge.borrow()[client].clone();
+    let fua = more % 13 == 0;
+    if more % 4 == 0 {
+        let unit = unit(client);
+        let (first, count, what) = draw_zeros(client, host, place, more)
+            .map_or((0, UNIT, What::Data), |(part, what)| (part.start, part.end - part.start, what));
+        return Change { client, host, first: unit.start + first, count, what, fua, apart: 0, knows };
+    }
+    let first = place % (shared / clients) * clients + client as u64;
+    let apart = if more % 11 == 0 { world.random(|random| random.nanos(20_000, 200_000)) } else { 0 };
+    Change { client, host, first, count: 1, what: What::Data, fua, apart, knows }
+}
+
+/// Which part of its unit a client makes zero, and how. None while the unit is not whole for certain.
+fn draw_zeros(client: usize, host: usize, place: u64, more: u64) -> Option<(std::ops::Range<u64>, What)> {
+    let world = world();
+    let history = world.history.borrow();
+    let (_, last) = history.last_of_unit(client, host)?;
+    if last.zeros || last.fate != Fate::Done || hosts::is_switching(host) {
+        return None;
+    }
+    let what = match (more >> 8) % 5 {
+        0 | 1 => What::Trim,
+        2 => What::Zeroes { may_punch: true },
+        3 => What::Zeroes { may_punch: false },
+        _ => What::FastZeroes,
+    };
+    let (first, end) = (1 + place % (UNIT - 1), 1 + (place >> 8) % (UNIT - 1));
+    let part = match (more >> 16) % 3 {
+        // A whole block, which becomes a hole; or any part.
+        0 => BLOCK..UNIT,
+        1 if what != What::FastZeroes => first..UNIT,
+        _ if what != What::FastZeroes => first.min(end)..first.max(end) + 1,
+        _ => BLOCK..UNIT,
+    };
+    Some((part, what))
 }
 
 /// What a read has to show at least.
@@ -386,19 +471,21 @@ impl Asked {
     fn about(host: usize, sectors: std::ops::Range<u64>) -> Self {
         let world = world();
         let history = world.history.borrow();
+        let first = sectors.start;
         let least = |sector| history.last_done(host, sector).map(|(place, _)| place);
         // Meanwhile nobody knows what still stands.
-        let sectors = if world.restoring.get() { sectors.start..sectors.start } else { sectors };
-        Asked { host, first: sectors.start, least: sectors.map(least).collect() }
+        let sectors = if hosts::is_switching(host) { sectors.start..sectors.start } else { sectors };
+        Asked { host, first, least: sectors.map(least).collect() }
     }
 
     fn check(&self, data: &[u8]) {
         let world = world();
         let history = world.history.borrow();
-        for ((at, least), shown) in self.least.iter().enumerate().zip(data.chunks_exact(SECTOR as usize)) {
+        let shown = history.versions(self.host, self.first, data, false);
+        for ((at, least), shown) in self.least.iter().enumerate().zip(shown) {
             let Some(write) = least.map(|place| &history.writes[place]) else { continue };
-            let shows = writer(shown).map_or(u32::MAX, |(_, number)| number);
-            if write.fate == Fate::Done && shows < write.number && !world.restoring.get() {
+            let lacks = shown.is_some_and(|shown| shown.includes(write.number) == Some(false));
+            if write.fate == Fate::Done && lacks && !hosts::is_switching(self.host) {
                 world.violation(format!(
                     "a read of {} shows sector {} without write {}:{}, which was acknowledged before it was asked",
                     World::name(self.host),
@@ -422,20 +509,27 @@ fn learn_done(client: usize, place: usize) {
     world.knowledge.borrow_mut()[client][client] = write.number;
 }
 
-fn learn_read(client: usize, host: usize, data: &[u8]) {
+fn learn_read(client: usize, host: usize, first: u64, data: &[u8]) {
+    let world = world();
+    let places: Vec<usize> = {
+        let history = world.history.borrow();
+        let versions = history.versions(host, first, data, false);
+        if versions.contains(&None) {
+            world.violation(format!("a read of {} shows a torn sector", World::name(host)));
+        }
+        versions.into_iter().flatten().filter_map(|shown| history.place(shown.client, shown.least)).collect()
+    };
+    places.into_iter().for_each(|place| learn(client, place));
+}
+
+/// A client hears of a write, and of all that it may depend on.
+fn learn(client: usize, place: usize) {
     let world = world();
     let history = world.history.borrow();
-    for sector in data.chunks_exact(SECTOR as usize) {
-        match writer(sector) {
-            None => world.violation(format!("a read of {} shows a torn sector", World::name(host))),
-            Some((of, number)) => {
-                let Some(write) = history.of(of, number) else { continue };
-                let mut knowledge = world.knowledge.borrow_mut();
-                merge(&mut knowledge[client], &write.knows);
-                knowledge[client][of] = knowledge[client][of].max(number);
-            }
-        }
-    }
+    let write = &history.writes[place];
+    let known = &mut world.knowledge.borrow_mut()[client];
+    merge(known, &write.knows);
+    known[write.client] = known[write.client].max(write.number);
 }
 
 fn merge(known: &mut [u32], more: &[u32]) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
+use snapshot::messages::RequestedMode;
 use snapshot::simulation::{Mutation, drive, mutate};
 use timesync::random::Random;
 
@@ -29,6 +30,16 @@ pub struct Setting {
     pub burst: u32,
     /// The hosts' limit for any stretch, in ns.
     pub max_stretch: i64,
+    /// From the order to a cut to its T, in ns, at least and at most.
+    pub lead: (f64, f64),
+    /// The mode of all attempts; none: any.
+    pub mode: Option<RequestedMode>,
+    /// How likely a request is a flush.
+    pub flushes: f64,
+    /// From one of a client's requests to its next, in ns in the mean, while no cut is near.
+    pub leisure_ns: f64,
+    /// No daemon is away for longer than this, in ns.
+    pub longest_absence: i64,
     /// Shared blocks of each volume that are in use.
     pub shared_blocks: u64,
     /// Whether anything goes wrong.
@@ -81,8 +92,6 @@ pub struct World {
     pub checked: RefCell<BTreeSet<(usize, String)>>,
     /// Other operators who wait for a snapshot.
     pub operators: Cell<usize>,
-    /// A restore is under way: what was answered may be undone.
-    pub restoring: Cell<bool>,
     /// All hosts are going away: they have nothing of any attempt.
     pub over: Cell<bool>,
     /// Clients that have stopped.
@@ -143,7 +152,6 @@ impl World {
             refused: Cell::new(0),
             checked: RefCell::default(),
             operators: Cell::new(0),
-            restoring: Cell::new(false),
             over: Cell::new(false),
             clients_gone: Cell::new(0),
             violations: RefCell::default(),

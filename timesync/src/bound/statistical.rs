@@ -18,6 +18,7 @@
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{Binomial, DiscreteCDF};
+use utoipa::ToSchema;
 
 use super::hard::{Constraint, Solution, in_host_time};
 use super::{Assumptions, Interval};
@@ -36,7 +37,7 @@ const AGE_SHARE: f64 = 0.5;
 const LEAST_CONFIDENCE: f64 = 0.5;
 
 /// Where an asymmetry budget comes from. It is never estimated from the path itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AsymmetrySource {
     /// The operator declared it.
@@ -46,7 +47,7 @@ pub enum AsymmetrySource {
 }
 
 /// The largest |q_f − q_b|, q being the lower quartile of the delays on each of the two ways.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum AsymmetryBudget {
     /// The smallest round trip in the window.
     SmallestRoundTrip,
@@ -55,7 +56,7 @@ pub enum AsymmetryBudget {
 }
 
 /// What a statistical bound rests on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Basis {
     /// The samples narrowed the hard bound, or at least agreed with it.

@@ -5,9 +5,10 @@
 use serde::{Deserialize, Serialize};
 use timesync::history::{COARSE, FINE, FINE_SPAN, Point, Track};
 use timesync::time::{Nanos, Time, Wall};
+use utoipa::ToSchema;
 
 /// How hosts were over time, in slots of equal length. `GET /api/v1/dashboard/history`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Chart {
     /// When the first slot begins, by the server's `CLOCK_REALTIME`, in ms since 1970.
     pub from_ms: i64,
@@ -18,7 +19,7 @@ pub struct Chart {
 }
 
 /// One host over time: a value for each slot, null where there was no bound or nobody looked.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HostChart {
     /// Its name.
     pub host: String,

@@ -4,13 +4,14 @@
 use serde::{Deserialize, Serialize};
 use timesync::exchange::StampClass;
 use timesync::time::{Nanos, Server, Time};
+use utoipa::ToSchema;
 
 use super::Brief;
 use crate::cut::{Cause, Stretch};
 use crate::messages::{HostResult, Manifest, PolicyName, SnapshotDetails, Step, StoryEntry, VolumeResult};
 
 /// One snapshot. `GET /api/v1/dashboard/snapshots/{id or name}`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Shown {
     /// What the list says of it.
     #[serde(flatten)]
@@ -34,7 +35,7 @@ pub struct Shown {
 }
 
 /// A timed cut.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CutPicture {
     /// V.
     pub v_ns: Nanos,
@@ -43,7 +44,7 @@ pub struct CutPicture {
 }
 
 /// One host's readings on the server's timeline, in ns after T.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostCut {
     /// Its name.
     pub host: String,
@@ -54,7 +55,7 @@ pub struct HostCut {
 }
 
 /// What one host did.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostPicture {
     /// Its name.
     pub host: String,
@@ -73,7 +74,7 @@ pub struct HostPicture {
 }
 
 /// One event of an attempt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoryLine {
     /// After the first event.
     pub after_ns: Nanos,
