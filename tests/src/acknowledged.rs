@@ -50,6 +50,6 @@ impl Acknowledged {
 
 fn write_one(client: &mut Client, block: u64, number: u64) -> Result<(), ClientError> {
     let bytes = number.to_le_bytes().repeat(BLOCK / 8);
-    client.write(block * BLOCK as u64, &bytes, number % 3 == 0)?;
+    client.write(block * BLOCK as u64, &bytes, number.is_multiple_of(3))?;
     if number % 3 == 1 { client.flush() } else { Ok(()) }
 }

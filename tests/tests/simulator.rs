@@ -34,7 +34,7 @@ fn nothing_wrong_is_certified_and_nothing_is_lost() {
 #[test]
 fn nor_in_a_large_fleet() {
     let of = |hosts, seeds| (0..seeds).map(|seed| holds(seed, Some(hosts)).certified).sum::<u64>();
-    assert!(of(30, 6) >= 6, "at least the last one of each");
+    assert!(of(30, 4) >= 4, "at least the last one of each");
     assert!(of(200, 1) >= 1, "at least the last one of each");
 }
 
