@@ -21,11 +21,13 @@ pub enum Aim {
     Straggling,
     /// Readers sleep into the stretch.
     Reading,
-    /// Hosts are close to the server, their timers run wrongly, and T is far ahead.
+    /// Clients make much zero, and ask much about holes and changes.
+    Asking,
+    /// T is far ahead, and hosts' timers run wrongly.
     Timers,
-    /// Daemons die while a cut is armed, just after clients have flushed.
+    /// Machines lose their power while a cut is armed, just after clients have flushed.
     Flushes,
-    /// Daemons die between the end of a stretch and its sealing, and come again at once.
+    /// Machines lose their power between the end of a stretch and its sealing, and come again at once.
     Unsealed,
     /// A clock breaks its assumption between the plan and T.
     Clocks,
@@ -35,11 +37,12 @@ pub enum Aim {
 
 impl Aim {
     /// All of them.
-    pub const ALL: [Aim; 9] = [
+    pub const ALL: [Aim; 10] = [
         Aim::Arming,
         Aim::Writing,
         Aim::Straggling,
         Aim::Reading,
+        Aim::Asking,
         Aim::Timers,
         Aim::Flushes,
         Aim::Unsealed,
@@ -53,7 +56,8 @@ impl Aim {
             Mutation::ArmedTooEarly | Mutation::LateOrder => Some(Aim::Arming),
             Mutation::LockAfterReading | Mutation::ClassifyByTimer => Some(Aim::Writing),
             Mutation::RegisterAfterReading => Some(Aim::Straggling),
-            Mutation::ReadHoldTooEarly | Mutation::NoReadHold | Mutation::NoStatusHold => Some(Aim::Reading),
+            Mutation::ReadHoldTooEarly | Mutation::NoReadHold => Some(Aim::Reading),
+            Mutation::NoStatusHold => Some(Aim::Asking),
             Mutation::ReleaseByTimer => Some(Aim::Timers),
             Mutation::FlushSkipsSealing => Some(Aim::Flushes),
             Mutation::RestartedEvidence => Some(Aim::Unsealed),
@@ -81,6 +85,7 @@ impl Aim {
             Aim::Writing => sleep("write", 0..10, Until::Stretch),
             Aim::Straggling => sleep("write", 1..8, Until::Sealing(120e6)),
             Aim::Reading => sleep("read", 1..8, Until::Stretch),
+            Aim::Asking => (setting.questions, setting.units) = (0.4, 0.8),
             Aim::Timers => setting.lead = (5e7, 3e8),
             Aim::Flushes => (setting.flushes, setting.leisure_ns) = (0.25, 400_000.0),
             Aim::Unsealed => (setting.longest_absence, setting.leisure_ns) = (20_000_000, 800_000.0),
@@ -104,7 +109,7 @@ impl Aim {
         let mut fault = |when: fn(u64) -> When| {
             let nth = 1 + random.below(hosts * 3) as u64;
             let host = random.below(hosts);
-            (when(nth), if random.chance(0.7) { Fault::KillHost(host) } else { Fault::LosePower(host) })
+            (when(nth), if random.chance(0.2) { Fault::KillHost(host) } else { Fault::LosePower(host) })
         };
         match self {
             Aim::Flushes => (0..strikes).map(|_| fault(When::Armed)).collect(),

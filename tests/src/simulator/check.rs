@@ -224,7 +224,8 @@ fn evidence_is_true(name: &str, evidence: &Evidence, certificate: &Certificate, 
     }
 }
 
-/// What a crash lost was not durable; the writes that are gone are forgotten.
+/// What a crash lost was not durable, and what a daemon's death lost was not answered; the writes that are gone are
+/// forgotten.
 pub fn after_crash(host: usize, service: &Arc<HostService>) {
     let world = world();
     let device = service.open(VOLUME);
@@ -242,6 +243,12 @@ pub fn after_crash(host: usize, service: &Arc<HostService>) {
     hosts::note_restored(host, service);
     // Those that were carried out died with the daemon.
     world.hosts[host].borrow_mut().switching.clear();
+    let fragile = {
+        let mut state = world.hosts[host].borrow_mut();
+        let fragile = state.fragile;
+        state.fragile = state.ailing;
+        fragile
+    };
     let shown = shown(host, "the live volume after a crash", &image);
     let mut lost = Vec::new();
     {
@@ -249,10 +256,12 @@ pub fn after_crash(host: usize, service: &Arc<HostService>) {
         for sector in 0..SECTORS {
             for (place, write) in history.of_sector(host, sector) {
                 if write.number > shown[sector as usize].most && write.fate != Fate::Lost {
-                    if write.durable && write.fate == Fate::Done {
+                    if (write.durable || !fragile) && write.fate == Fate::Done {
                         let name = World::name(host);
+                        let was =
+                            if write.durable { "flushed" } else { "answered, and only the daemon died" };
                         world.violation(format!(
-                            "{name} lost write {}:{} in a crash, which was flushed",
+                            "{name} lost write {}:{} in a crash, which was {was}",
                             write.client, write.number
                         ));
                     }

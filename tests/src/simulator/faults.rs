@@ -165,7 +165,7 @@ pub fn strike(fault: Fault) {
         Fault::FullDisk(host, operations) => {
             let mut state = world.hosts[host].borrow_mut();
             state.disk.fail_after(operations);
-            state.ailing = true;
+            (state.ailing, state.fragile) = (true, true);
         }
         Fault::SecondServer => {
             if world.servers[1].borrow().is_none() {
@@ -188,6 +188,7 @@ pub fn strike(fault: Fault) {
 pub fn lose_power(host: usize, back: i64) {
     let world = world();
     let (mut random, kept) = world.random(|random| (random.split(), random.below(9) as u64));
+    world.hosts[host].borrow_mut().fragile = true;
     hosts::kill(host, move |disk| disk.after_power_loss(random.split(), kept));
     world.fibers.after(back, move || restart(host));
 }

@@ -33,8 +33,10 @@ pub struct HostState {
     pub under_way: Vec<Reply>,
     /// When its last daemon died.
     pub died_at: i64,
-    /// Whether it may have forgotten what was not flushed, and nobody has looked yet.
+    /// Whether its daemon has died, and nobody has looked yet what it forgot:
     pub forgetful: bool,
+    /// what was not flushed, if the machine lost its power or the disk was full; else nothing that was answered.
+    pub fragile: bool,
     /// Whether its daemon is about to run.
     pub starting: bool,
     /// Whether its disk has failed.
@@ -158,7 +160,6 @@ pub fn kill(host: usize, find: impl FnOnce(&SimulatedDisk) -> SimulatedDisk) {
     state.timing.down = true;
     state.timing.restarts += 1;
     state.died_at = world.fibers.now();
-    // The map of a layer is in memory until it is synced, so a killed daemon forgets as a machine without power does.
     state.forgetful = true;
     state.disk = find(&state.disk);
     drop(state);

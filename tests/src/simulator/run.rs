@@ -103,6 +103,8 @@ fn setting(hosts: Option<usize>, random: &mut Random) -> Setting {
         lead: if random.chance(0.8) { (1e6, 1.2e7) } else { (1.2e7, 1.2e8) },
         mode: None,
         flushes: if random.chance(0.8) { 0.07 } else { random.between(0.05, 0.3) },
+        questions: 0.1,
+        units: 0.25,
         leisure_ns: if random.chance(0.9) { 2.5e6 } else { spread(random, (3e5, 2.5e6)) },
         longest_absence: 400_000_000,
         shared_blocks: [1, 1, 2, SHARED / BLOCK][random.below(4)],
@@ -140,8 +142,8 @@ fn host(index: usize, setting: &Setting, breaking: Option<Break>, random: &mut R
         loss: if setting.faulty { 0.01 } else { 0.0 },
         duplicated: 0.01,
         pairs_per_second: 2,
-        // Each host of a fleet is sent the exchanges of all.
-        window: if setting.hosts > 25 { 24 } else { 128 },
+        // Two bursts and what is between them; each host is sent the exchanges of all with every snapshot.
+        window: if setting.hosts > 25 { 24 } else { 48 },
         agentless: false,
         lying_correction: false,
         card: None,
@@ -162,6 +164,7 @@ fn host(index: usize, setting: &Setting, breaking: Option<Break>, random: &mut R
         under_way: Vec::new(),
         died_at: 0,
         forgetful: false,
+        fragile: false,
         starting: false,
         ailing: false,
         images: Vec::new(),

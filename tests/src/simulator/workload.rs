@@ -391,30 +391,36 @@ fn ask(client: usize, host: usize, connection: &Arc<Connection>) {
 fn draw(client: usize, host: usize) -> Request {
     let world = world();
     let shared = world.setting.shared_blocks * BLOCK;
-    let flushes = world.setting.flushes;
-    let (flush, dice, place, more) =
-        world.random(|random| (random.chance(flushes), random.unit(), random.bits(), random.bits()));
+    let (flushes, questions) = (world.setting.flushes, world.setting.questions);
+    let (flush, question, dice, place, more) = world.random(|random| {
+        (random.chance(flushes), random.chance(questions), random.unit(), random.bits(), random.bits())
+    });
     if flush {
         return Request::Flush;
     }
-    if dice < 0.65 {
+    if question {
+        return draw_question(host, place, more);
+    }
+    if dice < 0.7 {
         return Request::Change(draw_change(client, host, place, more));
     }
-    if dice < 0.90 {
-        let count = if more % 3 == 0 { BLOCK } else { 1 };
-        // Mostly where others write.
-        let within = if more % 7 < 5 { shared } else { SECTORS };
-        return Request::Read { first: place % (within - count + 1), count };
-    }
+    let count = if more.is_multiple_of(3) { BLOCK } else { 1 };
+    // Mostly where others write.
+    let within = if more % 7 < 5 { shared } else { SECTORS };
+    Request::Read { first: place % (within - count + 1), count }
+}
+
+/// About some blocks, mostly in the units.
+fn draw_question(host: usize, place: u64, more: u64) -> Request {
     let since = {
+        let world = world();
         let images = &world.hosts[host].borrow().images;
         let nth = (more >> 8) as usize % (images.len() + 1);
         images.get(nth).map(|(name, _)| name.clone())
     };
-    // Blocks, mostly in the units.
-    let count = 1 + more % 4;
-    let first = if more % 5 == 0 { place % SHARED } else { SHARED + place % (SECTORS - SHARED) } / BLOCK;
-    let count = count.min(SECTORS / BLOCK - first);
+    let first =
+        if more.is_multiple_of(5) { place % SHARED } else { SHARED + place % (SECTORS - SHARED) } / BLOCK;
+    let count = (1 + more % 4).min(SECTORS / BLOCK - first);
     Request::Status { first: first * BLOCK, count: count * BLOCK, since }
 }
 
@@ -422,15 +428,16 @@ fn draw_change(client: usize, host: usize, place: u64, more: u64) -> Change {
     let world = world();
     let (clients, shared) = (world.setting.clients as u64, world.setting.shared_blocks * BLOCK);
     let knows = world.knowledge.borrow()[client].clone();
-    let fua = more % 13 == 0;
-    if more % 4 == 0 {
+    let fua = more.is_multiple_of(13);
+    if world.random(|random| random.chance(world.setting.units)) {
         let unit = unit(client);
         let (first, count, what) = draw_zeros(client, host, place, more)
             .map_or((0, UNIT, What::Data), |(part, what)| (part.start, part.end - part.start, what));
         return Change { client, host, first: unit.start + first, count, what, fua, apart: 0, knows };
     }
     let first = place % (shared / clients) * clients + client as u64;
-    let apart = if more % 11 == 0 { world.random(|random| random.nanos(20_000, 200_000)) } else { 0 };
+    let apart =
+        if more.is_multiple_of(11) { world.random(|random| random.nanos(20_000, 200_000)) } else { 0 };
     Change { client, host, first, count: 1, what: What::Data, fua, apart, knows }
 }
 

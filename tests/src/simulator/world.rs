@@ -36,6 +36,10 @@ pub struct Setting {
     pub mode: Option<RequestedMode>,
     /// How likely a request is a flush.
     pub flushes: f64,
+    /// How likely it asks about ranges,
+    pub questions: f64,
+    /// and how likely a write is to the client's unit.
+    pub units: f64,
     /// From one of a client's requests to its next, in ns in the mean, while no cut is near.
     pub leisure_ns: f64,
     /// No daemon is away for longer than this, in ns.
