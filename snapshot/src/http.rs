@@ -110,7 +110,15 @@ impl Listener {
         let socket = TcpListener::bind(address).map_err(listen)?;
         socket.set_nonblocking(true).map_err(listen)?;
         let address = socket.local_addr().map_err(listen)?;
-        Ok(Listener { socket, address, tls, limits: Limits::default() })
+        let listener = Listener { socket, address, tls, limits: Limits::default() };
+        listener.let_go_of_who_does_not_read().map_err(listen)?;
+        Ok(listener)
+    }
+
+    /// For all connections that come from now on, before anybody serves them too: they inherit it (tcp(7)).
+    fn let_go_of_who_does_not_read(&self) -> std::io::Result<()> {
+        let unread = u32::try_from(self.limits.unread.as_millis()).unwrap_or(u32::MAX);
+        Ok(setsockopt(&self.socket, TcpUserTimeout, &unread)?)
     }
 
     /// Where it listens; tells the port that the system chose for port 0.
@@ -129,9 +137,7 @@ impl Listener {
     /// When the listening socket fails.
     pub async fn serve(self, router: Router, admits: Admits, stop: StopHandle) -> std::io::Result<()> {
         // Around all there is, so that no route can be forgotten; the last one first.
-        let Limits { connections, head, body, unread } = self.limits;
-        // Of the connections that it accepts, too (tcp(7)).
-        setsockopt(&self.socket, TcpUserTimeout, &u32::try_from(unread.as_millis()).unwrap_or(u32::MAX))?;
+        let Limits { connections, head, body, .. } = self.limits;
         let router = router.fallback(no_such_page).method_not_allowed_fallback(no_such_method);
         let site = Site::of(self.tls.is_some(), self.address);
         let service = router
