@@ -308,7 +308,10 @@ pub fn live(host: usize, in_the_end: bool) {
 /// shows.
 pub fn restored(host: usize, name: &str, began: i64, live: &[u8]) {
     let world = world();
-    let images = world.hosts[host].borrow().images.clone();
+    let (images, died_at) = {
+        let state = world.hosts[host].borrow();
+        (state.images.clone(), state.died_at)
+    };
     let Some((_, image)) = images.into_iter().find(|(of, _)| of == name) else { return };
     let (then, now) = (shown(host, name, &image), shown(host, "the live volume", live));
     let mut undone = Vec::new();
@@ -324,8 +327,10 @@ pub fn restored(host: usize, name: &str, began: i64, live: &[u8]) {
                     world.note(|| format!("{then:?} {now:?} {began} {write:?}"));
                     world.violation(format!("{} shows {is} though {name} was restored", World::name(host)));
                 }
-                // Unanswered, but done: its answer went to a client that was sent away.
-                let was_done = write.fate == Fate::Done || write.returned.is_some();
+                // Unanswered, but done: its answer went to a client that was sent away, or its host died meanwhile.
+                let was_done = write.fate == Fate::Done
+                    || write.returned.is_some()
+                    || write.received.is_some_and(|x| x < died_at);
                 if number > then.least && number != now.least && was_done && write.fate != Fate::Lost {
                     undone.push(place);
                 }
