@@ -19,6 +19,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -202,9 +203,13 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        let Json(body) = Json::<Value>::from_request(request, state)
+        // That it is called JSON, the listener has seen to. Not by axum's `Json`, which says where in the body an error is:
+        // that may be as long as the body.
+        let bytes = Bytes::from_request(request, state)
             .await
             .map_err(|rejection| Refusal::new(rejection.status().as_u16(), rejection.body_text()))?;
+        let body: Value = serde_json::from_slice(&bytes)
+            .map_err(|why| Refusal::new(400, format!("the body is no JSON: {why}")))?;
         // serde takes an array for a structure without names, an empty one for all defaults. Nobody means that.
         if body.is_array() {
             return Err(Refusal::new(422, "the body is an array; an object is expected"));
