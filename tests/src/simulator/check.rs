@@ -293,6 +293,7 @@ pub fn live(host: usize, in_the_end: bool) {
         if let Some((_, write)) = history.last_done(host, sector)
             && shown[sector as usize].most < write.number
         {
+            world.note(|| format!("sector {sector} shows {:?}, not {write:?}", shown[sector as usize]));
             world.violation(format!(
                 "the live volume of {} has lost write {}:{}, which was acknowledged",
                 World::name(host),
