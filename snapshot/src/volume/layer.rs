@@ -424,7 +424,7 @@ impl Layer {
         let _alone = lock(&self.syncing);
         let images = self.map.as_ref().map(|map| map.map.all()).unwrap_or_default();
         self.write_pages(&images)?;
-        self.unflushed().map_or(Ok(()), Unflushed::close)
+        self.unflushed().map_or(Ok(()), Unflushed::empty)
     }
 
     fn write_pages(&self, images: &[Image]) -> io::Result<()> {

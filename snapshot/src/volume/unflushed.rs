@@ -64,27 +64,22 @@ pub(super) fn log_name(layer: u32) -> String {
 pub(super) struct Unflushed {
     layer: u32,
     life: Life,
-    directory: Directory,
     file: Box<dyn StoredFile>,
     place: Mutex<Place>,
 }
 
 #[derive(Debug)]
 struct Place {
-    mode: Mode,
+    /// The file could not be written, and was emptied: a part of it would be worse than nothing. The next sync begins it
+    /// anew.
+    void: bool,
     end: u64,
     /// Records before it were given back.
     kept_from: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
-    Recording,
-    /// The file could not be written, and was emptied: a part of it would be worse than nothing. The next sync begins it
-    /// anew.
-    Void,
-    /// The layer changes no more.
-    Closed,
+impl Place {
+    const BEGIN: Place = Place { void: false, end: FIRST, kept_from: FIRST };
 }
 
 impl Unflushed {
@@ -94,8 +89,7 @@ impl Unflushed {
         let file = directory.create(&name, 0)?;
         let begun = file.life().and_then(|life| file.write(0, &header(layer, &life)).map(|()| life));
         let life = begun.map_err(at_path(&directory.path().join(name)))?;
-        let place = Mutex::new(Place { mode: Mode::Recording, end: FIRST, kept_from: FIRST });
-        Ok(Unflushed { layer, life, directory: directory.clone(), file, place })
+        Ok(Unflushed { layer, life, file, place: Mutex::new(Place::BEGIN) })
     }
 
     /// Records that `blocks` are in `state` from now on, and lets `set` make them so.
@@ -104,12 +98,12 @@ impl Unflushed {
     /// If the file can neither be written nor emptied; nothing has changed then.
     pub(super) fn record(&self, blocks: &Range<u64>, state: State, set: impl FnOnce()) -> io::Result<()> {
         let mut place = lock(&self.place);
-        if place.mode == Mode::Recording {
+        if !place.void {
             match self.file.write(place.end, &encode(blocks, state)) {
                 Ok(()) => place.end += RECORD as u64,
                 Err(error) => {
                     self.file.set_length(0)?;
-                    place.mode = Mode::Void;
+                    place.void = true;
                     let layer = self.layer;
                     warn!(layer, %error, "if the daemon were killed now, writes that are not flushed would be lost");
                 }
@@ -123,29 +117,36 @@ impl Unflushed {
     pub(super) fn begin_sync(&self) -> u64 {
         let mut place = lock(&self.place);
         // What changes from now on is recorded again; what changed before, this sync makes durable.
-        if place.mode == Mode::Void && self.file.write(0, &header(self.layer, &self.life)).is_ok() {
-            *place = Place { mode: Mode::Recording, end: FIRST, kept_from: FIRST };
+        if place.void {
+            self.begin_anew(&mut place);
         }
         place.end
+    }
+
+    /// Begins the file again, which is empty. If that fails, the next sync tries.
+    fn begin_anew(&self, place: &mut Place) {
+        if self.file.write(0, &header(self.layer, &self.life)).is_ok() {
+            *place = Place::BEGIN;
+        }
     }
 
     /// What was recorded before `mark` is durable.
     pub(super) fn synced(&self, mark: u64) {
         let mut place = lock(&self.place);
         let gone = place.kept_from..mark / FIRST * FIRST;
-        // A file system that cannot give back a part keeps it until the layer changes no more.
+        // A file system that cannot give back a part keeps it until the layer is sealed.
         if gone.end >= gone.start + PIECE && self.file.zero(&gone, false).is_ok() {
             place.kept_from = gone.end;
         }
     }
 
-    /// The layer changes no more, and all of it is durable.
-    pub(super) fn close(&self) -> io::Result<()> {
+    /// All of the layer is durable, and nobody changes it just now. It may be changed again: whatever sealed it may fail
+    /// in the end, and leave it to its clients.
+    pub(super) fn empty(&self) -> io::Result<()> {
         let mut place = lock(&self.place);
-        if place.mode != Mode::Closed {
-            self.directory.remove(&log_name(self.layer)).map_err(io::Error::other)?;
-            place.mode = Mode::Closed;
-        }
+        self.file.set_length(0)?;
+        place.void = true;
+        self.begin_anew(&mut place);
         Ok(())
     }
 }
@@ -267,6 +268,16 @@ mod tests {
         assert!(states[5_000..5_010].iter().all(|state| *state == State::Data));
         assert_eq!(states[0], State::Absent, "its space was given back");
         assert_eq!(states[5_010], State::Absent);
+    }
+
+    #[test]
+    fn one_that_was_emptied_goes_on() {
+        let root = root();
+        let log = Unflushed::begin(&root, 3).unwrap();
+        log.record(&(1..2), State::Data, || {}).unwrap();
+        log.empty().unwrap();
+        log.record(&(2..3), State::Zero, || {}).unwrap();
+        assert_eq!(states(&root)[..4], [State::Absent, State::Absent, State::Zero, State::Absent]);
     }
 
     #[test]

@@ -548,6 +548,18 @@ impl Recorder {
     }
 }
 
+/// The head is sealed before the restore is refused, and goes on to take requests.
+#[test]
+fn a_kill_after_a_restore_that_was_refused_loses_nothing() {
+    let mut run = Recorder::new();
+    run.cut(&[], &[], true);
+    let prepared = run.volume().prepare_restore("s0", "restoring", false).unwrap();
+    prepared.switch(Some("s0"), uuid::Uuid::nil()).unwrap_err();
+    run.change(&write(3, 1, 9, false));
+    run.kill();
+    assert_eq!(run.broken, None);
+}
+
 fn write(block: u64, blocks: u64, fill: u8, fua: bool) -> Request {
     Request::Write { offset: (block * BLOCK) as usize, length: (blocks * BLOCK) as usize, fill, fua }
 }
