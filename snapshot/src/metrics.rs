@@ -99,6 +99,20 @@ struct Family {
 struct Page(Vec<Family>);
 
 impl Page {
+    /// What is said of every daemon, and what `fill` adds: off the runtime's threads, as it takes time and reads files.
+    async fn gather(
+        tls: Option<TlsFiles>,
+        fill: impl FnOnce(&mut Page) + Send + 'static,
+    ) -> Result<Page, Refusal> {
+        let page = tokio::task::spawn_blocking(move || {
+            let mut page = Page::default();
+            page.daemon(tls.as_ref());
+            fill(&mut page);
+            page
+        });
+        page.await.map_err(|panic| Refusal::new(500, format!("the metrics failed: {panic}")))
+    }
+
     /// Values that go up and down, each with its labels.
     fn gauge(
         &mut self,
@@ -144,7 +158,9 @@ impl Page {
             ends.into_iter().map(|(file, end)| (vec![("file", file.to_owned())], end.timestamp() as f64)),
         );
     }
+}
 
+impl IntoResponse for Page {
     fn into_response(self) -> Response {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));

@@ -141,6 +141,36 @@ pub fn hosts(names: &[&str], flags: &[&str]) -> Cluster {
     Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap()
 }
 
+/// A server and the hosts a and b, whose clocks differ by 37 ms, once both are bounded. `flags` go to all three.
+///
+/// # Panics
+/// When they do not start.
+pub fn two_hosts(flags: &[&str]) -> Cluster {
+    let place = |own: &[&str]| Place::loopback(&[flags, own].concat());
+    let host = |clock| place(&["--simulate-clock", clock]);
+    let hosts = [("a", host("offset=35ms")), ("b", host("offset=-2ms"))];
+    let server = place(&["--simulation"]);
+    let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address)).unwrap();
+    eventually(|| {
+        let report = skew(&mut command(&cluster));
+        let hosts = report["hosts"].as_array().unwrap();
+        hosts.iter().all(|row| row["hard_ns"].is_i64()).then_some(()).ok_or("not so yet: both are bounded")
+    });
+    cluster
+}
+
+/// As [`two_hosts`], each with a volume `data`.
+///
+/// # Panics
+/// When they do not start.
+pub fn two_hosts_with_volumes(flags: &[&str]) -> Cluster {
+    let cluster = two_hosts(flags);
+    for volume in ["a/data", "b/data"] {
+        run(command(&cluster).args(["volume", "create", volume, "1MiB"]));
+    }
+    cluster
+}
+
 /// What a variable of the environment says, if it is set.
 ///
 /// # Panics

@@ -1,37 +1,18 @@
 //! The API as its document describes it, put to the test by schemathesis.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::process::Command;
 
-use coeval_cli::cluster::{Cluster, Place};
-use harness::tools::{command, run, skew};
-use harness::{coeval, eventually, python};
+use harness::python;
+use harness::tools::{command, run, two_hosts_with_volumes};
 
 /// What must not be wrong with any answer.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
                       response_headers_conformance,response_schema_conformance,negative_data_rejection,\
                       missing_required_header,unsupported_method";
 
-/// A server and two hosts with a volume each, whose clocks differ and are bounded.
-fn two_hosts() -> Cluster {
-    let place = |clock: &str| Place::loopback(&["--simulate-clock", clock]);
-    let hosts = [("a", place("offset=35ms")), ("b", place("offset=-2ms"))];
-    let server = Place::loopback(&["--simulation"]);
-    let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address)).unwrap();
-    for volume in ["a/data", "b/data"] {
-        run(command(&cluster).args(["volume", "create", volume, "1MiB"]));
-    }
-    eventually(|| {
-        let report = skew(&mut command(&cluster));
-        let hosts = report["hosts"].as_array().unwrap();
-        hosts.iter().all(|row| row["hard_ns"].is_i64()).then_some(()).ok_or("not so yet: both are bounded")
-    });
-    cluster
-}
-
 #[test]
 fn no_request_makes_the_server_fail_and_every_answer_is_as_documented() {
-    let cluster = two_hosts();
+    let cluster = two_hosts_with_volumes(&[]);
     run(command(&cluster).args(["snapshot", "create", "first"]));
     let mut schemathesis = Command::new(python::programs().join("schemathesis"));
     schemathesis

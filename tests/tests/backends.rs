@@ -93,15 +93,7 @@ fn options(volume: &ImageVolume) -> CommandOptions {
     let BackendConfig::Command(config) = volume.backend("files", "").try_into().unwrap() else {
         panic!("it is another kind of backend");
     };
-    CommandOptions {
-        freeze: config.freeze,
-        snapshot: config.snapshot,
-        list: config.list,
-        entry: config.entry,
-        delete: config.delete,
-        restore: config.restore,
-        sync: config.sync,
-    }
+    config.into()
 }
 
 fn watchdog() -> WatchdogProgram {

@@ -1,8 +1,6 @@
 //! The daemons' logs as JSON: one snapshot's id finds its lines on all machines.
 
-use coeval_cli::cluster::{Cluster, Place};
-use harness::tools::{command, run, skew};
-use harness::{coeval, eventually};
+use harness::tools::{command, run, two_hosts_with_volumes};
 use serde_json::Value;
 
 /// The lines of a log, each an object.
@@ -16,18 +14,7 @@ fn snapshot_of(line: &Value) -> Option<&str> {
 
 #[test]
 fn every_line_about_a_snapshot_has_its_id_on_every_machine() {
-    let place = |clock: &str| Place::loopback(&["--log-format", "json", "--simulate-clock", clock]);
-    let hosts = [("a", place("offset=35ms")), ("b", place("offset=-2ms"))];
-    let server = Place::loopback(&["--log-format", "json", "--simulation"]);
-    let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address)).unwrap();
-    for volume in ["a/data", "b/data"] {
-        run(command(&cluster).args(["volume", "create", volume, "1MiB"]));
-    }
-    eventually(|| {
-        let report = skew(&mut command(&cluster));
-        let hosts = report["hosts"].as_array().unwrap();
-        hosts.iter().all(|row| row["hard_ns"].is_i64()).then_some(()).ok_or("not so yet: both are bounded")
-    });
+    let cluster = two_hosts_with_volumes(&["--log-format", "json"]);
     let mut ids = Vec::new();
     for name in ["first", "second"] {
         let manifest = run(command(&cluster).args(["snapshot", "create", name, "--json"]));

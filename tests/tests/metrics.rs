@@ -6,9 +6,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use coeval_cli::cluster::{Cluster, Place};
-use harness::tools::{command, run, skew};
-use harness::{coeval, eventually, python};
+use harness::tools::{command, run, two_hosts_with_volumes};
+use harness::{eventually, python};
 use serde_json::Value;
 use snapshot::nbd::{Client, Endpoint};
 
@@ -42,22 +41,6 @@ fn value(scraped: &Value, sample: &str, labels: &[(&str, &str)]) -> Option<f64> 
     samples.clone().find(is_it).and_then(|it| it[2].as_f64())
 }
 
-fn two_hosts() -> Cluster {
-    let place = |clock: &str| Place::loopback(&["--simulate-clock", clock]);
-    let hosts = [("a", place("offset=35ms")), ("b", place("offset=-2ms"))];
-    let server = Place::loopback(&["--simulation"]);
-    let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address)).unwrap();
-    for volume in ["a/data", "b/data"] {
-        run(command(&cluster).args(["volume", "create", volume, "1MiB"]));
-    }
-    eventually(|| {
-        let report = skew(&mut command(&cluster));
-        let hosts = report["hosts"].as_array().unwrap();
-        hosts.iter().all(|row| row["hard_ns"].is_i64()).then_some(()).ok_or("not so yet: both are bounded")
-    });
-    cluster
-}
-
 /// Every word that may be a metric's name in a file of the docs.
 fn words(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
@@ -66,7 +49,7 @@ fn words(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn metrics_are_to_the_letter_and_tell_what_happened() {
-    let cluster = two_hosts();
+    let cluster = two_hosts_with_volumes(&[]);
     run(command(&cluster).args(["snapshot", "create", "first"]));
     run(command(&cluster).args(["schedule", "create", "yearly", "--cron", "0 0 1 1 *"]));
     let mut client = Client::connect(&Endpoint::Unix(cluster.hosts[0].nbd_socket.clone()), "data").unwrap();

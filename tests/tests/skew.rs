@@ -6,26 +6,12 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
-use coeval_cli::cluster::{Cluster, Place};
-use harness::tools::{DEADLINE, command, finish, refusal_of, run, skew, stop_all};
+use coeval_cli::cluster::Cluster;
+use harness::tools::{DEADLINE, command, finish, refusal_of, run, stop_all, two_hosts};
 use harness::{coeval, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-
-/// A server and the hosts a and b, whose clocks differ by 37 ms, once both are bounded.
-fn two_hosts() -> Cluster {
-    let place = |clock: &str| Place::loopback(&["--simulate-clock", clock]);
-    let hosts = [("a", place("offset=35ms")), ("b", place("offset=-2ms"))];
-    let server = Place::loopback(&["--simulation"]);
-    let cluster = Cluster::start(coeval(), &hosts, &server, |_, address| Ok(address)).unwrap();
-    eventually(|| {
-        let report = skew(&mut command(&cluster));
-        let hosts = report["hosts"].as_array().unwrap();
-        hosts.iter().all(|row| row["hard_ns"].is_i64()).then_some(()).ok_or("not so yet: both are bounded")
-    });
-    cluster
-}
 
 /// A `coeval skew` that needs no server, and would find none.
 fn serverless() -> Command {
@@ -36,7 +22,7 @@ fn serverless() -> Command {
 
 #[test]
 fn the_table_fits_and_says_who_is_missing_and_why() {
-    let mut cluster = two_hosts();
+    let mut cluster = two_hosts(&[]);
     let table = run(command(&cluster).arg("skew"));
     assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
     let line = |host: &str| table.lines().find(|line| line.starts_with(host)).unwrap().to_owned();
@@ -66,7 +52,7 @@ fn the_table_fits_and_says_who_is_missing_and_why() {
 
 #[test]
 fn a_recording_replays_without_a_server_and_a_changed_one_is_refused_with_its_line() {
-    let cluster = two_hosts();
+    let cluster = two_hosts(&[]);
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("clocks.jsonl");
     let record = || {
@@ -123,7 +109,7 @@ fn a_recording_replays_without_a_server_and_a_changed_one_is_refused_with_its_li
 
 #[test]
 fn the_server_remembers_and_the_picture_shows_it() {
-    let cluster = two_hosts();
+    let cluster = two_hosts(&[]);
     let history = || -> Vec<Value> {
         serde_json::from_str(&run(command(&cluster).args(["skew", "--history", "10min", "--json"]))).unwrap()
     };
@@ -214,7 +200,7 @@ impl Terminal {
 
 #[test]
 fn watching_shows_the_hosts_and_leaves_the_terminal_as_it_was() {
-    let cluster = two_hosts();
+    let cluster = two_hosts(&[]);
     let watch = |end: &str| {
         let line = format!(
             "stty rows 30 cols 100; before=$(stty -g); (echo pid=$BASHPID.; exec {} skew --watch); {end}; \

@@ -54,6 +54,20 @@ pub struct CommandConfig {
     pub sync: Option<Vec<String>>,
 }
 
+impl From<CommandConfig> for CommandOptions {
+    fn from(config: CommandConfig) -> Self {
+        CommandOptions {
+            freeze: config.freeze,
+            snapshot: config.snapshot,
+            list: config.list,
+            entry: config.entry,
+            delete: config.delete,
+            restore: config.restore,
+            sync: config.sync,
+        }
+    }
+}
+
 /// `kind = "qemu"`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,17 +131,7 @@ impl BackendConfig {
     fn backend(&self, ours: &[PathBuf]) -> Result<Arc<dyn Backend>, BackendError> {
         match self {
             BackendConfig::Command(config) => {
-                let config = config.clone();
-                let options = CommandOptions {
-                    freeze: config.freeze,
-                    snapshot: config.snapshot,
-                    list: config.list,
-                    entry: config.entry,
-                    delete: config.delete,
-                    restore: config.restore,
-                    sync: config.sync,
-                };
-                Ok(Arc::new(CommandBackend::new(options, ours.to_vec())?))
+                Ok(Arc::new(CommandBackend::new(config.clone().into(), ours.to_vec())?))
             }
             BackendConfig::Qemu(QemuConfig { qmp, disks, directory, .. }) => {
                 let (monitor, disks, directory) = (qmp.clone(), disks.clone(), directory.clone());

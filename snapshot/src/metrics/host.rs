@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use axum::Router;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use timesync::time::Nanos;
 
@@ -61,19 +60,13 @@ pub fn router(host: Arc<HostService>, traffic: Arc<Traffic>, tls: Option<TlsFile
     Router::new().route("/metrics", get(scrape)).with_state(Sources { host, traffic, tls })
 }
 
-async fn scrape(State(Sources { host, traffic, tls }): State<Sources>) -> Response {
-    let page = tokio::task::spawn_blocking(move || {
-        let mut page = Page::default();
-        page.daemon(tls.as_ref());
-        volumes(&mut page, &host);
-        cuts(&mut page, host.metrics());
-        nbd(&mut page, &traffic);
-        page
-    });
-    match page.await {
-        Ok(page) => page.into_response(),
-        Err(panic) => Refusal::new(500, format!("the metrics failed: {panic}")).into_response(),
-    }
+async fn scrape(State(Sources { host, traffic, tls }): State<Sources>) -> Result<Page, Refusal> {
+    Page::gather(tls, move |page| {
+        volumes(page, &host);
+        cuts(page, host.metrics());
+        nbd(page, &traffic);
+    })
+    .await
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes for a chart")]

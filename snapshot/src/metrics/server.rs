@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use axum::Router;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Serialize;
 use timesync::report::{HostRow, Report};
@@ -79,22 +78,11 @@ pub fn router(coordinator: Arc<Coordinator>, time: Arc<TimeServer>, tls: Option<
     Router::new().route("/metrics", get(scrape)).with_state(Sources { coordinator, time, tls })
 }
 
-async fn scrape(State(sources): State<Sources>) -> Response {
-    let (time, tls) = (Arc::clone(&sources.time), sources.tls.clone());
-    // Works out every host's bounds, and reads files.
-    let page = tokio::task::spawn_blocking(move || {
-        let mut page = Page::default();
-        page.daemon(tls.as_ref());
-        clocks(&mut page, &time.report(), &*time);
-        page
-    });
-    match page.await {
-        Ok(mut page) => match snapshots(&mut page, &sources.coordinator).await {
-            Ok(()) => page.into_response(),
-            Err(why) => Refusal::from(why).into_response(),
-        },
-        Err(panic) => Refusal::new(500, format!("the metrics failed: {panic}")).into_response(),
-    }
+async fn scrape(State(Sources { coordinator, time, tls }): State<Sources>) -> Result<Page, Refusal> {
+    // Works out every host's bounds.
+    let mut page = Page::gather(tls, move |page| clocks(page, &time.report(), &*time)).await?;
+    snapshots(&mut page, &coordinator).await?;
+    Ok(page)
 }
 
 fn clocks(page: &mut Page, report: &Report, source: &dyn SkewSource) {
