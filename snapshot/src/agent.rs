@@ -20,7 +20,7 @@ use crate::host::{HostError, HostService};
 use crate::http::{JsonBody, Parameters, Refusal, Segments};
 use crate::orders::{
     ArmOrder, Armed, AttemptId, ContentDigest, CreateVolume, HostDescription, PrepareOrder, ReleaseOrder,
-    RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
+    RestoreOrder, RestorePrepared, RestoreSwitched, Sealed, Struck, VolumeDescription,
 };
 use crate::sync::task;
 
@@ -168,7 +168,7 @@ async fn switch_restore(
     State(host): Host,
     Segments(restore): Segments<Uuid>,
     JsonBody(order): JsonBody<RestoreOrder>,
-) -> Answer<()> {
+) -> Answer<RestoreSwitched> {
     blocking(host, move |host| host.switch_restore(restore, &order)).await
 }
 

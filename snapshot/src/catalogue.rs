@@ -13,6 +13,7 @@ mod groups;
 mod hooks;
 mod records;
 mod requests;
+mod restores;
 mod schedules;
 
 pub use hooks::Debt;
@@ -30,8 +31,7 @@ use timesync::time::{Server, Time};
 use uuid::Uuid;
 
 use crate::certificate::Evidence;
-use crate::coordinator::RestorePlan;
-use crate::messages::{Manifest, Snapshot, SnapshotState, Step, StoryEntry};
+use crate::messages::{Manifest, Member, Snapshot, SnapshotState, Step, StoryEntry};
 use crate::orders::AttemptId;
 
 const SCHEMA_VERSION: i64 = 6;
@@ -124,6 +124,12 @@ pub enum CatalogueError {
     /// There is no such group.
     #[error("there is no group {0}; `coeval group list` shows what there is")]
     NoSuchGroup(String),
+    /// A restore of the volume is decided, and not done yet.
+    #[error(
+        "volume {0} is still being restored, because its host or another one of that restore did not answer; the server \
+         goes on until it is done; try again then"
+    )]
+    BeingRestored(Member),
     /// Its state does not allow it.
     #[error("snapshot {name} is {state}; wait until it is done")]
     Busy {
@@ -411,67 +417,6 @@ impl Catalogue {
         transaction.execute("DELETE FROM story WHERE snapshot = ?1", [id.to_string()])?;
         transaction.execute("DELETE FROM attempts WHERE snapshot = ?1 AND owed = 0", [id.to_string()])?;
         Ok(transaction.commit()?)
-    }
-
-    /// Notes a restore that hosts are asked to prepare.
-    ///
-    /// # Errors
-    /// [`CatalogueError`].
-    pub fn begin_restore(&self, plan: &RestorePlan) -> Result<(), CatalogueError> {
-        self.lock().execute(
-            "INSERT INTO restores (id, state, plan) VALUES (?1, 'preparing', ?2)",
-            params![plan.id.to_string(), serde_json::to_string(plan)?],
-        )?;
-        Ok(())
-    }
-
-    /// Every host is prepared: from now on the restore goes forward.
-    ///
-    /// # Errors
-    /// [`CatalogueError`].
-    pub fn decide_restore(&self, plan: &RestorePlan) -> Result<(), CatalogueError> {
-        self.change(
-            plan.id,
-            "UPDATE restores SET state = 'decided', plan = ?2 WHERE id = ?1",
-            params![plan.id.to_string(), serde_json::to_string(plan)?],
-        )
-    }
-
-    /// A restore that was not decided has come to nothing.
-    ///
-    /// # Errors
-    /// [`CatalogueError`].
-    pub fn forget_restore(&self, id: Uuid) -> Result<(), CatalogueError> {
-        self.change(id, "DELETE FROM restores WHERE id = ?1 AND state = 'preparing'", [id.to_string()])
-    }
-
-    /// Every host has switched: what was replaced is a snapshot now, if it was to be kept.
-    ///
-    /// # Errors
-    /// [`CatalogueError`].
-    pub fn finish_restore(&self, plan: &RestorePlan) -> Result<(), CatalogueError> {
-        let mut connection = self.lock();
-        let transaction = connection.transaction()?;
-        let removed = transaction.execute("DELETE FROM restores WHERE id = ?1", [plan.id.to_string()])?;
-        if let Some(kept) = plan.kept.as_ref().filter(|_| removed == 1) {
-            transaction.execute(
-                "INSERT INTO snapshots (id, name, state, manifest) VALUES (?1, ?2, 'inconsistent', ?3)",
-                params![kept.id.to_string(), kept.name, serde_json::to_string(kept)?],
-            )?;
-        }
-        Ok(transaction.commit()?)
-    }
-
-    /// The restores that have still to be completed.
-    ///
-    /// # Errors
-    /// [`CatalogueError`].
-    pub fn decided_restores(&self) -> Result<Vec<RestorePlan>, CatalogueError> {
-        let connection = self.lock();
-        let mut query =
-            connection.prepare("SELECT plan FROM restores WHERE state = 'decided' ORDER BY id")?;
-        let rows = query.query_map([], |row| from_json(0, &row.get::<_, String>(0)?))?;
-        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// All snapshots, oldest first.

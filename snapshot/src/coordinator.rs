@@ -136,6 +136,7 @@ impl CoordinatorError {
                 CatalogueError::NameTaken(_)
                 | CatalogueError::ScheduleExists(_)
                 | CatalogueError::GroupExists(_)
+                | CatalogueError::BeingRestored(_)
                 | CatalogueError::Busy { .. },
             ) => 409,
             CoordinatorError::Catalogue(_) | CoordinatorError::Internal(_) => 500,

@@ -154,13 +154,26 @@ pub struct RestoreOrder {
     pub keep: Option<String>,
     /// Whether clients that are connected are disconnected; otherwise they are a reason to refuse.
     pub disconnect: bool,
+    /// In an order to switch: what [`RestorePrepared::restored`] was. A volume of which that is not true any more has
+    /// been restored by somebody else since, and stays as it is: an order can be late by any time.
+    #[serde(default)]
+    pub over: Option<BTreeMap<String, Uuid>>,
 }
 
 /// No client is let in any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestorePrepared {
     /// Who prepared.
     pub host: Incarnation,
+    /// The last restore that was done to each volume, where there was one.
+    pub restored: BTreeMap<String, Uuid>,
+}
+
+/// The volumes are restored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreSwitched {
+    /// But for these, which another restore has reached since they were prepared. They are as it left them.
+    pub overtaken: Vec<String>,
 }
 
 /// Who a host is and what it has. `GET /v1/host`

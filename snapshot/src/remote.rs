@@ -18,7 +18,7 @@ use crate::hooks::host::{BeforeOrder, HookReport};
 use crate::http::{Connector, ControlClient, ControlError, HttpError, Lines};
 use crate::orders::{
     ArmOrder, Armed, AttemptId, ContentDigest, CreateVolume, HostDescription, PrepareOrder, Quota,
-    RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription, VolumeUsage,
+    RestoreOrder, RestorePrepared, RestoreSwitched, Sealed, Struck, VolumeDescription, VolumeUsage,
 };
 
 /// Where a host's control plane is.
@@ -190,7 +190,11 @@ impl RemoteHost {
     }
 
     /// Puts the volumes back. It may be repeated.
-    pub async fn switch_restore(&self, restore: Uuid, order: &RestoreOrder) -> Result<(), ControlError> {
+    pub async fn switch_restore(
+        &self,
+        restore: Uuid,
+        order: &RestoreOrder,
+    ) -> Result<RestoreSwitched, ControlError> {
         self.client.post(self.restore(restore, "switch"), order, self.limits.seal).await
     }
 

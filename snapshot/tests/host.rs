@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -11,6 +12,7 @@ use snapshot::device::{Device, Exports};
 use snapshot::host::{HostError, HostOptions, HostService};
 use snapshot::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, CreateVolume, PrepareOrder, ReleaseOrder,
+    RestoreOrder,
 };
 use timesync::clock::HostClock;
 use timesync::identity::Incarnation;
@@ -288,4 +290,43 @@ fn an_order_to_commit_that_comes_twice_drops_nothing() {
             assert!(fixture.service.open(&format!("{volume}@{name}")).is_some(), "{volume}@{name} is there");
         }
     }
+}
+
+fn back_to_first(over: Option<BTreeMap<String, Uuid>>) -> RestoreOrder {
+    let volumes = vec!["data".to_owned()];
+    RestoreOrder { volumes, snapshot: "first".to_owned(), keep: None, disconnect: false, over }
+}
+
+#[test]
+fn an_order_to_restore_that_comes_late_or_twice_changes_nothing() {
+    let mut host = Fixture::new();
+    let attempt = id();
+    host.write_in_background(1).recv().unwrap();
+    host.arm(attempt, host.timed(Nanos::from_millis(100), Nanos::from_micros(50))).unwrap();
+    host.service.seal(attempt).unwrap();
+    host.service.commit(attempt, &commit("first")).unwrap();
+
+    let (early, later) = (id(), id());
+    let prepared = host.service.prepare_restore(early, &back_to_first(None)).unwrap();
+    let order = back_to_first(Some(prepared.restored));
+    // The daemon forgets what was prepared. The decision stands.
+    host.restart();
+    let restore = |host: &Fixture, id, order: &RestoreOrder| host.service.switch_restore(id, order).unwrap();
+    for _ in 0..2 {
+        assert!(restore(&host, early, &order).overtaken.is_empty());
+        host.write_in_background(2).recv().unwrap();
+    }
+    assert_eq!(host.read("data"), 2, "only the first one of the two did anything");
+
+    let prepared = host.service.prepare_restore(later, &back_to_first(None)).unwrap();
+    assert_eq!(prepared.restored, BTreeMap::from([("data".to_owned(), early)]));
+    let next = back_to_first(Some(prepared.restored));
+    assert!(restore(&host, later, &next).overtaken.is_empty());
+    assert_eq!(host.read("data"), 1);
+    host.write_in_background(3).recv().unwrap();
+    assert_eq!(restore(&host, early, &order).overtaken, ["data"], "another restore came after it");
+    assert!(restore(&host, later, &next).overtaken.is_empty());
+    // Nor what was decided before the later one, and never came.
+    assert_eq!(restore(&host, id(), &order).overtaken, ["data"]);
+    assert_eq!(host.read("data"), 3);
 }

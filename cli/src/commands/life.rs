@@ -47,7 +47,7 @@ pub async fn clone(args: CloneArgs) -> Result<(), Failure> {
 pub async fn delete(args: &DeleteVolumeArgs) -> Result<(), Failure> {
     let DeleteVolumeArgs { volume, with_snapshots, remote } = args;
     connect(remote)?.delete_volume(volume, *with_snapshots).await?;
-    let name = format!("{}/{}", volume.host, volume.volume);
+    let name = volume.to_string();
     if remote.json {
         return print_json(&serde_json::json!({ "deleted": name }));
     }
@@ -67,7 +67,7 @@ pub async fn resize(args: &ResizeArgs) -> Result<(), Failure> {
     }
     let again = if resized.clients > 0 { "; its clients see that when they connect again" } else { "" };
     let size = units::format_size(resized.size);
-    print(&format!("{}/{} has {size} now{again}", volume.host, volume.volume))
+    print(&format!("{volume} has {size} now{again}"))
 }
 
 /// Makes a raw image a volume where it lies.

@@ -18,6 +18,7 @@ use super::hooks::first_let_go;
 use super::plan::{Candidate, NoPlan, Plan, confidence_of_each, plan};
 use super::{Coordinator, CoordinatorError, Job};
 use crate::agent::UncoordinatedOrder;
+use crate::catalogue::Catalogue;
 use crate::certificate::{Certificate, Evidence, HostEvidence, Mode, Observed, certify};
 use crate::hooks::HookLimits;
 use crate::http::ControlError;
@@ -466,7 +467,10 @@ impl<'a> Attempt<'a> {
         let asked = self.coordinator.source.0.now();
         self.everywhere(Step::Prepare, order).await?;
         self.reached_since(asked);
-        Ok(())
+        // Now: prepared volumes are not restored any more (see the restore's own argument).
+        let group = self.job.group.clone();
+        let clear = move |catalogue: &Catalogue| catalogue.refuse_if_being_restored(&group);
+        Ok(self.coordinator.with_catalogue(clear).await?)
     }
 
     async fn arm(&self, server: Incarnation, timings: Vec<ArmTiming>) -> Result<(), Stop> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Coordinator;
 use crate::follow_ups::{Finished, FollowUp};
-use crate::messages::{Manifest, Step, Verdict};
+use crate::messages::{Manifest, Member, Step, Verdict};
 use crate::sync::task;
 
 impl Coordinator {
@@ -29,11 +29,7 @@ impl Coordinator {
         let finished = Finished {
             snapshot: manifest.name.clone(),
             id: manifest.id.to_string(),
-            volumes: manifest
-                .group
-                .iter()
-                .map(|member| format!("{}/{}", member.host, member.volume))
-                .collect(),
+            volumes: manifest.group.iter().map(Member::to_string).collect(),
             group,
             schedule,
         };

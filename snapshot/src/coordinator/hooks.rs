@@ -70,8 +70,7 @@ impl Coordinator {
         job.hooks_begun.store(true, Ordering::Relaxed);
         attempt.report(Step::Before, "running the hooks before it".to_owned());
         for hook in own {
-            let volumes =
-                job.group.iter().map(|member| format!("{}/{}", member.host, member.volume)).collect();
+            let volumes = job.group.iter().map(Member::to_string).collect();
             let about = About { snapshot: job.id, name: job.name.clone(), volumes };
             let after = hook.hooks.after.clone();
             let debt = Debt::Own { name: hook.name.clone(), after, about: about.clone() };

@@ -104,7 +104,7 @@ impl Coordinator {
                     Ok(digest) => (Some(digest), None),
                     Err(why) => (None, Some(why.to_string())),
                 };
-                progress(Progress::from(format!("{}/{} is read", member.host, member.volume)));
+                progress(Progress::from(format!("{member} is read")));
                 DigestCheck { member, stored, now, problem }
             }
         }))

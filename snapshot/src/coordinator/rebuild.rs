@@ -189,7 +189,5 @@ pub(super) fn unknown(hosts: &BTreeMap<String, Kept>) -> Vec<String> {
             (Member { host: host.clone(), volume: volume.clone() }, snapshot.clone())
         })
     });
-    all.filter(|one| !known.contains(one))
-        .map(|(member, snapshot)| format!("{}/{}@{snapshot}", member.host, member.volume))
-        .collect()
+    all.filter(|one| !known.contains(one)).map(|(member, snapshot)| format!("{member}@{snapshot}")).collect()
 }

@@ -3,7 +3,8 @@
 //! 1. Every host *prepares*: it lets no client in any more and does all that can fail for want of room. A failure here
 //!    gives the restore up everywhere.
 //! 2. The decision is stored in the catalogue. From here on the restore goes forward, over restarts of hosts and of this
-//!    server too.
+//!    server too, and its volumes are neither restored otherwise nor snapshotted until it is done: that is asked of the
+//!    catalogue once the volumes are prepared for the other purpose, when no host can be prepared for a restore.
 //! 3. Every host *switches*. One that does not answer is asked again until it has; the caller is told.
 //!
 //! Nobody sees a volume of the old state beside one of the new: from 1 on, a host lets clients in only after its own
@@ -17,7 +18,6 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use timesync::bound::Policy;
-use timesync::identity::Incarnation;
 use tracing::field::{Empty, display};
 use tracing::{Instrument, Span};
 use uuid::Uuid;
@@ -27,7 +27,7 @@ use super::{Coordinator, CoordinatorError};
 use crate::messages::{
     Assumed, HostResult, Manifest, Member, PolicyName, RestoreReport, RestoreRequest, SnapshotState, Verdict,
 };
-use crate::orders::RestoreOrder;
+use crate::orders::{RestoreOrder, RestorePrepared, RestoreSwitched};
 use crate::remote::RemoteHost;
 use crate::sync::task;
 
@@ -47,6 +47,27 @@ pub struct RestorePlan {
     pub orders: BTreeMap<String, RestoreOrder>,
     /// The snapshot that the replaced state becomes.
     pub kept: Option<Manifest>,
+}
+
+/// What came of asking every host to switch.
+#[derive(Debug, Default)]
+struct Switched {
+    /// The volumes that somebody else has restored meanwhile.
+    overtaken: Vec<Member>,
+    /// Which hosts have not switched, and why.
+    unfinished: Vec<String>,
+}
+
+impl RestorePlan {
+    /// The volumes.
+    pub fn members(&self) -> Vec<Member> {
+        let mut members = Vec::new();
+        for (host, order) in &self.orders {
+            let member = |volume: &String| Member { host: host.clone(), volume: volume.clone() };
+            members.extend(order.volumes.iter().map(member));
+        }
+        members
+    }
 }
 
 impl Coordinator {
@@ -81,23 +102,25 @@ impl Coordinator {
 
         let stored = plan.clone();
         self.with_catalogue(move |catalogue| catalogue.begin_restore(&stored)).await?;
-        let prepared = match self.prepare_everywhere(&plan, &hosts).await {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                join_all(hosts.iter().map(|host| host.give_up_restore(id))).await;
-                self.with_catalogue(move |catalogue| catalogue.forget_restore(id)).await?;
-                return Err(error);
+        let decided = async {
+            let prepared = self.prepare_everywhere(&plan, &hosts).await?;
+            for (host, order) in &mut plan.orders {
+                order.over = prepared.get(host).map(|prepared| prepared.restored.clone());
             }
+            plan.kept = keep.map(|name| kept_manifest(&plan, &manifest, name, &prepared));
+            let stored = plan.clone();
+            self.with_catalogue(move |catalogue| catalogue.decide_restore(&stored)).await
         };
-        plan.kept = keep.map(|name| kept_manifest(&plan, &manifest, name, &prepared));
-        let stored = plan.clone();
-        self.with_catalogue(move |catalogue| catalogue.decide_restore(&stored)).await?;
+        if let Err(error) = decided.await {
+            join_all(hosts.iter().map(|host| host.give_up_restore(id))).await;
+            self.with_catalogue(move |catalogue| catalogue.forget_restore(id)).await?;
+            return Err(error);
+        }
 
-        let unfinished = self.switch_everywhere(&plan, TRIES).await;
+        let Switched { overtaken, unfinished } = self.switch_everywhere(&plan, TRIES).await;
         if !unfinished.is_empty() {
-            let why: Vec<_> = unfinished.iter().map(|(host, why)| format!("{host}: {why}")).collect();
             self.finish_later(plan);
-            return Err(CoordinatorError::Unfinished(manifest.name, why.join("; ")));
+            return Err(CoordinatorError::Unfinished(manifest.name, unfinished.join("; ")));
         }
         let report = RestoreReport {
             id,
@@ -106,6 +129,13 @@ impl Coordinator {
             volumes: manifest.group,
         };
         self.with_catalogue(move |catalogue| catalogue.finish_restore(&plan)).await?;
+        if let Some(volume) = overtaken.first() {
+            return Err(CoordinatorError::Conflict(format!(
+                "volume {volume} was restored by somebody else at the same time, and is as that restore left it; look at \
+                 the volumes of {} and restore again what you want",
+                report.snapshot
+            )));
+        }
         Ok(report)
     }
 
@@ -128,22 +158,21 @@ impl Coordinator {
         &self,
         plan: &RestorePlan,
         hosts: &[Arc<RemoteHost>],
-    ) -> Result<BTreeMap<String, Incarnation>, CoordinatorError> {
+    ) -> Result<BTreeMap<String, RestorePrepared>, CoordinatorError> {
         let prepare = |host: &Arc<RemoteHost>| {
             let (host, order) = (Arc::clone(host), plan.orders[host.name()].clone());
             async move {
                 let prepared = host.prepare_restore(plan.id, &order).await?;
-                Ok((host.name().to_owned(), prepared.host))
+                Ok((host.name().to_owned(), prepared))
             }
         };
         // All have answered before any failure counts: whoever is still at it would not hear of it.
         join_all(hosts.iter().map(prepare)).await.into_iter().collect()
     }
 
-    /// Which hosts have not switched, and why.
-    async fn switch_everywhere(&self, plan: &RestorePlan, tries: usize) -> Vec<(String, String)> {
+    async fn switch_everywhere(&self, plan: &RestorePlan, tries: usize) -> Switched {
         let switch = async |name: &String, order: &RestoreOrder| {
-            let mut last = Ok(());
+            let mut last = Ok(RestoreSwitched::default());
             for attempt in 0..tries {
                 if attempt > 0 {
                     task::sleep(FIRST_PAUSE).await;
@@ -156,10 +185,20 @@ impl Coordinator {
                     break;
                 }
             }
-            last.err().map(|why| (name.clone(), why))
+            last
         };
         let answers = join_all(plan.orders.iter().map(|(name, order)| switch(name, order))).await;
-        answers.into_iter().flatten().collect()
+        let mut all = Switched::default();
+        for (host, answer) in plan.orders.keys().zip(answers) {
+            match answer {
+                Ok(switched) => {
+                    let volume = |volume| Member { host: host.clone(), volume };
+                    all.overtaken.extend(switched.overtaken.into_iter().map(volume));
+                }
+                Err(why) => all.unfinished.push(format!("{host}: {why}")),
+            }
+        }
+        all
     }
 
     /// Goes on until every host has switched.
@@ -169,12 +208,15 @@ impl Coordinator {
         let finishing = async move {
             let mut pause = FIRST_PAUSE;
             loop {
-                let unfinished = coordinator.switch_everywhere(&plan, 1).await;
+                let Switched { overtaken, unfinished } = coordinator.switch_everywhere(&plan, 1).await;
+                for volume in overtaken {
+                    tracing::warn!(restore = %plan.id, %volume, "restored by somebody else meanwhile");
+                }
                 if unfinished.is_empty() {
                     break;
                 }
-                for (host, why) in unfinished {
-                    tracing::warn!(restore = %plan.id, host, why, "not restored yet");
+                for why in unfinished {
+                    tracing::warn!(restore = %plan.id, why, "not restored yet");
                 }
                 task::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -204,6 +246,7 @@ fn orders(
         snapshot: manifest.name.clone(),
         keep: keep.clone(),
         disconnect: request.disconnect,
+        over: None,
     };
     by_host.into_iter().map(|(host, volumes)| (host, order(volumes))).collect()
 }
@@ -214,10 +257,10 @@ fn kept_manifest(
     plan: &RestorePlan,
     restored: &Manifest,
     name: String,
-    prepared: &BTreeMap<String, Incarnation>,
+    prepared: &BTreeMap<String, RestorePrepared>,
 ) -> Manifest {
-    let host = |(host, incarnation): (&String, &Incarnation)| {
-        HostResult::blank(host.clone(), *incarnation, &plan.orders[host].volumes)
+    let host = |(host, prepared): (&String, &RestorePrepared)| {
+        HostResult::blank(host.clone(), prepared.host, &plan.orders[host].volumes)
     };
     Manifest {
         id: plan.id,

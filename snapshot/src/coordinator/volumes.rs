@@ -79,10 +79,11 @@ impl Coordinator {
         // Before anything is deleted. Those who come later are found by the host.
         if let Some(clients) = found.map(|found| found.clients).filter(|clients| *clients > 0) {
             return Err(CoordinatorError::Conflict(format!(
-                "volume {}/{} has {clients} clients connected: disconnect them first",
-                volume.host, volume.volume
+                "volume {volume} has {clients} clients connected: disconnect them first"
             )));
         }
+        let member = volume.clone();
+        self.with_catalogue(move |catalogue| catalogue.refuse_if_being_restored(&[member])).await?;
         let snapshots = self.list().await?;
         let part_of = snapshots.into_iter().filter(|snapshot| {
             let group = snapshot.manifest.as_ref().map(|manifest| &manifest.group);
@@ -92,10 +93,8 @@ impl Coordinator {
         if !part_of.is_empty() && !with_snapshots {
             let names: Vec<_> = part_of.iter().map(|snapshot| snapshot.name.as_str()).collect();
             return Err(CoordinatorError::Conflict(format!(
-                "volume {}/{} is part of snapshots ({}): delete them first, or use --with-snapshots to delete them too, \
+                "volume {volume} is part of snapshots ({}): delete them first, or use --with-snapshots to delete them too, \
                  on all their hosts",
-                volume.host,
-                volume.volume,
                 names.join(", ")
             )));
         }
@@ -132,8 +131,8 @@ fn clones(manifest: &Manifest, request: CloneRequest) -> Result<Vec<ClonedVolume
         CloneRequest::One { volume, name } => match members.find(|member| *member == volume) {
             Some(from) => Ok(vec![named(from, name)]),
             None => Err(CoordinatorError::Unknown(format!(
-                "volume {}/{} is not part of snapshot {}; show it to see what is",
-                volume.host, volume.volume, manifest.name
+                "volume {volume} is not part of snapshot {}; show it to see what is",
+                manifest.name
             ))),
         },
     }

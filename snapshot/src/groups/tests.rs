@@ -31,7 +31,7 @@ fn hosts() -> Vec<Seen> {
 
 /// Members, then what is missing: `HOST/VOLUME` or `HOST/*`.
 fn words(resolved: &Resolved) -> (Vec<String>, Vec<String>) {
-    let members = resolved.members.iter().map(|member| format!("{}/{}", member.host, member.volume));
+    let members = resolved.members.iter().map(Member::to_string);
     let missing = resolved.missing.iter();
     let missing = missing.map(|it| format!("{}/{}", it.host, it.volume.as_deref().unwrap_or("*")));
     (members.collect(), missing.collect())

@@ -7,6 +7,7 @@ use timesync::identity::BootId;
 use timesync::time::Nanos;
 use uuid::Uuid;
 
+use super::restore::Standing;
 use super::{HostError, HostService};
 use crate::backend::record::{Entry, Record};
 use crate::backend::watchdog::WatchdogProgram;
@@ -121,10 +122,20 @@ impl External {
         Ok(())
     }
 
-    pub(super) fn restore(self: &Arc<Self>, snapshot: &str, restore: Uuid) -> Result<(), HostError> {
+    /// Restores the volume, if `standing` says from its last restore that it is to be. What it said.
+    pub(super) fn restore(
+        self: &Arc<Self>,
+        snapshot: &str,
+        restore: Uuid,
+        standing: impl Fn(Option<Uuid>) -> Standing,
+    ) -> Result<Standing, HostError> {
         let _claim = self.claim(&format!("restoring {snapshot}"))?;
-        self.backend.restore(snapshot)?;
-        Ok(self.record.set_restored(restore)?)
+        let standing = standing(self.record.restored());
+        if standing == Standing::Due {
+            self.backend.restore(snapshot)?;
+            self.record.set_restored(restore)?;
+        }
+        Ok(standing)
     }
 }
 

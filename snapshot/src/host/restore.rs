@@ -2,6 +2,11 @@
 //!
 //! An order to switch carries all that is needed and may be repeated: what was prepared may be gone, with the daemon or
 //! because nobody came back to it, and is then prepared again. So a coordinator that has decided can always go on.
+//!
+//! An order that was carried out, or overtaken by another restore, changes nothing, however late it comes. Both are told
+//! from the last restore that the volume knows of: each order to switch names the one that it follows (a comparison and
+//! a swap), and ids are never used again. This is looked at while the volume is prepared: nobody else can restore it
+//! then.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -10,7 +15,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{HostError, HostService};
-use crate::orders::{RestoreOrder, RestorePrepared};
+use crate::orders::{RestoreOrder, RestorePrepared, RestoreSwitched};
 use crate::sync::{MutexGuard, thread};
 use crate::volume::VolumeRestore;
 
@@ -19,6 +24,25 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The volumes that are prepared, by name, for each restore.
 pub(super) type Restores = BTreeMap<Uuid, BTreeMap<String, VolumeRestore>>;
+
+/// What an order to switch a volume means by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is to be carried out.
+    Due,
+    /// It was carried out.
+    Done,
+    /// Another restore came between its being prepared and it.
+    Overtaken,
+}
+
+fn standing(last: Option<Uuid>, id: Uuid, volume: &str, order: &RestoreOrder) -> Standing {
+    match &order.over {
+        _ if last == Some(id) => Standing::Done,
+        Some(over) if over.get(volume) != last.as_ref() => Standing::Overtaken,
+        _ => Standing::Due,
+    }
+}
 
 impl HostService {
     /// Lets no client into the volumes any more and does all that can fail for want of room. Nothing is restored yet.
@@ -31,13 +55,18 @@ impl HostService {
         id: Uuid,
         order: &RestoreOrder,
     ) -> Result<RestorePrepared, HostError> {
-        let mut prepared = BTreeMap::new();
-        for volume in &order.volumes {
-            if let Some(external) = self.external(volume) {
+        let (mut prepared, mut restored) = (BTreeMap::new(), BTreeMap::new());
+        for name in &order.volumes {
+            let last = if let Some(external) = self.external(name) {
                 external.refuse_restore(&order.snapshot, order.keep.as_deref())?;
-                continue;
-            }
-            prepared.insert(volume.clone(), self.prepare_one(volume, order)?);
+                external.record.restored()
+            } else {
+                let volume = self.prepare_one(name, order)?;
+                let last = volume.restored();
+                prepared.insert(name.clone(), volume);
+                last
+            };
+            restored.extend(last.map(|last| (name.clone(), last)));
         }
         self.restores().insert(id, prepared);
         let service = Arc::downgrade(self);
@@ -53,35 +82,51 @@ impl HostService {
             self.give_up_restore(id);
             return Err(HostError::Failed(format!("cannot start a thread for the restore: {error}")));
         }
-        Ok(RestorePrepared { host: self.incarnation })
+        Ok(RestorePrepared { host: self.incarnation, restored })
     }
 
-    /// Puts the snapshot in the place of every volume of the order. Volumes that were switched already stay as they
-    /// are; clients may have written to them since.
+    /// Puts the snapshot in the place of every volume of the order. Volumes that were switched already, or by another
+    /// restore, stay as they are; clients may have written to them since.
     ///
     /// # Errors
     /// When a volume cannot be switched. Others may have been; the order is to be repeated.
-    pub fn switch_restore(self: &Arc<Self>, id: Uuid, order: &RestoreOrder) -> Result<(), HostError> {
+    pub fn switch_restore(
+        self: &Arc<Self>,
+        id: Uuid,
+        order: &RestoreOrder,
+    ) -> Result<RestoreSwitched, HostError> {
         let mut prepared = self.restores().remove(&id).unwrap_or_default();
+        let mut switched = RestoreSwitched::default();
         for name in &order.volumes {
-            if let Some(external) = self.external(name) {
-                if external.record.restored() != Some(id) {
-                    external.restore(&order.snapshot, id)?;
-                    tracing::info!(volume = name, snapshot = order.snapshot, "restored");
+            let standing = if let Some(external) = self.external(name) {
+                external.restore(&order.snapshot, id, |last| standing(last, id, name, order))?
+            } else {
+                match standing(self.volume(name)?.restored(), id, name, order) {
+                    Standing::Due => {
+                        let volume = match prepared.remove(name) {
+                            Some(volume) => volume,
+                            None => self.prepare_one(name, order)?,
+                        };
+                        // Again: the same order may have come twice, and the other one been faster.
+                        let standing = standing(volume.restored(), id, name, order);
+                        if standing == Standing::Due {
+                            volume.switch(order.keep.as_deref(), id)?;
+                        }
+                        standing
+                    }
+                    otherwise => otherwise,
                 }
-                continue;
-            }
-            if self.volume(name)?.restored() == Some(id) {
-                continue;
-            }
-            let volume = match prepared.remove(name) {
-                Some(volume) => volume,
-                None => self.prepare_one(name, order)?,
             };
-            volume.switch(order.keep.as_deref(), id)?;
-            tracing::info!(volume = name, snapshot = order.snapshot, "restored");
+            match standing {
+                Standing::Due => tracing::info!(volume = name, snapshot = order.snapshot, "restored"),
+                Standing::Done => {}
+                Standing::Overtaken => {
+                    tracing::warn!(volume = name, restore = %id, "another restore was faster; the volume stays as that left it");
+                    switched.overtaken.push(name.clone());
+                }
+            }
         }
-        Ok(())
+        Ok(switched)
     }
 
     /// Gives a restore up that has not been switched. False if there is none.

@@ -85,6 +85,11 @@ impl Volume {
 }
 
 impl VolumeRestore {
+    /// The last restore that was done to the volume. There is no other one while this lives.
+    pub fn restored(&self) -> Option<Uuid> {
+        self.volume.restored()
+    }
+
     /// Puts the snapshot in the live volume's place, durably, and lets clients in again. The state that it replaces
     /// becomes the snapshot `keep`, or is dropped. `restore` is what [`Volume::restored`] says from then on.
     ///

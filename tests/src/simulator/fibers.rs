@@ -339,7 +339,10 @@ impl Fibers {
         }
         // What waits for ever cannot be let go of: its locks are held. It failed the seed; its memory is the price.
         let left = std::mem::take(&mut self.inner.borrow_mut().fibers);
-        let names = left.values().map(|fiber| fiber.name.clone()).collect();
+        let names = left
+            .values()
+            .map(|fiber| format!("{} ({:?}) of process {}", fiber.name, fiber.work, fiber.process))
+            .collect();
         std::mem::forget(left);
         names
     }

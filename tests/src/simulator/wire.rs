@@ -68,9 +68,13 @@ impl Carry for Wire {
         let world = world();
         if world.over.get() {
             // What is undone, deleted or put back is asked for until it is done.
-            let is_done = request.method() == Method::DELETE || request.uri().path().ends_with("/switch");
-            let gone = r#"{"status":410,"title":"gone","detail":"the world ends"}"#;
-            let (status, body) = if is_done { (200, "null") } else { (410, gone) };
+            let (status, body) = if request.method() == Method::DELETE {
+                (200, "null")
+            } else if request.uri().path().ends_with("/switch") {
+                (200, r#"{"overtaken":[]}"#)
+            } else {
+                (410, r#"{"status":410,"title":"gone","detail":"the world ends"}"#)
+            };
             return Box::pin(async move { Ok((status, Bytes::from_static(body.as_bytes()))) });
         }
         let host = usize::from(request.uri().port_u16().unwrap_or(FIRST_PORT) - FIRST_PORT);

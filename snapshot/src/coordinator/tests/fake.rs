@@ -24,7 +24,7 @@ use crate::cut::{Cause, Readings, Stretch};
 use crate::http::{Admits, Connector, JsonBody, Listener, Refusal, Segments, StopHandle};
 use crate::orders::{
     ArmOrder, ArmTiming, Armed, AttemptId, CommitOrder, ContentDigest, HostDescription, PrepareOrder,
-    ReleaseOrder, RestoreOrder, RestorePrepared, Sealed, Struck, VolumeDescription,
+    ReleaseOrder, RestoreOrder, RestorePrepared, RestoreSwitched, Sealed, Struck, VolumeDescription,
 };
 use crate::remote::HostEndpoint;
 use crate::simulated::{Clock, Path, incarnation};
@@ -316,19 +316,19 @@ async fn prepare_restore(
     JsonBody(_order): JsonBody<RestoreOrder>,
 ) -> Answer<RestorePrepared> {
     host.enter("prepare restore", id).await?;
-    Ok(Json(RestorePrepared { host: host.incarnation }))
+    Ok(Json(RestorePrepared { host: host.incarnation, restored: BTreeMap::new() }))
 }
 
 async fn switch_restore(
     State(host): Host,
     Segments(id): Segments<Uuid>,
     JsonBody(order): JsonBody<RestoreOrder>,
-) -> Answer<()> {
+) -> Answer<RestoreSwitched> {
     host.enter("switch", id).await?;
     if let Some(kept) = order.keep {
         host.inner().names.insert(kept, id);
     }
-    Ok(Json(()))
+    Ok(Json(RestoreSwitched::default()))
 }
 
 async fn give_up_restore(State(host): Host, Segments(id): Segments<Uuid>) -> Answer<bool> {

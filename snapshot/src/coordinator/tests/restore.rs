@@ -62,6 +62,24 @@ async fn once_decided_a_restore_goes_forward() {
 }
 
 #[tokio::test]
+async fn until_it_is_done_its_volumes_are_neither_snapshotted_nor_restored_otherwise() {
+    let (fleet, coordinator) = with_snapshot().await;
+    fleet.hosts[2].refuses("switch", 500, 5);
+    coordinator.restore("s1", RestoreRequest::default()).await.unwrap_err();
+    let told = coordinator.create(CreateRequest { name: None, ..timed() }, |_| {}).await.unwrap_err();
+    assert_eq!((told.status(), fleet.asked("arm")), (409, vec![1; 3]), "{told}");
+    assert!(told.to_string().contains("is still being restored"), "{told}");
+    let told = coordinator.restore("s1", RestoreRequest::default()).await.unwrap_err();
+    assert_eq!((told.status(), fleet.asked("give up")), (409, vec![1; 3]), "{told}");
+    let volume = Member { host: "a".to_owned(), volume: "data".to_owned() };
+    assert_eq!(coordinator.delete_volume(&volume, true).await.unwrap_err().status(), 409);
+
+    eventually(async || coordinator.catalogue.decided_restores().unwrap().is_empty()).await;
+    coordinator.create(CreateRequest { name: None, ..timed() }, |_| {}).await.unwrap();
+    coordinator.restore("s1", RestoreRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_server_that_died_after_deciding_goes_on_and_one_that_died_before_does_not() {
     let (fleet, coordinator) = with_snapshot().await;
     let snapshot = coordinator.show("s1", false).await.unwrap().snapshot.id;
@@ -70,6 +88,7 @@ async fn a_server_that_died_after_deciding_goes_on_and_one_that_died_before_does
         snapshot: "s1".to_owned(),
         keep: None,
         disconnect: false,
+        over: None,
     };
     let orders: BTreeMap<_, _> = ["a", "b"].map(|host| (host.to_owned(), order.clone())).into();
     let plan = || RestorePlan { id: Uuid::now_v7(), snapshot, orders: orders.clone(), kept: None };
