@@ -28,9 +28,9 @@ fn read(device: &Arc<dyn Device>) -> Option<Vec<u8>> {
 /// A snapshot's image, or the live volume's (no name).
 pub fn image(host: usize, snapshot: Option<&str>) -> Option<Vec<u8>> {
     let world = world();
-    let service = world.hosts[host].borrow().daemon.as_ref().map(|daemon| Arc::clone(&daemon.service))?;
+    let (process, service) = hosts::daemon(host)?;
     let name = snapshot.map_or(VOLUME.to_owned(), |snapshot| format!("{VOLUME}@{snapshot}"));
-    world.fibers.quietly(|| read(&service.open(&name)?))
+    world.fibers.look(process, || read(&service.open(&name)?))?
 }
 
 fn shown(host: usize, what: &str, image: &[u8]) -> Shown {
@@ -386,19 +386,18 @@ pub fn images_stand(host: usize) {
 /// What is said of ranges is so: a hole shows zeros, and what has not changed since a snapshot shows the same.
 pub fn status(host: usize) {
     let world = world();
-    let service = world.hosts[host].borrow().daemon.as_ref().map(|daemon| Arc::clone(&daemon.service));
-    let Some(service) = service else { return };
+    let Some((process, service)) = hosts::daemon(host) else { return };
     let images = world.hosts[host].borrow().images.clone();
     let live = image(host, None).map(|image| (None, image));
     let views = images.iter().map(|(name, image)| (Some(name), image.clone())).chain(live);
     for (view, image) in views {
         let export = view.map_or(VOLUME.to_owned(), |name| format!("{VOLUME}@{name}"));
-        let Some(device) = world.fibers.quietly(|| service.open(&export)) else { continue };
+        let Some(Some(device)) = world.fibers.look(process, || service.open(&export)) else { continue };
         let olds = images.iter().map(|(name, old)| (Some(name), old.clone()));
         for (since, old) in olds.chain([(None, vec![0; image.len()])]) {
             let since = since.map(String::as_str);
-            let told = world.fibers.quietly(|| status::runs(&*device, &(0..SECTORS), since));
-            for (run, flag) in told.map(|(_, runs)| runs).unwrap_or_default() {
+            let told = world.fibers.look(process, || status::runs(&*device, &(0..SECTORS), since));
+            for (run, flag) in told.flatten().map(|(_, runs)| runs).unwrap_or_default() {
                 let bytes = (run.start * SECTOR) as usize..(run.end * SECTOR) as usize;
                 // A hole is as nothing was ever written there; a change may be none.
                 let same = if since.is_none() { flag } else { !flag };

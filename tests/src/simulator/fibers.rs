@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -67,6 +68,9 @@ thread_local! {
     static OVER: RefCell<Vec<Code>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Unwinds a thread that waits for a lock of a dead process.
+struct InVain;
+
 struct Fiber {
     code: Option<Code>,
     name: String,
@@ -75,6 +79,10 @@ struct Fiber {
     turn: u64,
     /// How its last wait ended.
     woken: bool,
+    /// The process that it looks into from outside.
+    looks_into: Option<Process>,
+    /// That process has died: what it waits for never comes.
+    in_vain: bool,
     unparked: bool,
     parked: bool,
     /// What it does, and the points that it has passed since it began.
@@ -209,6 +217,24 @@ impl Fibers {
         result
     }
 
+    /// The same, looking into a process from outside; none if it dies while this waits for one of its locks.
+    pub fn look<T>(&self, process: Process, look: impl FnOnce() -> T) -> Option<T> {
+        let id = self.current.get();
+        let looks = |into| {
+            if let Some(fiber) = self.inner.borrow_mut().fibers.get_mut(&id) {
+                (fiber.looks_into, fiber.in_vain) = (into, false);
+            }
+        };
+        looks(Some(process));
+        let seen = self.quietly(|| catch_unwind(AssertUnwindSafe(look)));
+        looks(None);
+        match seen {
+            Ok(seen) => Some(seen),
+            Err(why) if why.is::<InVain>() => None,
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+
     /// Threads do not sleep at bad places any more.
     pub fn calm_down(&self) {
         self.pace.set(Pace { sleepiness: 0.0, worst: None, ..self.pace.get() });
@@ -276,6 +302,8 @@ impl Fibers {
             process,
             turn: 0,
             woken: false,
+            looks_into: None,
+            in_vain: false,
             unparked: false,
             parked: false,
             work,
@@ -290,6 +318,20 @@ impl Fibers {
     /// Stops all threads of a process where they are.
     pub fn freeze(&self, process: Process) {
         self.inner.borrow_mut().frozen.entry(process).or_insert(self.now.get());
+    }
+
+    /// Stops them for ever: nobody waits for what they hold.
+    pub fn kill(&self, process: Process) {
+        self.freeze(process);
+        let inner = &mut *self.inner.borrow_mut();
+        let looking = inner.fibers.iter_mut().filter(|(_, fiber)| fiber.looks_into == Some(process));
+        let looking: Vec<_> = looking
+            .map(|(&fiber, of)| {
+                of.in_vain = true;
+                Event::Resume { fiber, turn: of.turn, woken: false }
+            })
+            .collect();
+        looking.into_iter().for_each(|event| self.push(inner, self.now.get(), event));
     }
 
     /// Lets them go on.
@@ -466,6 +508,9 @@ impl Driver for Fibers {
         if !woken && let Some(waiting) = inner.waiting.get_mut(&key) {
             // Nobody is to find it there when something else has come to lie at this address.
             waiting.retain(|other| *other != waiter);
+        }
+        if inner.fibers.get(&id).is_some_and(|fiber| fiber.in_vain) {
+            resume_unwind(Box::new(InVain));
         }
         woken
     }

@@ -143,6 +143,13 @@ pub fn note_restored(host: usize, service: &HostService) {
     }
 }
 
+/// The daemon, if one runs.
+pub fn daemon(host: usize) -> Option<(Process, Arc<HostService>)> {
+    let world = world();
+    let state = world.hosts[host].borrow();
+    state.daemon.as_ref().map(|daemon| (daemon.process, Arc::clone(&daemon.service)))
+}
+
 /// Whether a daemon runs.
 pub fn is_up(host: usize) -> bool {
     world().hosts[host].borrow().daemon.is_some()
@@ -152,7 +159,7 @@ pub fn is_up(host: usize) -> bool {
 pub fn kill(host: usize, find: impl FnOnce(&SimulatedDisk) -> SimulatedDisk) {
     let world = world();
     let Some(daemon) = world.hosts[host].borrow_mut().daemon.take() else { return };
-    world.fibers.freeze(daemon.process);
+    world.fibers.kill(daemon.process);
     for connection in &daemon.connections {
         connection.break_off();
     }
