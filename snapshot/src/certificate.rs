@@ -102,6 +102,20 @@ pub struct Evidence {
     pub hosts: Vec<HostEvidence>,
 }
 
+impl Evidence {
+    /// The same of other hosts, or of fewer: the theorem is about pairs, so what is left proves as much about those.
+    pub fn with_hosts(&self, hosts: Vec<HostEvidence>) -> Evidence {
+        Evidence {
+            mode: self.mode,
+            policy: self.policy.clone(),
+            server_before: self.server_before,
+            server_after: self.server_after,
+            released_nonces: self.released_nonces.clone(),
+            hosts,
+        }
+    }
+}
+
 /// One host's readings on the server's timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placed {

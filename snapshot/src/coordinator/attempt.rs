@@ -512,14 +512,15 @@ impl<'a> Attempt<'a> {
             .coordinator
             .with_catalogue(move |catalogue| {
                 catalogue.committing(&stored, Some(&evidence))?;
-                Ok(serde_json::to_value(catalogue.record(stored.id)?)?)
+                catalogue.record(stored.id)
             })
             .await?;
         self.report(Step::Commit, "naming the snapshot on every host".to_owned());
-        let order = Bytes::from(json(&CommitOrder { name: self.job.name.clone(), record: Some(record) }));
         let commit = |_, host: Arc<RemoteHost>| {
-            let (id, order) = (self.id, order.clone());
-            async move { host.commit(id, order).await }
+            let record = serde_json::to_value(record.part_of(host.name())).ok();
+            let order = CommitOrder { name: self.job.name.clone(), record };
+            let id = self.id;
+            async move { host.commit(id, &order).await }
         };
         self.everywhere(Step::Commit, commit).await?;
         self.finish(match manifest.verdict {

@@ -222,7 +222,7 @@ impl Coordinator {
         // One that is being deleted needs none.
         let Some(attempt) = attempt.filter(|_| record.complete) else { return Ok(()) };
         for host in &manifest.hosts {
-            self.host(&host.host)?.replace_record(attempt, &record).await?;
+            self.host(&host.host)?.replace_record(attempt, &record.part_of(&host.host)).await?;
         }
         Ok(())
     }

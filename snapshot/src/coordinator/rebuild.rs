@@ -1,7 +1,8 @@
 //! A catalogue made again from the records that the hosts keep.
 //!
-//! What is believed: a record that all hosts of its snapshot keep alike, whose evidence proves the cut again, and whose
-//! volumes all have the snapshot. Everything else becomes a snapshot to be deleted, with the reason: parts of it may
+//! What is believed: a record that all hosts of its snapshot keep alike, whose evidence, each host's own part of it put
+//! together, proves the cut again, and whose volumes all have the snapshot. A host that is not configured any more takes
+//! its part with it: then the others' is proved. Everything else becomes a snapshot to be deleted, with the reason: parts of it may
 //! stand on hosts, and nobody should take it for one. Schedules, groups, labels and stories are not kept by hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,7 @@ use serde::Serialize;
 use super::CoordinatorError;
 use super::library::volumes;
 use crate::catalogue::Catalogue;
-use crate::certificate::certify;
+use crate::certificate::{Evidence, HostEvidence, certify};
 use crate::messages::{Manifest, Member, SnapshotState, Verdict};
 use crate::orders::AttemptId;
 use crate::record::{Record, VERSION};
@@ -124,9 +125,27 @@ pub(super) fn judge(hosts: &BTreeMap<String, Kept>) -> Vec<Row> {
                 .map_or(0, |it| volumes(it).filter(|(_, digest)| digest.is_some()).count())
         };
         let best = records.iter().max_by_key(|record| (record.complete, digests(record)))?;
-        Some(Row { attempt, record: (*best).clone(), doubt: doubt(attempt, best, &records, hosts) })
+        let mut record = (*best).clone();
+        record.evidence = whole_evidence(attempt, best, hosts);
+        let doubt = doubt(attempt, &record, &records, hosts);
+        Some(Row { attempt, record, doubt })
     });
     rows.collect()
+}
+
+/// The evidence put together, in the order of the manifest's hosts: each host's part as that host keeps it. Of one that is
+/// not configured any more, as others do, if their records are as old as that.
+fn whole_evidence(attempt: AttemptId, best: &Record, hosts: &BTreeMap<String, Kept>) -> Option<Evidence> {
+    let part = |host: &str| {
+        let keeper = hosts.get(host).map_or(Some(best), |kept| kept.records.get(&attempt))?;
+        parts(keeper).find(|part| part.host == host).cloned()
+    };
+    let named = best.snapshot.manifest.iter().flat_map(|manifest| &manifest.hosts);
+    Some(best.evidence.as_ref()?.with_hosts(named.filter_map(|host| part(&host.host)).collect()))
+}
+
+fn parts(record: &Record) -> impl Iterator<Item = &HostEvidence> {
+    record.evidence.iter().flat_map(|evidence| &evidence.hosts)
 }
 
 /// Why a snapshot is not to be believed in.
@@ -139,7 +158,8 @@ fn doubt(
     let Some(manifest) = &best.snapshot.manifest else {
         return Some("its record has no manifest".to_owned());
     };
-    if records.iter().any(|record| plain(record) != plain(best)) {
+    let contradicts = |part: &HostEvidence| parts(best).any(|it| it.host == part.host && it != part);
+    if records.iter().any(|record| plain(record) != plain(best) || parts(record).any(contradicts)) {
         return Some("its hosts keep different records of it".to_owned());
     }
     for (Member { host, volume }, _) in volumes(manifest) {
@@ -153,6 +173,9 @@ fn doubt(
             }
             Some(kept) if !kept.records.contains_key(&attempt) => {
                 return Some(format!("host {host} keeps no record of it"));
+            }
+            Some(_) if best.evidence.is_some() && parts(best).all(|part| part.host != host) => {
+                return Some(format!("host {host} keeps no evidence of it"));
             }
             Some(_) => {}
         }
@@ -168,12 +191,12 @@ fn doubt(
     }
 }
 
-/// What all hosts must keep alike: digests came later, and may be missing on some.
-fn plain(record: &Record) -> (Option<Manifest>, Option<serde_json::Value>, String) {
+/// What all hosts must keep alike, but for their parts of the evidence. Digests came later, and may be missing on some.
+fn plain(record: &Record) -> (Option<Manifest>, Option<Evidence>, String) {
     let mut manifest = record.snapshot.manifest.clone();
     let hosts = manifest.iter_mut().flat_map(|manifest| &mut manifest.hosts);
     hosts.flat_map(|host| &mut host.volumes).for_each(|volume| volume.digest = None);
-    let evidence = record.evidence.as_ref().and_then(|evidence| serde_json::to_value(evidence).ok());
+    let evidence = record.evidence.as_ref().map(|evidence| evidence.with_hosts(Vec::new()));
     (manifest, evidence, record.snapshot.name.clone())
 }
 

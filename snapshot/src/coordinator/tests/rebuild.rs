@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::rebuild::{Kept, Row, judge, unknown};
 use super::*;
+use crate::certificate::HostEvidence;
 use crate::record::Record;
 
 /// What three honest hosts keep of one snapshot, once its digests are there.
@@ -20,7 +21,8 @@ async fn kept() -> (BTreeMap<String, Kept>, Record, Uuid) {
         snapshots: [("data".to_owned(), "s1".to_owned())].into(),
     };
     let hosts = ["a", "b", "c"].into_iter().zip(&records);
-    (hosts.map(|(name, record)| (name.to_owned(), of(record))).collect(), records[0].clone(), attempt)
+    let kept = hosts.map(|(name, record)| (name.to_owned(), of(record))).collect();
+    (kept, coordinator.catalogue.record(manifest.id).unwrap(), attempt)
 }
 
 fn doubt(hosts: &BTreeMap<String, Kept>) -> String {
@@ -41,7 +43,7 @@ async fn what_all_hosts_keep_alike_and_the_evidence_proves_stands() {
 
 #[tokio::test]
 async fn what_is_not_whole_or_not_proved_is_doubtful() {
-    let (hosts, _, attempt) = kept().await;
+    let (hosts, whole, attempt) = kept().await;
     let with = |change: &dyn Fn(&mut BTreeMap<String, Kept>)| {
         let mut hosts = hosts.clone();
         change(&mut hosts);
@@ -54,22 +56,27 @@ async fn what_is_not_whole_or_not_proved_is_doubtful() {
     assert_eq!(lost, "volume data of host b does not have it");
     let forgot = with(&|hosts| hosts.get_mut("b").unwrap().records.clear());
     assert_eq!(forgot, "host b keeps no record of it");
-    let forged = with(&|hosts| {
-        record(hosts, "b", &|it| {
-            let readings = &mut it.evidence.as_mut().unwrap().hosts[1].readings;
-            readings.q = readings.q + Nanos::from_millis(1);
-        });
+    let strip = |it: &mut Record| it.evidence.as_mut().unwrap().hosts.clear();
+    assert_eq!(with(&|hosts| record(hosts, "b", &strip)), "host b keeps no evidence of it");
+    let other = with(&|hosts| {
+        record(hosts, "b", &|it| it.evidence.as_mut().unwrap().released_nonces = vec![attempt])
     });
-    assert_eq!(forged, "its hosts keep different records of it");
-    let wrong = with(&|hosts| {
-        for host in ["a", "b", "c"] {
-            record(hosts, host, &|it| {
-                let readings = &mut it.evidence.as_mut().unwrap().hosts[1].readings;
-                readings.p = readings.p + Nanos::from_millis(1);
-            });
-        }
-    });
+    assert_eq!(other, "its hosts keep different records of it");
+    let late = |part: &mut HostEvidence| part.readings.p = part.readings.p + Nanos::from_millis(1);
+    let wrong = with(&|hosts| record(hosts, "b", &|it| late(&mut it.evidence.as_mut().unwrap().hosts[0])));
     assert!(wrong.starts_with("its evidence does not prove it: "), "{wrong}");
+    // As records of version 1 are: with everybody's evidence.
+    let with_whole = |change: &dyn Fn(&mut Record)| {
+        with(&|hosts| {
+            for host in ["a", "b", "c"] {
+                record(hosts, host, &|it| it.evidence.clone_from(&whole.evidence));
+            }
+            record(hosts, "b", change);
+        })
+    };
+    assert_eq!(with_whole(&|_| ()), "");
+    let forged = with_whole(&|it| late(&mut it.evidence.as_mut().unwrap().hosts[1]));
+    assert_eq!(forged, "its hosts keep different records of it");
     let bare = with(&|hosts| {
         for host in ["a", "b", "c"] {
             record(hosts, host, &|it| it.evidence = None);
