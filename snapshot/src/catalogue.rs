@@ -126,8 +126,8 @@ pub enum CatalogueError {
     NoSuchGroup(String),
     /// A restore of the volume is decided, and not done yet.
     #[error(
-        "volume {0} is still being restored, because its host or another one of that restore did not answer; the server \
-         goes on until it is done; try again then"
+        "volume {0} is still to be restored: its host has not answered yet, and is asked until it has; try again then, or \
+         without it"
     )]
     BeingRestored(Member),
     /// Its state does not allow it.

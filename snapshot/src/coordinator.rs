@@ -13,6 +13,7 @@ mod groups;
 mod hooks;
 mod library;
 mod manifest;
+mod pauses;
 pub mod plan;
 mod rebuild;
 mod rehearsal;

@@ -28,15 +28,20 @@ impl Catalogue {
     pub fn decide_restore(&self, plan: &RestorePlan) -> Result<(), CatalogueError> {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
-        refuse_if_being_restored(&transaction, &plan.members())?;
-        transaction.execute(
-            "UPDATE restores SET state = 'decided', plan = ?2 WHERE id = ?1",
-            params![plan.id.to_string(), serde_json::to_string(plan)?],
-        )?;
+        refuse_if_being_restored(&transaction, &plan.left())?;
+        store(&transaction, plan)?;
         Ok(transaction.commit()?)
     }
 
-    /// Fails if one of the volumes has still to be restored somewhere, or others with it.
+    /// More hosts have switched.
+    ///
+    /// # Errors
+    /// [`CatalogueError`].
+    pub fn go_on_with_restore(&self, plan: &RestorePlan) -> Result<(), CatalogueError> {
+        store(&self.lock(), plan)
+    }
+
+    /// Fails if one of the volumes has still to be restored.
     ///
     /// # Errors
     /// [`CatalogueError::BeingRestored`], and others.
@@ -78,6 +83,15 @@ impl Catalogue {
     }
 }
 
+fn store(connection: &Connection, plan: &RestorePlan) -> Result<(), CatalogueError> {
+    let update = "UPDATE restores SET state = 'decided', plan = ?2 WHERE id = ?1";
+    let row = params![plan.id.to_string(), serde_json::to_string(plan)?];
+    match connection.execute(update, row)? {
+        0 => Err(CatalogueError::NoSuch(plan.id.to_string())),
+        _ => Ok(()),
+    }
+}
+
 fn decided_restores(connection: &Connection) -> Result<Vec<RestorePlan>, CatalogueError> {
     let mut query =
         connection.prepare_cached("SELECT plan FROM restores WHERE state = 'decided' ORDER BY id")?;
@@ -86,7 +100,7 @@ fn decided_restores(connection: &Connection) -> Result<Vec<RestorePlan>, Catalog
 }
 
 fn refuse_if_being_restored(connection: &Connection, volumes: &[Member]) -> Result<(), CatalogueError> {
-    let mut held = decided_restores(connection)?.into_iter().flat_map(|plan| plan.members());
+    let mut held = decided_restores(connection)?.into_iter().flat_map(|plan| plan.left());
     match held.find(|member| volumes.contains(member)) {
         Some(volume) => Err(CatalogueError::BeingRestored(volume)),
         None => Ok(()),

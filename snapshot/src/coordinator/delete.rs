@@ -7,7 +7,6 @@
 //! [`Claims::leave`]: super::claims::Claims::leave
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use tracing::Span;
@@ -15,14 +14,12 @@ use tracing::field::{Empty, display};
 use uuid::Uuid;
 
 use super::library::volumes;
+use super::pauses::Pauses;
 use super::{Coordinator, CoordinatorError};
 use crate::catalogue::CatalogueError;
 use crate::messages::{Manifest, Snapshot, SnapshotState};
 use crate::orders::VolumeDescription;
 use crate::sync::task;
-
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Coordinator {
     /// Deletes a snapshot on every host, then forgets it. Where a host fails, the row stays as `deleting` and the server
@@ -90,9 +87,9 @@ impl Coordinator {
     fn delete_later(self: &Arc<Self>, id: Uuid, name: String) {
         let coordinator = Arc::clone(self);
         task::spawn(async move {
-            let mut pause = FIRST_PAUSE;
+            let mut pauses = Pauses::new();
             loop {
-                task::sleep(pause).await;
+                pauses.pass().await;
                 // Otherwise somebody else tries at this moment.
                 if let Ok(_leaving) = coordinator.claims.leave(id, &name) {
                     match coordinator.delete_everywhere(id).await {
@@ -102,7 +99,6 @@ impl Coordinator {
                         Err(why) => tracing::warn!(snapshot = %id, %why, "not deleted everywhere yet"),
                     }
                 }
-                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         });
     }

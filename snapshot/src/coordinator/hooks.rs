@@ -11,15 +11,13 @@ use futures_util::future::join_all;
 use uuid::Uuid;
 
 use super::attempt::{Attempt, Participant};
+use super::pauses::Pauses;
 use super::{Coordinator, CoordinatorError};
 use crate::catalogue::Debt;
 use crate::hooks::host::BeforeOrder;
 use crate::hooks::{About, Hooks, Moment, run, tell};
 use crate::messages::{Member, Step, StoryEntry};
 use crate::sync::task;
-
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Hooks that run on this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,10 +143,9 @@ impl Coordinator {
     fn end_hook_later(self: &Arc<Self>, snapshot: Uuid, debt: Debt) {
         let coordinator = Arc::clone(self);
         task::spawn(async move {
-            let mut pause = FIRST_PAUSE;
+            let mut pauses = Pauses::new();
             while !coordinator.end_hook(snapshot, &debt).await {
-                task::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pauses.pass().await;
             }
         });
     }

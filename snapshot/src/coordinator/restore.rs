@@ -3,8 +3,8 @@
 //! 1. Every host *prepares*: it lets no client in any more and does all that can fail for want of room. A failure here
 //!    gives the restore up everywhere.
 //! 2. The decision is stored in the catalogue. From here on the restore goes forward, over restarts of hosts and of this
-//!    server too, and its volumes are neither restored otherwise nor snapshotted until it is done: that is asked of the
-//!    catalogue once the volumes are prepared for the other purpose, when no host can be prepared for a restore.
+//!    server too, and volumes that have not switched are neither restored otherwise nor snapshotted: that is asked of the
+//!    catalogue once they are prepared for the other purpose, when no restore of them can be decided any more.
 //! 3. Every host *switches*. One that does not answer is asked again until it has; the caller is told.
 //!
 //! Nobody sees a volume of the old state beside one of the new: from 1 on, a host lets clients in only after its own
@@ -23,6 +23,7 @@ use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use super::library::volumes;
+use super::pauses::Pauses;
 use super::{Coordinator, CoordinatorError};
 use crate::messages::{
     Assumed, HostResult, Manifest, Member, PolicyName, RestoreReport, RestoreRequest, SnapshotState, Verdict,
@@ -31,8 +32,8 @@ use crate::orders::{RestoreOrder, RestorePrepared, RestoreSwitched};
 use crate::remote::RemoteHost;
 use crate::sync::task;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Between two tries that the caller waits for.
+const PAUSE: Duration = Duration::from_millis(500);
 /// How often a switch is tried before the caller is told that it goes on in the background.
 const TRIES: usize = 3;
 
@@ -47,11 +48,16 @@ pub struct RestorePlan {
     pub orders: BTreeMap<String, RestoreOrder>,
     /// The snapshot that the replaced state becomes.
     pub kept: Option<Manifest>,
+    /// The hosts that are known to have switched.
+    #[serde(default)]
+    pub done: BTreeSet<String>,
 }
 
-/// What came of asking every host to switch.
+/// What came of asking hosts to switch.
 #[derive(Debug, Default)]
 struct Switched {
+    /// The hosts that have.
+    done: BTreeSet<String>,
     /// The volumes that somebody else has restored meanwhile.
     overtaken: Vec<Member>,
     /// Which hosts have not switched, and why.
@@ -59,14 +65,18 @@ struct Switched {
 }
 
 impl RestorePlan {
-    /// The volumes.
-    pub fn members(&self) -> Vec<Member> {
+    /// The volumes that may have still to be restored.
+    pub fn left(&self) -> Vec<Member> {
         let mut members = Vec::new();
-        for (host, order) in &self.orders {
+        for (host, order) in self.orders_left() {
             let member = |volume: &String| Member { host: host.clone(), volume: volume.clone() };
             members.extend(order.volumes.iter().map(member));
         }
         members
+    }
+
+    fn orders_left(&self) -> impl Iterator<Item = (&String, &RestoreOrder)> {
+        self.orders.iter().filter(|(host, _)| !self.done.contains(*host))
     }
 }
 
@@ -96,8 +106,13 @@ impl Coordinator {
         let digits = id.simple().to_string();
         let keep =
             (!request.discard_current).then(|| format!("replaced-{}-{}", &digits[..12], &digits[28..]));
-        let mut plan =
-            RestorePlan { id, snapshot: snapshot.id, orders: orders(&manifest, &request, &keep), kept: None };
+        let mut plan = RestorePlan {
+            id,
+            snapshot: snapshot.id,
+            orders: orders(&manifest, &request, &keep),
+            kept: None,
+            done: BTreeSet::new(),
+        };
         let hosts = plan.orders.keys().map(|name| self.host(name).cloned()).collect::<Result<Vec<_>, _>>()?;
 
         let stored = plan.clone();
@@ -117,8 +132,9 @@ impl Coordinator {
             return Err(error);
         }
 
-        let Switched { overtaken, unfinished } = self.switch_everywhere(&plan, TRIES).await;
+        let Switched { done, overtaken, unfinished } = self.switch_everywhere(&plan, TRIES).await;
         if !unfinished.is_empty() {
+            plan.done = done;
             self.finish_later(plan);
             return Err(CoordinatorError::Unfinished(manifest.name, unfinished.join("; ")));
         }
@@ -170,28 +186,31 @@ impl Coordinator {
         join_all(hosts.iter().map(prepare)).await.into_iter().collect()
     }
 
+    /// Has every host switch of which it is not known that it has.
     async fn switch_everywhere(&self, plan: &RestorePlan, tries: usize) -> Switched {
         let switch = async |name: &String, order: &RestoreOrder| {
             let mut last = Ok(RestoreSwitched::default());
             for attempt in 0..tries {
                 if attempt > 0 {
-                    task::sleep(FIRST_PAUSE).await;
+                    task::sleep(PAUSE).await;
                 }
-                last = match self.host(name) {
-                    Ok(host) => host.switch_restore(plan.id, order).await.map_err(|why| why.to_string()),
-                    Err(why) => Err(why.to_string()),
+                let Ok(host) = self.host(name) else {
+                    tracing::warn!(host = name, "not configured any more, so its volumes are not restored");
+                    break;
                 };
+                last = host.switch_restore(plan.id, order).await;
                 if last.is_ok() {
                     break;
                 }
             }
             last
         };
-        let answers = join_all(plan.orders.iter().map(|(name, order)| switch(name, order))).await;
+        let answers = join_all(plan.orders_left().map(|(name, order)| switch(name, order))).await;
         let mut all = Switched::default();
-        for (host, answer) in plan.orders.keys().zip(answers) {
+        for ((host, _), answer) in plan.orders_left().zip(answers) {
             match answer {
                 Ok(switched) => {
+                    all.done.insert(host.clone());
                     let volume = |volume| Member { host: host.clone(), volume };
                     all.overtaken.extend(switched.overtaken.into_iter().map(volume));
                 }
@@ -202,13 +221,14 @@ impl Coordinator {
     }
 
     /// Goes on until every host has switched.
-    fn finish_later(self: &Arc<Self>, plan: RestorePlan) {
+    fn finish_later(self: &Arc<Self>, mut plan: RestorePlan) {
         let coordinator = Arc::clone(self);
         let span = tracing::info_span!("restore", snapshot = %plan.snapshot);
         let finishing = async move {
-            let mut pause = FIRST_PAUSE;
+            let mut pauses = Pauses::new();
             loop {
-                let Switched { overtaken, unfinished } = coordinator.switch_everywhere(&plan, 1).await;
+                let Switched { done, overtaken, unfinished } = coordinator.switch_everywhere(&plan, 1).await;
+                plan.done.extend(done);
                 for volume in overtaken {
                     tracing::warn!(restore = %plan.id, %volume, "restored by somebody else meanwhile");
                 }
@@ -218,8 +238,13 @@ impl Coordinator {
                 for why in unfinished {
                     tracing::warn!(restore = %plan.id, why, "not restored yet");
                 }
-                task::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                let stored = plan.clone();
+                let noting =
+                    coordinator.with_catalogue(move |catalogue| catalogue.go_on_with_restore(&stored));
+                if let Err(why) = noting.await {
+                    tracing::warn!(restore = %plan.id, %why, "which hosts are restored is not noted");
+                }
+                pauses.pass().await;
             }
             let id = plan.id;
             match coordinator.with_catalogue(move |catalogue| catalogue.finish_restore(&plan)).await {

@@ -8,15 +8,13 @@ use timesync::source::SkewSource;
 use tracing::Instrument;
 
 use super::Source;
+use super::pauses::{self, Pauses};
 use crate::catalogue::Catalogue;
 use crate::http::ControlError;
 use crate::mutation::mutated;
 use crate::orders::AttemptId;
 use crate::remote::RemoteHost;
 use crate::sync::task;
-
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Sends aborts, and remembers in the catalogue which ones were answered.
 #[derive(Clone, Debug)]
@@ -43,7 +41,7 @@ impl Undo {
         for (host, answer) in hosts.iter().zip(answers) {
             if let Err(why) = answer {
                 tracing::warn!(%attempt, host = host.name(), %why, "abort not answered; it will be repeated");
-                self.until_answered(attempt, Arc::clone(host), FIRST_PAUSE);
+                self.until_answered(attempt, Arc::clone(host), pauses::FIRST);
                 unanswered.push((host.name().to_owned(), why));
             }
         }
@@ -57,10 +55,9 @@ impl Undo {
             if !first.is_zero() {
                 task::sleep(first).await;
             }
-            let mut pause = FIRST_PAUSE;
+            let mut pauses = Pauses::new();
             while undo.once(attempt, &host).await.is_err() {
-                task::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pauses.pass().await;
             }
             tracing::info!(%attempt, host = host.name(), "attempt undone");
         };

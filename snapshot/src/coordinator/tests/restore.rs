@@ -62,17 +62,19 @@ async fn once_decided_a_restore_goes_forward() {
 }
 
 #[tokio::test]
-async fn until_it_is_done_its_volumes_are_neither_snapshotted_nor_restored_otherwise() {
+async fn a_volume_that_is_still_to_be_restored_is_neither_snapshotted_nor_restored_otherwise() {
     let (fleet, coordinator) = with_snapshot().await;
-    fleet.hosts[2].refuses("switch", 500, 5);
+    fleet.hosts[2].refuses("switch", 500, 7);
     coordinator.restore("s1", RestoreRequest::default()).await.unwrap_err();
     let told = coordinator.create(CreateRequest { name: None, ..timed() }, |_| {}).await.unwrap_err();
     assert_eq!((told.status(), fleet.asked("arm")), (409, vec![1; 3]), "{told}");
-    assert!(told.to_string().contains("is still being restored"), "{told}");
+    assert!(told.to_string().starts_with("volume c/data is still to be restored: "), "{told}");
     let told = coordinator.restore("s1", RestoreRequest::default()).await.unwrap_err();
     assert_eq!((told.status(), fleet.asked("give up")), (409, vec![1; 3]), "{told}");
-    let volume = Member { host: "a".to_owned(), volume: "data".to_owned() };
-    assert_eq!(coordinator.delete_volume(&volume, true).await.unwrap_err().status(), 409);
+    let data = |host: &str| Member { host: host.to_owned(), volume: "data".to_owned() };
+    assert_eq!(coordinator.delete_volume(&data("c"), true).await.unwrap_err().status(), 409);
+    let others = CreateRequest { name: None, group: vec![data("a"), data("b")], ..timed() };
+    coordinator.create(others, |_| {}).await.unwrap();
 
     eventually(async || coordinator.catalogue.decided_restores().unwrap().is_empty()).await;
     coordinator.create(CreateRequest { name: None, ..timed() }, |_| {}).await.unwrap();
@@ -91,7 +93,13 @@ async fn a_server_that_died_after_deciding_goes_on_and_one_that_died_before_does
         over: None,
     };
     let orders: BTreeMap<_, _> = ["a", "b"].map(|host| (host.to_owned(), order.clone())).into();
-    let plan = || RestorePlan { id: Uuid::now_v7(), snapshot, orders: orders.clone(), kept: None };
+    let plan = || RestorePlan {
+        id: Uuid::now_v7(),
+        snapshot,
+        orders: orders.clone(),
+        kept: None,
+        done: BTreeSet::new(),
+    };
     let (decided, undecided) = (plan(), plan());
     for plan in [&decided, &undecided] {
         coordinator.catalogue.begin_restore(plan).unwrap();
