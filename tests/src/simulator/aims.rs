@@ -21,7 +21,7 @@ pub enum Aim {
     Straggling,
     /// Readers sleep into the stretch.
     Reading,
-    /// Clients make much zero, and ask much about holes and changes.
+    /// Clients make much zero, and ask much about holes and changes; who answers them sleeps into the stretch.
     Asking,
     /// T is far ahead, and hosts' timers run wrongly.
     Timers,
@@ -85,7 +85,10 @@ impl Aim {
             Aim::Writing => sleep("write", 0..10, Until::Stretch),
             Aim::Straggling => sleep("write", 1..8, Until::Sealing(120e6)),
             Aim::Reading => sleep("read", 1..8, Until::Stretch),
-            Aim::Asking => (setting.questions, setting.units) = (0.4, 0.8),
+            Aim::Asking => {
+                sleep("status", 0..6, Until::Stretch);
+                (setting.questions, setting.units) = (0.4, 0.8);
+            }
             Aim::Timers => setting.lead = (5e7, 3e8),
             Aim::Flushes => (setting.flushes, setting.leisure_ns) = (0.25, 400_000.0),
             Aim::Unsealed => (setting.longest_absence, setting.leisure_ns) = (20_000_000, 800_000.0),
@@ -97,7 +100,7 @@ impl Aim {
                 setting.network.longest_ns = random.between(5e6, 2e7);
             }
         }
-        if matches!(self, Aim::Straggling | Aim::Reading | Aim::Writing) {
+        if matches!(self, Aim::Straggling | Aim::Reading | Aim::Asking | Aim::Writing) {
             setting.leisure_ns = random.between(2e5, 2e6);
         }
         setting.faulty |= matches!(self, Aim::Flushes | Aim::Unsealed | Aim::Clocks);

@@ -51,9 +51,10 @@ pub struct Report {
 }
 
 /// Where a thread may sleep: a kind of work, how often it is the worst, and how many points it has, about.
-const PLACES: [(&str, usize, usize); 13] = [
+const PLACES: [(&str, usize, usize); 14] = [
     ("write", 7, 8),
     ("read", 3, 6),
+    ("status", 1, 6),
     ("flush", 1, 12),
     ("reply", 1, 6),
     ("keep", 2, 24),

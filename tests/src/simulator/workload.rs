@@ -59,7 +59,8 @@ impl Request {
     fn name(&self) -> &'static str {
         match self {
             Request::Change(_) => "write",
-            Request::Read { .. } | Request::Status { .. } => "read",
+            Request::Read { .. } => "read",
+            Request::Status { .. } => "status",
             Request::Flush => "flush",
         }
     }
