@@ -64,7 +64,7 @@ async fn once_decided_a_restore_goes_forward() {
 #[tokio::test]
 async fn a_volume_that_is_still_to_be_restored_is_neither_snapshotted_nor_restored_otherwise() {
     let (fleet, coordinator) = with_snapshot().await;
-    fleet.hosts[2].refuses("switch", 500, 7);
+    fleet.hosts[2].refuses("switch", 500, u32::MAX);
     coordinator.restore("s1", RestoreRequest::default()).await.unwrap_err();
     let told = coordinator.create(CreateRequest { name: None, ..timed() }, |_| {}).await.unwrap_err();
     assert_eq!((told.status(), fleet.asked("arm")), (409, vec![1; 3]), "{told}");
@@ -76,6 +76,7 @@ async fn a_volume_that_is_still_to_be_restored_is_neither_snapshotted_nor_restor
     let others = CreateRequest { name: None, group: vec![data("a"), data("b")], ..timed() };
     coordinator.create(others, |_| {}).await.unwrap();
 
+    fleet.hosts[2].refuses("switch", 500, 0);
     eventually(async || coordinator.catalogue.decided_restores().unwrap().is_empty()).await;
     coordinator.create(CreateRequest { name: None, ..timed() }, |_| {}).await.unwrap();
     coordinator.restore("s1", RestoreRequest::default()).await.unwrap();
