@@ -107,7 +107,7 @@ impl Evidence {
     pub fn with_hosts(&self, hosts: Vec<HostEvidence>) -> Evidence {
         Evidence {
             mode: self.mode,
-            policy: self.policy.clone(),
+            policy: self.policy,
             server_before: self.server_before,
             server_after: self.server_after,
             released_nonces: self.released_nonces.clone(),

@@ -11,6 +11,7 @@ mod inherited;
 mod pausing;
 mod records;
 mod restore;
+mod turns;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};

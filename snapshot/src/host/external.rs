@@ -1,13 +1,14 @@
 //! Volumes outside Coeval, as the host serves them: what each is, its snapshots, and what is not done with it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use timesync::identity::BootId;
 use timesync::time::Nanos;
 use uuid::Uuid;
 
 use super::restore::Standing;
+use super::turns::{Turn, Turns};
 use super::{HostError, HostService};
 use crate::backend::record::{Entry, Record};
 use crate::backend::watchdog::WatchdogProgram;
@@ -35,28 +36,13 @@ pub(super) struct External {
     pub(super) record: Record,
     pub(super) boot: BootId,
     pub(super) watchdog: WatchdogProgram,
-    /// What is being done with it.
-    busy: Mutex<Option<String>>,
-}
-
-/// One thing is done with a volume at a time; while this lives, it is this.
-#[derive(Debug)]
-pub(super) struct Claim(Arc<External>);
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        *self.0.busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
+    turns: Arc<Turns>,
 }
 
 impl External {
-    pub(super) fn claim(self: &Arc<Self>, what: &str) -> Result<Claim, HostError> {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(with) = &*busy {
-            return Err(HostError::Busy(format!("volume {} is busy ({with}): try again later", self.name)));
-        }
-        *busy = Some(what.to_owned());
-        Ok(Claim(Arc::clone(self)))
+    pub(super) fn claim(&self, what: &str) -> Result<Turn, HostError> {
+        let busy = |with| HostError::Busy(format!("volume {} is busy ({with}): try again later", self.name));
+        self.turns.take(what).map_err(busy)
     }
 
     /// Removes what came to nothing and was not removed then. To be called with the volume claimed.
@@ -163,7 +149,7 @@ impl HostService {
                 deadline,
                 boot: self.incarnation.boot,
                 watchdog: watchdog.clone(),
-                busy: Mutex::default(),
+                turns: Arc::default(),
             });
             if let Err(why) = external.discard_left_overs() {
                 // The next snapshot tries again.

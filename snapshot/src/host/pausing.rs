@@ -7,7 +7,8 @@ use timesync::clock::HostClock;
 use timesync::time::{Host, Nanos, Time};
 
 use super::HostError;
-use super::external::{Claim, External};
+use super::external::External;
+use super::turns::Turn;
 use crate::backend::BackendError;
 use crate::backend::process::Process;
 use crate::backend::watchdog::{PauseOrder, Paused, Resumed, Watchdog};
@@ -48,7 +49,7 @@ struct State {
     step: Step,
     /// It came to nothing: whoever works on it discards it at the end.
     doomed: bool,
-    claim: Option<Claim>,
+    claim: Option<Turn>,
 }
 
 #[derive(Debug)]
@@ -318,6 +319,9 @@ impl PausingCut {
         self.end(Cause::Abort);
         let mut state = self.lock();
         state.doomed = true;
+        if let Some(claim) = &state.claim {
+            claim.is_ending();
+        }
         self.changed.notify_all();
         let under_way = |state: &mut State| matches!(state.step, Step::Pausing | Step::Cutting(_));
         let waited = self.changed.wait_timeout_while(state, END_PATIENCE, under_way);
