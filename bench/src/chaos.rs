@@ -48,8 +48,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.calm && arguments.controls > 0 {
         let controls = controls::run(plan.hosts, arguments.controls);
         println!("{controls}");
-        if controls.certified() > 0 {
-            return Err("a snapshot that was taken wrongly is certified".into());
+        if controls.certified_wrongly() > 0 {
+            return Err("a snapshot that was taken wrongly is certified, and torn".into());
         }
     }
     if outcome.torn.is_empty() { Ok(()) } else { Err("a certified snapshot is torn".into()) }
