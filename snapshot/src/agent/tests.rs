@@ -78,7 +78,7 @@ async fn a_timed_cut_goes_through_every_step() {
     assert!(sealed.readings.p < at && sealed.readings.q >= at + stretch);
     assert!(rig.snapshots().await.is_empty(), "not named yet");
     let order = CommitOrder { name: "s1".to_owned(), record: None };
-    rig.remote.commit(attempt, &order).await.unwrap();
+    rig.remote.commit(attempt, serde_json::to_vec(&order).unwrap().into()).await.unwrap();
     assert_eq!(rig.snapshots().await, ["s1"]);
 
     let digest = rig.remote.digest("data", "s1", true).await.unwrap();
@@ -109,7 +109,7 @@ async fn an_abort_undoes_a_commit_and_refuses_what_comes_later() {
     rig.arm(attempt, ArmTiming::Timed { at: in_200_ms(), stretch: Nanos::ZERO }).await.unwrap();
     rig.remote.seal(attempt, std::time::Duration::ZERO).await.unwrap();
     let order = CommitOrder { name: "s1".to_owned(), record: None };
-    rig.remote.commit(attempt, &order).await.unwrap();
+    rig.remote.commit(attempt, serde_json::to_vec(&order).unwrap().into()).await.unwrap();
     for _ in 0..2 {
         rig.remote.abort(attempt).await.unwrap();
         assert!(rig.snapshots().await.is_empty());
