@@ -52,7 +52,7 @@ pub async fn run(args: &ExportArgs) -> Result<(), Failure> {
         if !args.remote.json {
             let digest = if checked { ", digest checked" } else { "" };
             let read = format_size(read);
-            print(&format!("{}/{}: {}, {read} read{digest}", member.host, member.volume, file.display()))?;
+            print(&format!("{member}: {}, {read} read{digest}", file.display()))?;
         }
         reports.push(Report { member, file, read, checked });
     }

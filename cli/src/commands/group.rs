@@ -71,7 +71,7 @@ pub async fn label(args: LabelArgs) -> Result<(), Failure> {
     if remote.json {
         return print_json(&labels);
     }
-    print(&format!("{}/{}: {}", volume.host, volume.volume, written(&labels)))
+    print(&format!("{volume}: {}", written(&labels)))
 }
 
 /// Labels for people.
@@ -93,7 +93,7 @@ fn describe(status: &GroupStatus) -> String {
     let GroupStatus { group, members, missing } = status;
     let mut text = format!("{}: {}\n", group.name, which(&group.volumes));
     for member in members {
-        text += &format!("  {}/{}\n", member.host, member.volume);
+        text += &format!("  {member}\n");
     }
     if members.is_empty() {
         text += "  no volume now\n";

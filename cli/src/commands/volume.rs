@@ -134,7 +134,7 @@ pub async fn quota(args: &QuotaArgs) -> Result<(), Failure> {
         return print_json(&quota);
     }
     let limit = quota.map_or_else(|| "no limit".to_owned(), |quota| units::format_size(quota.bytes));
-    print(&format!("snapshots of {}/{} may hold: {limit}", volume.host, volume.volume))
+    print(&format!("snapshots of {volume} may hold: {limit}"))
 }
 
 /// What people should know about a volume beside the figures.

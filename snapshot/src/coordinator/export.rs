@@ -61,8 +61,8 @@ impl Coordinator {
         })?;
         if volumes(&manifest).all(|(other, _)| other != *member) {
             return Err(CoordinatorError::Unknown(format!(
-                "snapshot {} has no volume {}/{}",
-                manifest.name, member.host, member.volume
+                "snapshot {} has no volume {member}",
+                manifest.name
             )));
         }
         Ok(manifest)
