@@ -492,15 +492,25 @@ impl Catalogue {
     }
 
     fn change(&self, id: Uuid, sql: &str, with: impl rusqlite::Params) -> Result<(), CatalogueError> {
-        match self.lock().execute(sql, with)? {
-            0 => Err(CatalogueError::NoSuch(id.to_string())),
-            _ => Ok(()),
-        }
+        change(&self.lock(), id, sql, with)
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
         // A panic under the lock drops its transaction, which rolls back.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Changes the row of an id, which has to be there.
+fn change(
+    connection: &Connection,
+    id: Uuid,
+    sql: &str,
+    with: impl rusqlite::Params,
+) -> Result<(), CatalogueError> {
+    match connection.execute(sql, with)? {
+        0 => Err(CatalogueError::NoSuch(id.to_string())),
+        _ => Ok(()),
     }
 }
 

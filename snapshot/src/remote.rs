@@ -17,8 +17,8 @@ use crate::groups::Labels;
 use crate::hooks::host::{BeforeOrder, HookReport};
 use crate::http::{Connector, ControlClient, ControlError, HttpError, Lines};
 use crate::orders::{
-    ArmOrder, Armed, AttemptId, CommitOrder, ContentDigest, CreateVolume, HostDescription, PrepareOrder,
-    Quota, RestoreOrder, RestorePrepared, RestoreSwitched, Sealed, Struck, VolumeDescription, VolumeUsage,
+    ArmOrder, Armed, AttemptId, ContentDigest, CreateVolume, HostDescription, PrepareOrder, Quota,
+    RestoreOrder, RestorePrepared, RestoreSwitched, Sealed, Struck, VolumeDescription, VolumeUsage,
 };
 
 /// Where a host's control plane is.
@@ -132,8 +132,8 @@ impl RemoteHost {
     }
 
     /// Names the sealed state. `order` is a `CommitOrder` in JSON: all hosts get the same one, and it tells of them all.
-    pub async fn commit(&self, attempt: AttemptId, order: &CommitOrder) -> Result<(), ControlError> {
-        self.client.post(self.cut(attempt, "commit"), order, self.limits.seal).await
+    pub async fn commit(&self, attempt: AttemptId, order: Bytes) -> Result<(), ControlError> {
+        self.client.post_bytes(self.cut(attempt, "commit"), order, self.limits.seal).await
     }
 
     /// Cuts now, by nobody's clock.

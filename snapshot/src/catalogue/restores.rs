@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use super::{Catalogue, CatalogueError, from_json};
+use super::{Catalogue, CatalogueError, change, from_json};
 use crate::coordinator::RestorePlan;
 use crate::messages::Member;
 
@@ -85,11 +85,7 @@ impl Catalogue {
 
 fn store(connection: &Connection, plan: &RestorePlan) -> Result<(), CatalogueError> {
     let update = "UPDATE restores SET state = 'decided', plan = ?2 WHERE id = ?1";
-    let row = params![plan.id.to_string(), serde_json::to_string(plan)?];
-    match connection.execute(update, row)? {
-        0 => Err(CatalogueError::NoSuch(plan.id.to_string())),
-        _ => Ok(()),
-    }
+    change(connection, plan.id, update, params![plan.id.to_string(), serde_json::to_string(plan)?])
 }
 
 fn decided_restores(connection: &Connection) -> Result<Vec<RestorePlan>, CatalogueError> {

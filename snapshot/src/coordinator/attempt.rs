@@ -508,19 +508,24 @@ impl<'a> Attempt<'a> {
     /// Stores the verdict, then names the cut on every host.
     async fn keep(&self, manifest: Manifest, evidence: Evidence) -> Result<Manifest, Stop> {
         let stored = manifest.clone();
-        let record = self
+        let name = self.job.name.clone();
+        let hosts: Vec<_> = self.participants.iter().map(|host| host.remote.name().to_owned()).collect();
+        let orders: Vec<Bytes> = self
             .coordinator
             .with_catalogue(move |catalogue| {
                 catalogue.committing(&stored, Some(&evidence))?;
-                catalogue.record(stored.id)
+                let whole = catalogue.record(stored.id)?;
+                let order = |host: &String| {
+                    let record = Some(serde_json::to_value(whole.part_of(host))?);
+                    Ok(Bytes::from(json(&CommitOrder { name: name.clone(), record })))
+                };
+                hosts.iter().map(order).collect()
             })
             .await?;
         self.report(Step::Commit, "naming the snapshot on every host".to_owned());
-        let commit = |_, host: Arc<RemoteHost>| {
-            let record = serde_json::to_value(record.part_of(host.name())).ok();
-            let order = CommitOrder { name: self.job.name.clone(), record };
-            let id = self.id;
-            async move { host.commit(id, &order).await }
+        let commit = |index: usize, host: Arc<RemoteHost>| {
+            let (id, order) = (self.id, orders[index].clone());
+            async move { host.commit(id, order).await }
         };
         self.everywhere(Step::Commit, commit).await?;
         self.finish(match manifest.verdict {

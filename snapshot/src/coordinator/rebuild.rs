@@ -2,8 +2,9 @@
 //!
 //! What is believed: a record that all hosts of its snapshot keep alike, whose evidence, each host's own part of it put
 //! together, proves the cut again, and whose volumes all have the snapshot. A host that is not configured any more takes
-//! its part with it: then the others' is proved. Everything else becomes a snapshot to be deleted, with the reason: parts of it may
-//! stand on hosts, and nobody should take it for one. Schedules, groups, labels and stories are not kept by hosts.
+//! its part with it: then the others' is proved. Everything else becomes a snapshot to be deleted, with the reason:
+//! parts of it may stand on hosts, and nobody should take it for one. Schedules, groups, labels and stories are not kept
+//! by hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -134,7 +134,7 @@ impl Coordinator {
 
         let Switched { done, overtaken, unfinished } = self.switch_everywhere(&plan, TRIES).await;
         if !unfinished.is_empty() {
-            plan.done = done;
+            self.note_switched(&mut plan, done).await;
             self.finish_later(plan);
             return Err(CoordinatorError::Unfinished(manifest.name, unfinished.join("; ")));
         }
@@ -220,6 +220,19 @@ impl Coordinator {
         all
     }
 
+    /// From here on, these hosts' volumes are free again. Unnoted, the next start asks them once more.
+    async fn note_switched(&self, plan: &mut RestorePlan, done: BTreeSet<String>) {
+        if done.is_empty() {
+            return;
+        }
+        plan.done.extend(done);
+        let stored = plan.clone();
+        let noting = self.with_catalogue(move |catalogue| catalogue.go_on_with_restore(&stored));
+        if let Err(why) = noting.await {
+            tracing::warn!(restore = %plan.id, %why, "which hosts are restored is not noted");
+        }
+    }
+
     /// Goes on until every host has switched.
     fn finish_later(self: &Arc<Self>, mut plan: RestorePlan) {
         let coordinator = Arc::clone(self);
@@ -228,7 +241,6 @@ impl Coordinator {
             let mut pauses = Pauses::new();
             loop {
                 let Switched { done, overtaken, unfinished } = coordinator.switch_everywhere(&plan, 1).await;
-                plan.done.extend(done);
                 for volume in overtaken {
                     tracing::warn!(restore = %plan.id, %volume, "restored by somebody else meanwhile");
                 }
@@ -238,12 +250,7 @@ impl Coordinator {
                 for why in unfinished {
                     tracing::warn!(restore = %plan.id, why, "not restored yet");
                 }
-                let stored = plan.clone();
-                let noting =
-                    coordinator.with_catalogue(move |catalogue| catalogue.go_on_with_restore(&stored));
-                if let Err(why) = noting.await {
-                    tracing::warn!(restore = %plan.id, %why, "which hosts are restored is not noted");
-                }
+                coordinator.note_switched(&mut plan, done).await;
                 pauses.pass().await;
             }
             let id = plan.id;

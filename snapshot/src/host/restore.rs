@@ -98,26 +98,7 @@ impl HostService {
         let mut prepared = self.restores().remove(&id).unwrap_or_default();
         let mut switched = RestoreSwitched::default();
         for name in &order.volumes {
-            let standing = if let Some(external) = self.external(name) {
-                external.restore(&order.snapshot, id, |last| standing(last, id, name, order))?
-            } else {
-                match standing(self.volume(name)?.restored(), id, name, order) {
-                    Standing::Due => {
-                        let volume = match prepared.remove(name) {
-                            Some(volume) => volume,
-                            None => self.prepare_one(name, order)?,
-                        };
-                        // Again: the same order may have come twice, and the other one been faster.
-                        let standing = standing(volume.restored(), id, name, order);
-                        if standing == Standing::Due {
-                            volume.switch(order.keep.as_deref(), id)?;
-                        }
-                        standing
-                    }
-                    otherwise => otherwise,
-                }
-            };
-            match standing {
+            match self.switch_one(id, name, order, prepared.remove(name))? {
                 Standing::Due => tracing::info!(volume = name, snapshot = order.snapshot, "restored"),
                 Standing::Done => {}
                 Standing::Overtaken => {
@@ -134,6 +115,34 @@ impl HostService {
         // Not under the lock: it waits for the file system.
         let prepared = self.restores().remove(&id);
         prepared.is_some()
+    }
+
+    fn switch_one(
+        self: &Arc<Self>,
+        id: Uuid,
+        name: &str,
+        order: &RestoreOrder,
+        prepared: Option<VolumeRestore>,
+    ) -> Result<Standing, HostError> {
+        let standing = |last| standing(last, id, name, order);
+        if let Some(external) = self.external(name) {
+            return external.restore(&order.snapshot, id, standing);
+        }
+        // Before it is prepared, which sends clients away.
+        let before = standing(self.volume(name)?.restored());
+        if before != Standing::Due {
+            return Ok(before);
+        }
+        let volume = match prepared {
+            Some(volume) => volume,
+            None => self.prepare_one(name, order)?,
+        };
+        // Again: the same order may have come twice, and the other one been faster.
+        let now = standing(volume.restored());
+        if now == Standing::Due {
+            volume.switch(order.keep.as_deref(), id)?;
+        }
+        Ok(now)
     }
 
     fn prepare_one(&self, volume: &str, order: &RestoreOrder) -> Result<VolumeRestore, HostError> {
