@@ -414,8 +414,7 @@ pub fn status(host: usize) {
 /// Nothing is left of attempts that are over.
 pub fn nothing_left(host: usize) {
     let world = world();
-    let service = world.hosts[host].borrow().daemon.as_ref().map(|daemon| Arc::clone(&daemon.service));
-    let Some(service) = service else { return };
+    let Some((_, service)) = hosts::daemon(host) else { return };
     let name = World::name(host);
     let under_way = service.attempts_under_way();
     if under_way > 0 {

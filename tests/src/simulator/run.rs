@@ -340,10 +340,7 @@ fn set_up() {
         world.fibers.sleep_for(100_000);
     }
     for host in 0..world.hosts.len() {
-        let (process, service) = match &world.hosts[host].borrow().daemon {
-            Some(daemon) => (daemon.process, Arc::clone(&daemon.service)),
-            None => continue,
-        };
+        let Some((process, service)) = hosts::daemon(host) else { continue };
         let create = move || {
             let order = CreateVolume { name: VOLUME.to_owned(), size: SECTORS * SECTOR };
             if let Err(why) = service.create_volume(&order) {
@@ -376,8 +373,7 @@ fn plan_breaks() {
             Change::Stop(long) => world.fibers.after(wait, move || {
                 let world = super::world::world();
                 world.note(|| format!("{} is suspended", World::name(host)));
-                let process = world.hosts[host].borrow().daemon.as_ref().map(|daemon| daemon.process);
-                if let Some(process) = process {
+                if let Some((process, _)) = hosts::daemon(host) {
                     faults::stop(process, long);
                 }
             }),
@@ -466,11 +462,9 @@ fn recover() {
             rows.iter().filter(|row| row.state == SnapshotState::Deleting).count()
         });
         let operators = world.operators.get();
-        let under_way: usize = world
-            .hosts
-            .iter()
-            .filter_map(|host| host.borrow().daemon.as_ref().map(|daemon| Arc::clone(&daemon.service)))
-            .map(|service| service.attempts_under_way())
+        let under_way: usize = (0..world.hosts.len())
+            .filter_map(hosts::daemon)
+            .map(|(_, service)| service.attempts_under_way())
             .sum();
         if owed == 0 && restores == 0 && deletions == 0 && under_way == 0 && operators == 0 {
             break;

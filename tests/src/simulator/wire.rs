@@ -199,8 +199,7 @@ impl Order {
         let body = block_on(to_bytes(response.into_body(), 1 << 24)).unwrap_or_default();
         world.note(|| format!("{} answers {path}: {status} {}", World::name(self.host), said(status, &body)));
         if let Some((id, _)) = switch.filter(|_| !world.over.get()) {
-            let service = world.hosts[self.host].borrow().daemon.as_ref().map(|d| Arc::clone(&d.service));
-            if let Some(service) = service {
+            if let Some((_, service)) = hosts::daemon(self.host) {
                 hosts::note_restored(self.host, &service);
             }
             let switching = &mut world.hosts[self.host].borrow_mut().switching;
