@@ -3,6 +3,7 @@
 //! Up to a hundred hosts are real ones: see [`real`]. With a thousand and with ten thousand, everything but the
 //! messages is: see [`simulated`].
 
+mod floor;
 mod real;
 mod simulated;
 
@@ -50,6 +51,8 @@ struct Row {
     margin_ns: Option<i64>,
     /// From T to the release, on the hosts that have a writer.
     stretch_ns: Quantiles,
+    /// How late as many threads as there are hosts go on at one instant: see [`floor`].
+    floor_ns: Option<Quantiles>,
     /// What the time between command and certificate went to, by step; medians.
     steps_ns: Vec<(String, i64)>,
 }
@@ -98,7 +101,7 @@ fn print(row: &Row, first: bool) {
     if first {
         println!("times in ms, V, margin and stretch in µs");
         println!(
-            "{:>6} {:<10} {:<8} {:>9} {:>7} {:>7} {:>7} {:>9} {:>8} {:>9} {:>7} {:>7} {:>8} {:>7}",
+            "{:>6} {:<10} {:<8} {:>9} {:>7} {:>7} {:>7} {:>9} {:>8} {:>9} {:>7} {:>7} {:>8} {:>7} {:>7} {:>8}",
             "hosts",
             "kind",
             "mode",
@@ -112,7 +115,9 @@ fn print(row: &Row, first: bool) {
             "margin",
             "stretch",
             "p99",
-            "max"
+            "max",
+            "floor",
+            "p99"
         );
     }
     #[expect(clippy::cast_precision_loss, reason = "one decimal is printed")]
@@ -120,7 +125,7 @@ fn print(row: &Row, first: bool) {
     let (millis, micros) = (|nanos| in_units(nanos, 1e6), |nanos| in_units(nanos, 1e3));
     let or_dash = |nanos: Option<i64>| nanos.map_or_else(|| "-".to_owned(), micros);
     println!(
-        "{:>6} {:<10} {:<8} {:>9} {:>7} {:>7} {:>7} {:>9} {:>8} {:>9} {:>7} {:>7} {:>8} {:>7}",
+        "{:>6} {:<10} {:<8} {:>9} {:>7} {:>7} {:>7} {:>9} {:>8} {:>9} {:>7} {:>7} {:>8} {:>7} {:>7} {:>8}",
         row.hosts,
         row.kind,
         row.mode,
@@ -135,6 +140,8 @@ fn print(row: &Row, first: bool) {
         micros(row.stretch_ns.p50),
         micros(row.stretch_ns.p99),
         micros(row.stretch_ns.max),
+        or_dash(row.floor_ns.map(|floor| floor.p50)),
+        or_dash(row.floor_ns.map(|floor| floor.p99)),
     );
     let steps: Vec<String> =
         row.steps_ns.iter().map(|(step, nanos)| format!("{step} {}", millis(*nanos))).collect();

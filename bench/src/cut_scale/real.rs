@@ -32,7 +32,7 @@ use timesync::source::SkewSource;
 use timesync::time::Nanos;
 use tokio::runtime::Runtime;
 
-use super::{Failure, Quantiles, Row};
+use super::{Failure, Quantiles, Row, floor};
 use crate::stall::writer::Writer;
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -59,7 +59,7 @@ pub fn measure(hosts: u16, snapshots: usize) -> Result<Vec<Row>, Failure> {
         .map(|server| Writer::start(&server.endpoints()[0], VOLUME, THINK))
         .collect::<Result<Vec<_>, Failure>>()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let rows = runtime.block_on(async {
+    let samples = runtime.block_on(async {
         let mut samples = [Samples::default(), Samples::default(), Samples::default()];
         // The first one opens all connections.
         fleet.sample(&agents, RequestedMode::Timed, &mut samples[0]).await?;
@@ -67,9 +67,12 @@ pub fn measure(hosts: u16, snapshots: usize) -> Result<Vec<Row>, Failure> {
             fleet.sample(&agents, RequestedMode::Timed, &mut samples[1]).await?;
             fleet.sample(&agents, RequestedMode::Barrier, &mut samples[2]).await?;
         }
-        let named = ["first", "timed", "barrier"].into_iter().zip(&samples);
-        Ok::<_, Failure>(named.map(|(mode, samples)| samples.row(hosts.into(), mode)).collect())
+        Ok::<_, Failure>(samples)
     })?;
+    // While the writers still write.
+    let floor = floor::lateness(hosts.into(), WRITERS, snapshots)?;
+    let named = ["first", "timed", "barrier"].into_iter().zip(&samples);
+    let rows = named.map(|(mode, samples)| samples.row(hosts.into(), mode, floor)).collect();
     for writer in writers {
         writer.stop()?;
     }
@@ -264,7 +267,7 @@ impl Samples {
         self.steps.push(steps.iter().zip(ends).map(|((step, from), until)| (*step, until - from)).collect());
     }
 
-    fn row(&self, hosts: usize, mode: &'static str) -> Row {
+    fn row(&self, hosts: usize, mode: &'static str, floor: Quantiles) -> Row {
         let median = |samples: &[i64]| Quantiles::of(samples).p50;
         let counted = |samples: &[u64]| {
             let samples: Vec<i64> = samples.iter().map(|count| count.cast_signed()).collect();
@@ -290,6 +293,7 @@ impl Samples {
             v_ns: (!self.v.is_empty()).then(|| median(&self.v)),
             margin_ns: (!self.margin.is_empty()).then(|| median(&self.margin)),
             stretch_ns: Quantiles::of(&self.stretch),
+            floor_ns: Some(floor),
             steps_ns: (0..usual).map(step).collect(),
         }
     }
@@ -301,6 +305,6 @@ fn allow_many_files() -> Result<(), Failure> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     ServerClock.now().as_nanos()
 }

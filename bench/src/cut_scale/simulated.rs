@@ -131,6 +131,7 @@ pub fn measure(hosts: u32) -> Result<Row, Failure> {
         v_ns: Some(median(&v)),
         margin_ns: Some(median(&margin)),
         stretch_ns: Quantiles::of(&stretch),
+        floor_ns: None,
         steps_ns: vec![("plan".to_owned(), median(&planning)), ("certify".to_owned(), median(&certifying))],
     })
 }
