@@ -125,6 +125,15 @@ impl ImageVolume {
         format!("[[backend]]\n{}", self.backend(volume, before))
     }
 
+    /// Makes the file in it that [`ImageVolume::image`] reads.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn make_records(&self, tokens: usize) -> PathBuf {
+        open(&self.mount_point(), tokens);
+        self.mount_point().join(FILE)
+    }
+
     /// What is in a snapshot's file of the workload. It is checked that the file system in it is sound.
     ///
     /// # Panics

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use coeval_cli::cluster::{Cluster, Place};
 use coeval_cli::workload::{Export, check_exports};
+use harness::external::{ImageVolume, Means};
+use harness::filesystem::{Kind, with_own_mounts};
 use harness::instants::{self, Instants, TOKENS, head_of, write_some};
 use harness::machine::{Disk, Machine};
+use harness::thin::Served;
 use harness::tools::{ask, command, finish, free_port, refusal_of, run};
 use harness::{coeval, eventually};
 use nix::sys::signal::Signal;
@@ -215,29 +218,36 @@ fn a_qemu_that_hangs_at_the_stop_runs_on_once_it_goes_on() {
 
 #[test]
 #[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
-fn a_machine_and_a_built_in_volume_are_cut_as_of_one_instant() {
+fn a_machine_a_frozen_file_system_and_a_built_in_volume_are_cut_as_of_one_instant() {
+    with_own_mounts(|| mixed());
+}
+
+fn mixed() {
     let guest = Guest::start();
-    let mut with_machine = Place::loopback(&[]);
-    with_machine.config = guest.config();
-    let hosts = [("a", with_machine), ("b", Place::loopback(&[]))];
+    let files = ImageVolume::new(&guest.file("files"), Means::XfsReflink, Kind::Ext4);
+    let records = files.make_records(TOKENS);
+    let place = |config: String| Place { config, ..Place::loopback(&[]) };
+    let hosts =
+        [("a", place(guest.config())), ("b", Place::loopback(&[])), ("c", place(files.config("files", "")))];
     let cluster = Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
     ask(&cluster, &["volume", "create", "b/data", "16MiB"]);
     let own = |name: &str| Export {
         endpoint: Endpoint::Unix(cluster.hosts[1].nbd_socket.clone()),
         name: name.to_owned(),
     };
+    let served = Served::new(guest.directory.path(), "records", &records);
     let mut exports = guest.machine().disks();
-    exports.push(own("data"));
+    exports.extend([own("data"), served.export.clone()]);
     let workload = instants::start(&exports);
     let mut instants = Instants::default();
     for name in ["one", "two", "three"] {
         write_some(&workload);
         let manifest = ask(&cluster, &["snapshot", "create", name, "--mode", "timed", "--lead", "1s"]);
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
-        println!("{name}: margin {} ns, V {} ns", manifest["margin_ns"], manifest["v_ns"]);
-        println!("  {}", manifest["hosts"][0]);
+        println!("{name}: {} attempts, {}", manifest["attempts"], manifest["hosts"]);
         let mut images = guest.content(name);
         images.push(head_of(&own(&format!("data@{name}"))));
+        images.push(files.image(name, TOKENS));
         instants.add(name, images);
     }
     instants.assert_mixtures_are_torn();
