@@ -11,6 +11,7 @@ use harness::coeval;
 use harness::tls::Authority;
 use harness::tools::{finish, refusal, run, stop_all};
 use snapshot::http::{Role, TlsFiles};
+use snapshot::nbd::{Client, Endpoint};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -33,21 +34,36 @@ fn operators_read_and_write_volumes_by_tls_and_viewers_do_not() {
     let (host, server) = (place(Role::Host, "a"), place(Role::Server, "backup"));
     let cluster = Cluster::start(coeval(), &[("a", host)], &server, |_, address| Ok(address)).unwrap();
     let anna = authority.issue(Role::Operator, "anna", HERE);
-    let TlsFiles { cert, key, ca } = &anna;
-    let mut create = Command::new(coeval());
-    create.args(["volume", "create", "a/data", "16MiB", "--server", &cluster.api]);
-    run(create.arg("--cert").arg(cert).arg("--key").arg(key).arg("--ca").arg(ca));
+    let as_anna = |words: &[&str]| {
+        let TlsFiles { cert, key, ca } = &anna;
+        let mut command = Command::new(coeval());
+        command.args(words).args(["--server", &cluster.api]);
+        run(command.arg("--cert").arg(cert).arg("--key").arg(key).arg("--ca").arg(ca))
+    };
+    as_anna(&["volume", "create", "a/data", "16MiB"]);
 
     let address = cluster.hosts[0].ready.nbd.iter().find_map(|uri| uri.strip_prefix("nbds://")).unwrap();
-    let (anna, eve) = (directory(&anna), directory(&authority.issue(Role::Viewer, "eve", HERE)));
+    let (gnutls, eve) = (directory(&anna), directory(&authority.issue(Role::Viewer, "eve", HERE)));
     let uri = |files: &PathBuf| format!("nbds://{address}/data?tls-certificates={}", files.display());
-    let (image, copy) = (anna.join("image"), anna.join("copy"));
+    let (image, copy) = (gnutls.join("image"), gnutls.join("copy"));
     std::fs::write(&image, "by TLS..".repeat(2 << 20)).unwrap();
-    run(Command::new("nbdcopy").arg(&image).arg(uri(&anna)));
-    run(Command::new("nbdcopy").arg(uri(&anna)).arg(&copy));
+    run(Command::new("nbdcopy").arg(&image).arg(uri(&gnutls)));
+    run(Command::new("nbdcopy").arg(uri(&gnutls)).arg(&copy));
     assert!(std::fs::read(&image).unwrap() == std::fs::read(&copy).unwrap());
 
-    let credentials = format!("tls-creds-x509,id=tls0,endpoint=client,dir={}", anna.display());
+    // An export takes the first endpoint that it reaches: from another machine, this one.
+    as_anna(&["snapshot", "create", "s"]);
+    std::fs::remove_file(&cluster.hosts[0].nbd_socket).unwrap();
+    let export = gnutls.join("export");
+    as_anna(&["snapshot", "export", "s", export.to_str().unwrap(), "--volume", "a/data", "--format", "raw"]);
+    assert!(std::fs::read(&image).unwrap() == std::fs::read(&export).unwrap());
+    let endpoint = Endpoint::Tls(address.parse().unwrap());
+    let refused = Client::connect(&endpoint, "data").unwrap_err().to_string();
+    assert!(refused.contains("wants TLS"), "{refused}");
+    let stranger = Authority::new().issue(Role::Operator, "anna", HERE);
+    Client::connect_with(&endpoint, "data", Some(&stranger)).unwrap_err();
+
+    let credentials = format!("tls-creds-x509,id=tls0,endpoint=client,dir={}", gnutls.display());
     let (server, port) = address.rsplit_once(':').unwrap();
     let export = format!(
         "driver=nbd,server.type=inet,server.host={server},server.port={port},export=data,tls-creds=tls0"

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use snapshot::client::ServerClient;
 use snapshot::export::{self, Exported, Format, Order};
+use snapshot::http::TlsFiles;
 use snapshot::messages::{ExportRequest, ExportSource, Member};
 use snapshot::nbd::{Client, ClientError, Endpoint};
 use timesync::identity::{BootId, Incarnation};
@@ -90,7 +91,7 @@ async fn export(server: &ServerClient, args: &ExportArgs, part: &Part) -> Result
     let request = ExportRequest { volume: part.member.clone(), since: args.since.clone() };
     let source = server.export_source(&args.snapshot, &request).await?;
     // First: from here on the snapshot cannot be deleted.
-    let mut client = open(&part.member.host, &source)?;
+    let mut client = open(&part.member.host, &source, args.remote.tls().as_ref())?;
     let extents = server.extents(&args.snapshot, &request).await?;
     let (file, backing) = (part.file.clone(), part.backing.clone());
     let format = match args.format {
@@ -116,22 +117,20 @@ async fn export(server: &ServerClient, args: &ExportArgs, part: &Part) -> Result
 }
 
 /// Opens the snapshot at the first of the host's endpoints that answers.
-fn open(host: &str, source: &ExportSource) -> Result<Client, Failure> {
+fn open(host: &str, source: &ExportSource, tls: Option<&TlsFiles>) -> Result<Client, Failure> {
     let here = Incarnation::of_this_process()?.boot;
     let mut why = Vec::new();
     for uri in &source.nbd {
-        if uri.starts_with("nbds://") {
-            why.push(format!("{uri} wants TLS, which an export does not speak"));
-            continue;
-        }
         let Some(endpoint) = endpoint(uri).filter(|endpoint| is_reachable(endpoint, here, source.boot))
         else {
             why.push(format!("{uri} can be reached on that host only"));
             continue;
         };
-        match Client::connect(&endpoint, &source.export) {
+        match Client::connect_with(&endpoint, &source.export, tls) {
             Ok(client) => return Ok(client),
-            Err(ClientError::Io(error)) => why.push(format!("{uri}: {error}")),
+            Err(error @ (ClientError::Io(_) | ClientError::NoCertificate)) => {
+                why.push(format!("{uri}: {error}"));
+            }
             Err(other) => return Err(other.into()),
         }
     }
@@ -157,6 +156,9 @@ fn is_reachable(endpoint: &Endpoint, here: BootId, host: BootId) -> bool {
 
 /// An endpoint from its NBD URI without an export's name, as hosts describe theirs.
 fn endpoint(uri: &str) -> Option<Endpoint> {
+    if let Some(address) = uri.strip_prefix("nbds://") {
+        return address.parse().ok().map(Endpoint::Tls);
+    }
     match uri.strip_prefix("nbd://") {
         Some(address) => address.parse().ok().map(Endpoint::Tcp),
         None => Some(Endpoint::Unix(uri.strip_prefix("nbd+unix:///?socket=")?.into())),
@@ -175,6 +177,8 @@ mod tests {
         let (here, there) = (boot(1), boot(2));
         for (uri, reachable_from_there) in [
             ("nbd://10.0.0.1:10809", true),
+            ("nbds://10.0.0.1:10809", true),
+            ("nbds://127.0.0.1:10809", false),
             ("nbd://127.0.0.1:10809", false),
             ("nbd+unix:///?socket=/run/n", false),
         ] {
@@ -182,6 +186,6 @@ mod tests {
             assert!(is_reachable(&endpoint, here, here));
             assert_eq!(is_reachable(&endpoint, here, there), reachable_from_there, "{uri}");
         }
-        assert_eq!(endpoint("nbds://x"), None);
+        assert_eq!(endpoint("nbds://no-address"), None);
     }
 }

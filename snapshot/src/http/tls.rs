@@ -58,7 +58,7 @@ impl TlsFiles {
     }
 
     /// For the end that connects.
-    pub(super) fn client(&self) -> Result<ClientConfig, HttpError> {
+    pub(crate) fn client(&self) -> Result<ClientConfig, HttpError> {
         let current = Arc::new(Current::read(self)?);
         let mut config = client_builder(&self.ca)?
             .dangerous()

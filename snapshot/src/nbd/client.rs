@@ -1,11 +1,14 @@
 //! A small blocking client: one request at a time, simple replies.
 
 use std::io::{self, BufReader, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
 use socket2::Socket;
 
 use super::Endpoint;
@@ -13,6 +16,7 @@ use super::wire::{
     self, ErrorCode, MAGIC, MAX_OPTION, MAX_PAYLOAD, MAX_STRING, OPTION_MAGIC, OPTION_REPLY_MAGIC, Request,
     command, command_flag, handshake_flag, info, option, option_reply, transmission_flag,
 };
+use crate::http::{HttpError, TlsFiles};
 
 /// Why a client's call failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,9 +24,12 @@ pub enum ClientError {
     /// The connection could not be made, or broke, or took longer than the timeout.
     #[error("the connection to the NBD server failed: {0}")]
     Io(#[from] io::Error),
-    /// This client speaks no TLS.
-    #[error("this NBD client speaks no TLS: use a Unix socket or nbdcopy")]
-    Tls,
+    /// The server wants a client with a certificate.
+    #[error("the NBD server wants TLS: name a certificate, its key and the authority")]
+    NoCertificate,
+    /// The certificates are of no use.
+    #[error(transparent)]
+    Certificate(#[from] HttpError),
     /// The server answered outside the protocol, or with what this client does not support.
     #[error("the NBD server sent {0}")]
     Protocol(&'static str),
@@ -39,7 +46,7 @@ pub enum ClientError {
 /// After an error other than [`ClientError::Refused`] the connection is out of step and of no more use.
 #[derive(Debug)]
 pub struct Client {
-    stream: BufReader<Socket>,
+    stream: BufReader<Stream>,
     size: u64,
     flags: u16,
     cookie: u64,
@@ -49,14 +56,27 @@ impl Client {
     /// Opens an export by NBD_OPT_GO.
     ///
     /// # Errors
-    /// No connection, no such export, or no NBD server there.
+    /// No connection, no such export, or no NBD server there; or it wants TLS.
     pub fn connect(endpoint: &Endpoint, export: &str) -> Result<Client, ClientError> {
-        let mut stream = greet(endpoint)?;
+        Client::connect_with(endpoint, export, None)
+    }
+
+    /// The same, with a certificate for an endpoint that wants TLS. The server's has to be of the same authority, and for
+    /// the endpoint's address.
+    ///
+    /// # Errors
+    /// As [`Client::connect`], or when one of the two certificates is of no use.
+    pub fn connect_with(
+        endpoint: &Endpoint,
+        export: &str,
+        tls: Option<&TlsFiles>,
+    ) -> Result<Client, ClientError> {
+        let mut stream = greet(endpoint, tls)?;
         let mut data = Vec::new();
         data.extend(u32::try_from(export.len()).unwrap_or(u32::MAX).to_be_bytes());
         data.extend(export.as_bytes());
         data.extend(0u16.to_be_bytes());
-        send_option(&mut stream, option::GO, &data)?;
+        send_option(stream.get_mut(), option::GO, &data)?;
         let mut description = None;
         loop {
             let (kind, data) = option_answer(&mut stream, option::GO)?;
@@ -76,8 +96,8 @@ impl Client {
     /// # Errors
     /// No connection, or the server does not tell.
     pub fn list(endpoint: &Endpoint) -> Result<Vec<String>, ClientError> {
-        let mut stream = greet(endpoint)?;
-        send_option(&mut stream, option::LIST, &[])?;
+        let mut stream = greet(endpoint, None)?;
+        send_option(stream.get_mut(), option::LIST, &[])?;
         let mut names = Vec::new();
         loop {
             let (kind, data) = option_answer(&mut stream, option::LIST)?;
@@ -87,7 +107,7 @@ impl Client {
                 _ => return Err(ClientError::Protocol("an error in answer to NBD_OPT_LIST")),
             }
         }
-        send_option(&mut stream, option::ABORT, &[])?;
+        send_option(stream.get_mut(), option::ABORT, &[])?;
         Ok(names)
     }
 
@@ -106,8 +126,9 @@ impl Client {
     /// # Errors
     /// The timeout is zero.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) -> Result<(), ClientError> {
-        self.stream.get_ref().set_read_timeout(timeout)?;
-        Ok(self.stream.get_ref().set_write_timeout(timeout)?)
+        let socket = self.stream.get_ref().socket();
+        socket.set_read_timeout(timeout)?;
+        Ok(socket.set_write_timeout(timeout)?)
     }
 
     /// Fills `buffer` (at most 32 MiB) from `offset`.
@@ -181,11 +202,12 @@ impl Client {
     ) -> Result<(), ClientError> {
         self.cookie += 1;
         let head = Request { flags, command, cookie: self.cookie, offset, length }.encode();
-        let socket = self.stream.get_mut();
-        let sent = socket.write_vectored(&[IoSlice::new(&head), IoSlice::new(payload)])?;
+        let stream = self.stream.get_mut();
+        let sent = stream.write_vectored(&[IoSlice::new(&head), IoSlice::new(payload)])?;
         // What one call did not take goes by others.
-        socket.write_all(head.get(sent..).unwrap_or_default())?;
-        Ok(socket.write_all(&payload[sent.saturating_sub(head.len())..])?)
+        stream.write_all(head.get(sent..).unwrap_or_default())?;
+        stream.write_all(&payload[sent.saturating_sub(head.len())..])?;
+        Ok(stream.flush()?)
     }
 
     fn answer(&mut self) -> Result<(), ClientError> {
@@ -194,6 +216,55 @@ impl Client {
         match wire::decode_simple_reply(reply) {
             Some((cookie, result)) if cookie == self.cookie => Ok(result?),
             _ => Err(ClientError::Protocol("a reply to something that was not asked")),
+        }
+    }
+}
+
+/// What octets go to and come from.
+#[derive(Debug)]
+enum Stream {
+    Plain(Socket),
+    Tls(Box<StreamOwned<ClientConnection, Socket>>),
+}
+
+impl Stream {
+    fn socket(&self) -> &Socket {
+        match self {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(stream) => stream.get_ref(),
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(socket) => socket.read(buffer),
+            Stream::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(socket) => socket.write(data),
+            Stream::Tls(stream) => stream.write(data),
+        }
+    }
+
+    fn write_vectored(&mut self, data: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(socket) => socket.write_vectored(data),
+            Stream::Tls(stream) => stream.write_vectored(data),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            // A socket keeps nothing back.
+            Stream::Plain(_) => Ok(()),
+            Stream::Tls(stream) => stream.flush(),
         }
     }
 }
@@ -207,20 +278,19 @@ fn length_of(bytes: usize) -> Result<u32, ClientError> {
     length.ok_or(ClientError::Refused(ErrorCode::Invalid))
 }
 
-/// Connects and exchanges the flags.
-fn greet(endpoint: &Endpoint) -> Result<BufReader<Socket>, ClientError> {
-    let stream: OwnedFd = match endpoint {
-        Endpoint::Tcp(address) => {
+/// Connects, exchanges the flags, and begins TLS where the endpoint wants that.
+fn greet(endpoint: &Endpoint, tls: Option<&TlsFiles>) -> Result<BufReader<Stream>, ClientError> {
+    let socket: OwnedFd = match endpoint {
+        Endpoint::Tcp(address) | Endpoint::Tls(address) => {
             let stream = TcpStream::connect(address)?;
             stream.set_nodelay(true)?;
             stream.into()
         }
         Endpoint::Unix(path) => UnixStream::connect(path)?.into(),
-        Endpoint::Tls(_) => return Err(ClientError::Tls),
     };
-    let mut stream = BufReader::with_capacity(64 << 10, Socket::from(stream));
+    let mut socket = Socket::from(socket);
     let mut greeting = [0; 18];
-    stream.read_exact(&mut greeting)?;
+    socket.read_exact(&mut greeting)?;
     let rest = &mut greeting.as_slice();
     let magic = (wire::take_u64(rest), wire::take_u64(rest));
     if magic != (Some(MAGIC), Some(OPTION_MAGIC)) {
@@ -231,17 +301,38 @@ fn greet(endpoint: &Endpoint) -> Result<BufReader<Socket>, ClientError> {
     if offered & handshake_flag::FIXED_NEWSTYLE == 0 {
         return Err(ClientError::Protocol("a handshake older than fixed newstyle"));
     }
-    stream.get_mut().write_all(&u32::from(flags & offered).to_be_bytes())?;
-    Ok(stream)
+    socket.write_all(&u32::from(flags & offered).to_be_bytes())?;
+    let stream = match endpoint {
+        Endpoint::Tls(address) => Stream::Tls(Box::new(start_tls(socket, address.ip(), tls)?)),
+        _ => Stream::Plain(socket),
+    };
+    Ok(BufReader::with_capacity(64 << 10, stream))
 }
 
-fn send_option(stream: &mut BufReader<Socket>, option: u32, data: &[u8]) -> Result<(), ClientError> {
+/// Has the server begin TLS (`doc/proto.md`, NBD_OPT_STARTTLS). Nothing is buffered until then: octets that came in the
+/// clear would be taken for some that came by TLS.
+fn start_tls(
+    mut socket: Socket,
+    server: IpAddr,
+    tls: Option<&TlsFiles>,
+) -> Result<StreamOwned<ClientConnection, Socket>, ClientError> {
+    let config = tls.ok_or(ClientError::NoCertificate)?.client()?;
+    send_option(&mut socket, option::STARTTLS, &[])?;
+    if option_answer(&mut socket, option::STARTTLS)?.0 != option_reply::ACK {
+        return Err(ClientError::Protocol("an error in answer to NBD_OPT_STARTTLS"));
+    }
+    let session = ClientConnection::new(Arc::new(config), ServerName::from(server));
+    Ok(StreamOwned::new(session.map_err(io::Error::other)?, socket))
+}
+
+fn send_option(stream: &mut impl Write, option: u32, data: &[u8]) -> Result<(), ClientError> {
     let mut bytes = wire::option_head(option, u32::try_from(data.len()).unwrap_or(u32::MAX)).to_vec();
     bytes.extend(data);
-    Ok(stream.get_mut().write_all(&bytes)?)
+    stream.write_all(&bytes)?;
+    Ok(stream.flush()?)
 }
 
-fn option_answer(stream: &mut BufReader<Socket>, option: u32) -> Result<(u32, Vec<u8>), ClientError> {
+fn option_answer(stream: &mut impl Read, option: u32) -> Result<(u32, Vec<u8>), ClientError> {
     let mut head = [0; 20];
     stream.read_exact(&mut head)?;
     let rest = &mut head.as_slice();
