@@ -500,6 +500,19 @@ pub enum VolumeError {
         /// The step that was asked for.
         what: &'static str,
     },
+    /// A later version of this program wrote it.
+    #[error(
+        "{} has format {version}, and this coeval reads up to {read}: a later one wrote it, so upgrade this host",
+        file.display()
+    )]
+    Later {
+        /// The file.
+        file: PathBuf,
+        /// Its format's version.
+        version: u64,
+        /// The last one that is known here.
+        read: u64,
+    },
     /// What is on disk is not what was written.
     #[error("{} is corrupt at byte {offset}: {why}", file.display())]
     Corrupt {

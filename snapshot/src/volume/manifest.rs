@@ -132,11 +132,11 @@ impl Manifest {
     /// Reads and checks it.
     pub(super) fn read(directory: &Directory) -> Result<Self, VolumeError> {
         let text = directory.read(FILE)?;
-        Manifest::parse(&text).map_err(|why| VolumeError::Corrupt {
-            file: directory.path().join(FILE),
-            offset: 0,
-            why,
-        })
+        let file = directory.path().join(FILE);
+        if let Some(version) = later_version(&text) {
+            return Err(VolumeError::Later { file, version, read: VERSION });
+        }
+        Manifest::parse(&text).map_err(|why| VolumeError::Corrupt { file, offset: 0, why })
     }
 
     fn parse(text: &[u8]) -> Result<Self, String> {
@@ -277,6 +277,12 @@ pub(super) fn is_ours(name: &str) -> bool {
         .rsplit_once('.')
         .is_some_and(|(stem, extension)| numbered(stem) && ["raw", "dat", "map", "log"].contains(&extension));
     layer || name == NEW_FILE || name == MARKER
+}
+
+/// The version of a manifest, if it is one that is not known yet.
+fn later_version(text: &[u8]) -> Option<u64> {
+    let value: serde_json::Value = serde_json::from_slice(text).ok()?;
+    value["version"].as_u64().filter(|version| *version > VERSION)
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ fn a_later_version_is_refused_in_a_sentence_and_left_alone() {
     fs::write(&path, later).unwrap();
     let before = files(&root);
     let error = Volume::open(root.path(), "v", HostClock::real()).unwrap_err().to_string();
-    assert!(error.contains("its version is 3, this program reads up to 2"), "{error}");
+    assert!(error.contains("has format 3, and this coeval reads up to 2: a later one wrote it"), "{error}");
     assert!(!error.contains('\n'));
     assert_eq!(files(&root), before);
 }
