@@ -227,8 +227,8 @@ mod tests {
         let file = directory.path().join("child");
         // The shell waits for a child that would outlive it.
         let script = format!("sleep 600 & echo $! > {}; wait", file.display());
-        let error = run(&shell(&script, 300), Moment::Before, &about()).unwrap_err().to_string();
-        assert!(error.contains("took longer than 300.00 ms and was killed"), "{error}");
+        let error = run(&shell(&script, 2_000), Moment::Before, &about()).unwrap_err().to_string();
+        assert!(error.contains("took longer than 2.00 s and was killed"), "{error}");
         let child = std::fs::read_to_string(&file).unwrap();
         let stat = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
         // Gone, or a zombie that nobody has waited for yet.

@@ -71,10 +71,10 @@ impl Fixture {
         self.service.prepare(attempt, &order)
     }
 
-    /// Prepares and arms.
-    fn arm(&self, attempt: AttemptId, order: ArmOrder) -> Result<Armed, HostError> {
+    /// Prepares and arms. T is chosen after the preparation, whose file work a slow disk makes long.
+    fn arm(&self, attempt: AttemptId, order: impl FnOnce(&Self) -> ArmOrder) -> Result<Armed, HostError> {
         self.prepare(attempt, &["data"])?;
-        self.service.arm(attempt, order)
+        self.service.arm(attempt, order(self))
     }
 
     fn order(&self, timing: ArmTiming) -> ArmOrder {
@@ -119,6 +119,10 @@ fn id() -> AttemptId {
     Uuid::now_v7()
 }
 
+fn soon(host: &Fixture) -> ArmOrder {
+    host.timed(Nanos::from_millis(300), Nanos::from_micros(50))
+}
+
 fn commit(name: &str) -> CommitOrder {
     CommitOrder { name: name.to_owned(), record: None }
 }
@@ -128,7 +132,7 @@ fn a_timed_cut_separates_what_lies_before_and_after() {
     let host = Fixture::new();
     let attempt = id();
     host.write_in_background(1).recv().unwrap();
-    let armed = host.arm(attempt, host.timed(Nanos::from_millis(100), Nanos::from_micros(50))).unwrap();
+    let armed = host.arm(attempt, soon).unwrap();
     let sealed = host.service.seal(attempt).unwrap();
     host.write_in_background(2).recv().unwrap();
     host.service.commit(attempt, &commit("first")).unwrap();
@@ -145,12 +149,13 @@ fn an_order_that_cannot_be_kept_is_refused_and_leaves_nothing() {
     let host = Fixture::with_max_stretch(Nanos::from_millis(100));
     let stretch = Nanos::from_micros(50);
     let other_run = Incarnation { process: timesync::identity::ProcessId(Uuid::new_v4()), ..host.identity };
-    for (order, sentence) in [
-        (host.timed(Nanos::from_micros(-1), stretch), "after its own T"),
-        (host.timed(Nanos::from_millis(60_000), stretch), "ahead"),
-        (host.timed(Nanos::from_millis(500), Nanos::from_millis(100)), "max_stretch"),
-        (ArmOrder { host: other_run, ..host.timed(Nanos::from_millis(500), stretch) }, "restarted"),
+    for (run, lead, stretch, sentence) in [
+        (host.identity, Nanos::from_micros(-1), stretch, "after its own T"),
+        (host.identity, Nanos::from_millis(60_000), stretch, "ahead"),
+        (host.identity, Nanos::from_millis(5_000), Nanos::from_millis(100), "max_stretch"),
+        (other_run, Nanos::from_millis(5_000), stretch, "restarted"),
     ] {
+        let order = |host: &Fixture| ArmOrder { host: run, ..host.timed(lead, stretch) };
         let error = host.arm(id(), order).unwrap_err().to_string();
         assert!(error.contains(sentence), "{error:?} should say {sentence:?}");
     }
@@ -163,7 +168,7 @@ fn an_order_that_cannot_be_kept_is_refused_and_leaves_nothing() {
 fn when_nobody_speaks_the_host_releases_by_itself() {
     let host = Fixture::with_max_stretch(Nanos::from_millis(50));
     let attempt = id();
-    host.arm(attempt, host.order(ArmTiming::Barrier)).unwrap();
+    host.arm(attempt, |host| host.order(ArmTiming::Barrier)).unwrap();
     host.service.strike(attempt).unwrap();
     let answered = host.write_in_background(7);
     // No release, no abort: the coordinator is dead.
@@ -179,7 +184,7 @@ fn a_barrier_holds_until_everybodys_nonce_is_there() {
     let host = Fixture::new();
     let attempt = id();
     host.write_in_background(1).recv().unwrap();
-    host.arm(attempt, host.order(ArmTiming::Barrier)).unwrap();
+    host.arm(attempt, |host| host.order(ArmTiming::Barrier)).unwrap();
     let nonce = host.service.strike(attempt).unwrap().nonce;
     let answered = host.write_in_background(2);
     let foreign = ReleaseOrder { nonces: vec![Uuid::new_v4()] };
@@ -198,7 +203,7 @@ fn a_barrier_holds_until_everybodys_nonce_is_there() {
 fn an_abort_lets_go_at_once_and_loses_nothing() {
     let host = Fixture::new();
     let attempt = id();
-    host.arm(attempt, host.order(ArmTiming::Barrier)).unwrap();
+    host.arm(attempt, |host| host.order(ArmTiming::Barrier)).unwrap();
     host.service.strike(attempt).unwrap();
     let answered = host.write_in_background(9);
     host.service.abort(attempt).unwrap();
@@ -207,8 +212,7 @@ fn an_abort_lets_go_at_once_and_loses_nothing() {
     assert!(matches!(host.service.seal(attempt), Err(HostError::Gone)));
     host.service.abort(attempt).expect("idempotent");
     assert_eq!(host.service.list(), ["data", "log"]);
-    let again = host.timed(Nanos::from_millis(100), Nanos::from_micros(50));
-    host.arm(id(), again).expect("the volume is free again");
+    host.arm(id(), soon).expect("the volume is free again");
 }
 
 #[test]
@@ -216,15 +220,14 @@ fn an_order_that_arrives_after_its_abort_is_refused() {
     let host = Fixture::new();
     let attempt = id();
     host.service.abort(attempt).unwrap();
-    let order = host.timed(Nanos::from_millis(500), Nanos::from_micros(50));
-    assert!(matches!(host.arm(attempt, order), Err(HostError::Gone)));
+    assert!(matches!(host.arm(attempt, soon), Err(HostError::Gone)));
 }
 
 #[test]
 fn an_abort_after_the_commit_drops_the_name() {
     let host = Fixture::new();
     let attempt = id();
-    host.arm(attempt, host.timed(Nanos::from_millis(50), Nanos::from_micros(50))).unwrap();
+    host.arm(attempt, soon).unwrap();
     host.service.seal(attempt).unwrap();
     host.service.commit(attempt, &commit("gone")).unwrap();
     host.service.abort(attempt).unwrap();
@@ -236,7 +239,7 @@ fn an_abort_after_a_restart_drops_the_name_too() {
     let mut host = Fixture::new();
     let (kept, undone) = (id(), id());
     for (attempt, name) in [(kept, "kept"), (undone, "undone")] {
-        host.arm(attempt, host.timed(Nanos::from_millis(50), Nanos::from_micros(50))).unwrap();
+        host.arm(attempt, soon).unwrap();
         host.service.seal(attempt).unwrap();
         host.service.commit(attempt, &commit(name)).unwrap();
     }
@@ -249,9 +252,8 @@ fn an_abort_after_a_restart_drops_the_name_too() {
 fn two_cuts_on_one_volume_do_not_overlap() {
     let host = Fixture::new();
     let first = id();
-    host.arm(first, host.timed(Nanos::from_millis(300), Nanos::from_micros(50))).unwrap();
-    let order = host.timed(Nanos::from_millis(500), Nanos::from_micros(50));
-    let refused = host.arm(id(), order).unwrap_err().to_string();
+    host.arm(first, soon).unwrap();
+    let refused = host.arm(id(), soon).unwrap_err().to_string();
     assert!(refused.contains("busy") && refused.contains(&first.to_string()), "{refused}");
     host.service.seal(first).unwrap();
     host.service.commit(first, &commit("one")).unwrap();
@@ -261,10 +263,9 @@ fn two_cuts_on_one_volume_do_not_overlap() {
 fn the_same_order_twice_cuts_once() {
     let host = Fixture::new();
     let attempt = id();
-    host.arm(attempt, host.timed(Nanos::from_millis(100), Nanos::from_micros(50))).unwrap();
+    host.arm(attempt, soon).unwrap();
     assert!(matches!(host.prepare(attempt, &["log"]), Err(HostError::Gone)));
-    let again = host.timed(Nanos::from_millis(500), Nanos::from_micros(50));
-    assert!(host.service.arm(attempt, again).is_err());
+    assert!(host.service.arm(attempt, soon(&host)).is_err());
     host.service.seal(attempt).unwrap();
     host.service.commit(attempt, &commit("once")).unwrap();
     assert_eq!(host.service.list(), ["data", "data@once", "log"]);
@@ -302,7 +303,7 @@ fn an_order_to_restore_that_comes_late_or_twice_changes_nothing() {
     let mut host = Fixture::new();
     let attempt = id();
     host.write_in_background(1).recv().unwrap();
-    host.arm(attempt, host.timed(Nanos::from_millis(100), Nanos::from_micros(50))).unwrap();
+    host.arm(attempt, soon).unwrap();
     host.service.seal(attempt).unwrap();
     host.service.commit(attempt, &commit("first")).unwrap();
 

@@ -138,6 +138,15 @@ fn a_full_disk_fails_writes_and_loses_nothing() {
     client.flush().unwrap();
     assert_eq!(ask(&cluster, &["snapshot", "create", "s"])["verdict"], "consistent");
 
+    // With its digest the host's record of it is whole, and is not written again when there is no room.
+    eventually(|| {
+        let mut records = std::fs::read_dir(volumes.join(".records")).unwrap();
+        let whole = records.any(|record| {
+            let text = std::fs::read_to_string(record.unwrap().path()).unwrap_or_default();
+            text.contains("\"complete\":true")
+        });
+        whole.then_some(()).ok_or("not so yet: the host has the whole record")
+    });
     let ballast = small.path().join("ballast");
     std::fs::write(&ballast, vec![0; 4 << 20]).unwrap();
     let full = (0..8192).find_map(|block| {

@@ -67,7 +67,7 @@ fn the_coordinator_dies_at_any_step_of_a_barrier_snapshot() {
 
 fn kill_coordinator(fleet: &mut Fleet, workload: &Workload, mode: RequestedMode, number: usize) {
     // How it ends for the client is the server's last word or a broken connection.
-    let _ = create(fleet, mode, |at, _| {
+    let _ = create(fleet, mode, |at, _, _| {
         if at == number {
             kill(&fleet.cluster.server);
         }
@@ -95,7 +95,7 @@ fn a_host_dies_at_any_step_of_a_snapshot() {
             acknowledged.write_on(client);
             acknowledged
         });
-        let _ = create(&fleet, mode, |at, _| {
+        let _ = create(&fleet, mode, |at, _, _| {
             if at == number {
                 kill(&dying.daemon);
             }
@@ -117,40 +117,60 @@ fn a_host_dies_at_any_step_of_a_snapshot() {
 #[test]
 fn a_host_that_restarts_before_the_abort_drops_the_name_all_the_same() {
     let mut fleet = Fleet::of_three();
+    let died = (0..10).any(|_| die_in_the_middle_of_naming(&mut fleet));
+    assert!(died, "each snapshot was complete, or there was none");
+    fleet.wait_until_nothing_is_left();
+}
+
+/// Takes a snapshot, kills the coordinator and the first host when that one has named it, and starts both again. False
+/// where the snapshot is complete all the same, or was not taken; nothing is left of it then.
+fn die_in_the_middle_of_naming(fleet: &mut Fleet) -> bool {
     let workload = fleet.start_workload(&fleet.cluster.hosts);
     let named = [VOLUME.to_owned(), format!("{VOLUME}@{NAME}")];
-    let (first, last) = (&fleet.cluster.hosts[0], &fleet.cluster.hosts[2]);
-    thread::scope(|scope| {
-        // The last host does not hear of the name, so the snapshot cannot be complete when the coordinator dies.
+    let running: &Fleet = fleet;
+    let (first, last) = (&running.cluster.hosts[0], &running.cluster.hosts[2]);
+    let is_named = thread::scope(|scope| {
+        // While the last host does not hear of the name, the snapshot is not complete. On a busy machine it may hear of
+        // it before it is stopped.
         let creating = scope.spawn(|| {
-            create(&fleet, RequestedMode::Timed, |_, step| {
-                if step == Step::Certify {
+            create(running, RequestedMode::Timed, |_, step, detail| {
+                if step == Step::Certify && detail.starts_with("consistent") {
                     last.daemon.signal(Signal::SIGSTOP).expect("it runs");
                 }
             })
         });
-        eventually(|| {
-            let listed = fleet.list_exports(first);
-            if listed == named { Ok(()) } else { Err(format!("the first host has {listed:?}")) }
+        let is_named = eventually(|| {
+            let is_over = creating.is_finished();
+            let listed = running.list_exports(first);
+            let is_named = listed == named;
+            if is_named || is_over { Ok(is_named) } else { Err(format!("the first host has {listed:?}")) }
         });
-        kill(&fleet.cluster.server);
+        kill(&running.cluster.server);
         kill(&first.daemon);
-        creating.join().expect("no panic").expect_err("the server died first");
+        // How it ends for the client is the server's last word or a broken connection.
+        let _ = creating.join().expect("no panic");
+        is_named
     });
     last.daemon.signal(Signal::SIGCONT).expect("it runs");
     drop(workload);
     fleet.cluster.restart_host(0).expect("the host starts on the same volumes");
-    assert_eq!(fleet.list_exports(&fleet.cluster.hosts[0]), named, "the name is durable");
+    if is_named {
+        assert_eq!(fleet.list_exports(&fleet.cluster.hosts[0]), named, "the name is durable");
+    }
     fleet.cluster.restart_server().expect("the server starts on the same state");
-    assert_eq!(fleet.rows(NAME).pop().expect("a row").state, SnapshotState::Failed);
-    fleet.wait_until_nothing_is_left();
+    if is_named && fleet.rows(NAME).pop().expect("a row").state == SnapshotState::Failed {
+        return true;
+    }
+    settle_last(fleet, 3);
+    fleet.wait_for_bounds();
+    false
 }
 
-/// Asks for a snapshot; `heard` is told each step and its number in its attempt, from 0.
+/// Asks for a snapshot; `heard` is told each step, its number in its attempt, from 0, and what is said of it.
 fn create(
     fleet: &Fleet,
     mode: RequestedMode,
-    mut heard: impl FnMut(usize, Step) + Send,
+    mut heard: impl FnMut(usize, Step, &str) + Send,
 ) -> Result<Manifest, ControlError> {
     // On a busy machine an order comes too late now and then.
     let order =
@@ -160,7 +180,7 @@ fn create(
         let progress = |progress: &Progress| {
             let Some(AttemptProgress { step, .. }) = progress.attempt else { return };
             number = if step == Step::Describe { 0 } else { number + 1 };
-            heard(number, step);
+            heard(number, step, &progress.detail);
         };
         api.create(&order, progress).await
     })
@@ -172,7 +192,7 @@ fn take(fleet: &Fleet, mode: RequestedMode, hosts: usize) -> Vec<Step> {
     let mut steps = Vec::new();
     // A host that was started anew is not known well at once, and the refusal says to try again.
     let manifest = eventually(|| {
-        create(fleet, mode, |number, step| {
+        create(fleet, mode, |number, step, _| {
             steps.truncate(number);
             steps.push(step);
         })

@@ -69,7 +69,7 @@ fn an_operator_takes_and_verifies_a_snapshot_with_the_keyboard_alone() {
     let browser = Browser::start("");
     browser.open(&cluster.api);
     browser.await_that("document.querySelectorAll('tr[data-state=bounded]').length === 3");
-    assert_eq!(browser.text("#who"), "operator");
+    browser.await_that("document.querySelector('#who').textContent === 'operator'");
     assert_eq!(
         browser.run("return document.querySelectorAll('main img').length"),
         0,

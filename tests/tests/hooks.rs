@@ -134,8 +134,9 @@ fn a_hook_that_fails_or_overruns_refuses_the_snapshot_and_is_made_up_for() {
         ("exit 7", "", "host a: the hook before the snapshot failed (/bin/sh: exit status: 7)"),
         (
             "sleep 600",
-            "before_timeout = \"200ms\"\n",
-            "host a: the hook before the snapshot took longer than 200.00 ms and was killed (/bin/sh)",
+            // Enough to write its line first.
+            "before_timeout = \"2s\"\n",
+            "host a: the hook before the snapshot took longer than 2.00 s and was killed (/bin/sh)",
         ),
     ] {
         let rig = Rig::start(before, more);

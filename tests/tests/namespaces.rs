@@ -64,12 +64,15 @@ fn every_snapshot_is_consistent_certified_and_intact() {
 fn a_simulated_clock_is_refused_by_a_server_that_was_not_told_of_it() {
     let fleet = Fleet::start(&["a"], &["--simulate-clock", "offset=5ms"], &[]).expect("it needs root");
     fleet.create_volume("a");
+    eventually(|| {
+        let report: Report = serde_json::from_value(skew(&mut fleet.command())).unwrap();
+        let seen = report.hosts[0].state == State::Simulated;
+        if seen { Ok(()) } else { Err("not so yet: the server sees through it") }
+    });
     let refused = fleet.command().args(["snapshot", "create", "--mode", "timed"]).output().unwrap();
     assert!(!refused.status.success());
     let sentence = String::from_utf8_lossy(&refused.stderr);
     assert!(sentence.contains("simulated clock") && sentence.trim().lines().count() == 1, "{sentence}");
-    let report: Report = serde_json::from_value(skew(&mut fleet.command())).unwrap();
-    assert_eq!(report.hosts[0].state, State::Simulated);
 }
 
 /// What the design lists for `snapshot create --json`. Absent and null are two things in JSON.

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 use coeval_cli::cluster::Cluster;
-use harness::tools::{DEADLINE, command, finish, refusal_of, run, stop_all, two_hosts};
+use harness::tools::{DEADLINE, command, finish, refusal_of, run, skew, stop_all, two_hosts};
 use harness::{coeval, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -26,11 +26,13 @@ fn the_table_fits_and_says_who_is_missing_and_why() {
     let table = run(command(&cluster).arg("skew"));
     assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
     let line = |host: &str| table.lines().find(|line| line.starts_with(host)).unwrap().to_owned();
-    // Within 10 µs of what they are told to be: bounds are narrower than that, clocks drift.
-    let shows = |line: &str, offsets: [&str; 2]| offsets.iter().any(|offset| line.contains(offset));
-    assert!(shows(&line("a "), ["+35.00", "+34.99"]), "{table}");
+    // A busy machine makes the bounds wide, and the table shows as many digits as they leave.
+    let report = skew(&mut command(&cluster));
+    assert_covers(&report["hosts"][0], 35_000_000);
+    assert_covers(&report["pairs"][0], 37_000_000);
+    assert!(line("a ").contains(" +3") && line("a - b").contains(" +3"), "{table}");
     assert!(line("a ").contains("= hard") && line("a ").ends_with("ok"), "{table}");
-    assert!(shows(&line("a - b"), ["+37.00", "+36.99"]) && line("No two").contains("37."), "{table}");
+    assert!(line("No two").ends_with("apart (a - b)."), "{table}");
     assert!(!table.contains("confidence of 1"), "{table}");
     let one = run(command(&cluster).args(["skew", "--host", "b"]));
     assert!(!one.contains("\na "), "{one}");
@@ -76,15 +78,14 @@ fn a_recording_replays_without_a_server_and_a_changed_one_is_refused_with_its_li
 
     let replayed = run(serverless().arg("--replay").arg(&file));
     assert!(replayed.contains("bounds came out as recorded, to the last bit"), "{replayed}");
-    // 37 ms, within a tenth.
-    let is_right = |line: &str| ["+36.9999", "+37.0000"].iter().any(|offset| line.contains(offset));
-    assert!(replayed.lines().any(|line| line.starts_with("a - b") && is_right(line)), "{replayed}");
+    assert!(replayed.lines().any(|line| line.starts_with("a - b")), "{replayed}");
     let image = directory.path().join("replayed.svg");
     let json = run(serverless().args(["--json", "--replay"]).arg(&file).arg("--plot").arg(&image));
     let json: Value = serde_json::from_str(&json).unwrap();
     assert!(
         json["replayed"]["bounds"].as_u64().unwrap() >= 2 && json["hosts"].as_array().unwrap().len() == 2
     );
+    assert_covers(&json["pairs"][0], 37_000_000);
     assert_picture(&image, &["a: offset", "b: offset", "round trips"]);
 
     let text = std::fs::read_to_string(&file).unwrap();
@@ -137,6 +138,12 @@ fn the_server_remembers_and_the_picture_shows_it() {
     let sentence = refusal_of(command(&cluster).args(["skew", "--plot", "/no/such/directory/x.svg"]));
     assert!(sentence.contains("cannot write /no/such/directory/x.svg"), "{sentence}");
     stop_all(cluster);
+}
+
+/// A row's offset is as far from the truth as its hard bound says, at most.
+fn assert_covers(row: &Value, truth_ns: i64) {
+    let (offset, hard) = (row["offset_ns"].as_i64().unwrap(), row["hard_ns"].as_i64().unwrap());
+    assert!((offset - truth_ns).abs() <= hard, "{truth_ns}: {row}");
 }
 
 fn assert_picture(file: &Path, texts: &[&str]) {

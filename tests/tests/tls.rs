@@ -223,7 +223,11 @@ fn a_certificate_that_was_replaced_counts_without_a_restart() {
     let error = list(&viewer).unwrap_err();
     assert!(matches!(error, ControlError::Unreachable { .. }), "{error}");
     for daemon in [&cluster.server, &cluster.hosts[0].daemon] {
-        assert!(daemon.log().unwrap().contains("the TLS files were read again"));
+        // What a daemon has done it has not always written yet.
+        harness::eventually(|| {
+            let log = daemon.log().unwrap();
+            if log.contains("the TLS files were read again") { Ok(()) } else { Err(log) }
+        });
     }
 }
 

@@ -44,12 +44,16 @@ impl Rig {
         Rig { _directory: directory, incarnation, server: crate::simulated::incarnation(), remote }
     }
 
-    /// Prepares and arms.
-    async fn arm(&self, attempt: AttemptId, timing: ArmTiming) -> Result<Armed, ControlError> {
+    async fn prepare(&self, attempt: AttemptId) -> Result<(), ControlError> {
         let (host, server) = (self.incarnation, self.server);
         let volumes = vec!["data".to_owned()];
         let name = "first".to_owned();
-        self.remote.prepare(attempt, &PrepareOrder { host, server, volumes, name, snapshot: None }).await?;
+        self.remote.prepare(attempt, &PrepareOrder { host, server, volumes, name, snapshot: None }).await
+    }
+
+    /// Arms what was prepared. T is chosen after the preparation, whose file work a slow disk makes long.
+    async fn arm(&self, attempt: AttemptId, timing: ArmTiming) -> Result<Armed, ControlError> {
+        let (host, server) = (self.incarnation, self.server);
         self.remote.arm(attempt, &ArmOrder { host, server, timing }).await
     }
 
@@ -58,8 +62,8 @@ impl Rig {
     }
 }
 
-fn in_200_ms() -> Time<HostTimeline> {
-    HostClock::real().now() + Nanos::from_millis(200)
+fn soon() -> Time<HostTimeline> {
+    HostClock::real().now() + Nanos::from_millis(500)
 }
 
 fn status<T: std::fmt::Debug>(answer: Result<T, ControlError>) -> Option<u16> {
@@ -69,7 +73,9 @@ fn status<T: std::fmt::Debug>(answer: Result<T, ControlError>) -> Option<u16> {
 #[tokio::test]
 async fn a_timed_cut_goes_through_every_step() {
     let rig = Rig::new(false).await;
-    let (attempt, at, stretch) = (Uuid::now_v7(), in_200_ms(), Nanos::from_micros(50));
+    let attempt = Uuid::now_v7();
+    rig.prepare(attempt).await.unwrap();
+    let (at, stretch) = (soon(), Nanos::from_micros(50));
     let armed = rig.arm(attempt, ArmTiming::Timed { at, stretch }).await.unwrap();
     assert!(armed.host == rig.incarnation && armed.armed_at < at);
     let sealed = rig.remote.seal(attempt, std::time::Duration::ZERO).await.unwrap();
@@ -93,6 +99,7 @@ async fn a_timed_cut_goes_through_every_step() {
 async fn a_barrier_cut_is_released_by_a_message_that_carries_its_nonce() {
     let rig = Rig::new(false).await;
     let attempt = Uuid::now_v7();
+    rig.prepare(attempt).await.unwrap();
     rig.arm(attempt, ArmTiming::Barrier).await.unwrap();
     let struck = rig.remote.strike(attempt, std::time::Duration::from_secs(5)).await.unwrap();
     let release = |nonces| serde_json::to_vec(&ReleaseOrder { nonces }).unwrap();
@@ -106,7 +113,8 @@ async fn a_barrier_cut_is_released_by_a_message_that_carries_its_nonce() {
 async fn an_abort_undoes_a_commit_and_refuses_what_comes_later() {
     let rig = Rig::new(false).await;
     let attempt = Uuid::now_v7();
-    rig.arm(attempt, ArmTiming::Timed { at: in_200_ms(), stretch: Nanos::ZERO }).await.unwrap();
+    rig.prepare(attempt).await.unwrap();
+    rig.arm(attempt, ArmTiming::Timed { at: soon(), stretch: Nanos::ZERO }).await.unwrap();
     rig.remote.seal(attempt, std::time::Duration::ZERO).await.unwrap();
     let order = CommitOrder { name: "s1".to_owned(), record: None };
     rig.remote.commit(attempt, serde_json::to_vec(&order).unwrap().into()).await.unwrap();
@@ -118,14 +126,16 @@ async fn an_abort_undoes_a_commit_and_refuses_what_comes_later() {
     // An abort may overtake its own attempt's order on another connection.
     let overtaken = Uuid::now_v7();
     rig.remote.abort(overtaken).await.unwrap();
-    assert_eq!(status(rig.arm(overtaken, ArmTiming::Barrier).await), Some(410));
+    assert_eq!(status(rig.prepare(overtaken).await), Some(410));
 }
 
 #[tokio::test]
 async fn orders_that_cannot_be_followed_are_refused_with_a_sentence() {
     let rig = Rig::new(false).await;
     let late = ArmTiming::Timed { at: Time::from_nanos(1), stretch: Nanos::ZERO };
-    assert_eq!(status(rig.arm(Uuid::now_v7(), late).await), Some(422));
+    let attempt = Uuid::now_v7();
+    rig.prepare(attempt).await.unwrap();
+    assert_eq!(status(rig.arm(attempt, late).await), Some(422));
     let (host, server) = (rig.incarnation, rig.server);
     let (volumes, name) = (vec!["none".to_owned()], "first".to_owned());
     let elsewhere = PrepareOrder { host, server, volumes, name, snapshot: None };
@@ -133,8 +143,9 @@ async fn orders_that_cannot_be_followed_are_refused_with_a_sentence() {
     let unprepared = ArmOrder { host, server, timing: ArmTiming::Barrier };
     assert_eq!(status(rig.remote.arm(Uuid::now_v7(), &unprepared).await), Some(410));
     let first = Uuid::now_v7();
+    rig.prepare(first).await.unwrap();
     rig.arm(first, ArmTiming::Barrier).await.unwrap();
-    let second = rig.arm(Uuid::now_v7(), ArmTiming::Barrier).await.unwrap_err();
+    let second = rig.prepare(Uuid::now_v7()).await.unwrap_err();
     assert_eq!(second.status(), Some(409), "one structural operation per volume: {second}");
     assert!(second.to_string().contains(&first.to_string()), "{second}");
 }

@@ -126,7 +126,8 @@ async fn whatever_step_fails_on_one_host_is_undone_on_all() {
 #[tokio::test]
 async fn a_host_that_does_not_answer_a_seal_voids_the_attempt_everywhere() {
     let fleet = Fleet::new(near());
-    let coordinator = fleet.coordinator(|options| options.limits.seal = Duration::from_millis(50));
+    // The other hosts' orders have this limit, too.
+    let coordinator = fleet.coordinator(|options| options.limits.seal = Duration::from_secs(2));
     fleet.hosts[2].script(|script| script.hang = Some("seal"));
     let error = coordinator.create(timed(), |_| {}).await.unwrap_err().to_string();
     assert!(error.starts_with("host c did not answer within"), "{error}");
@@ -205,9 +206,11 @@ async fn an_abort_is_repeated_until_the_host_answers_it() {
     let fleet = Fleet::new(near());
     let coordinator = fleet.coordinator(|_| {});
     fleet.hosts[0].refuses("seal", 500, 1);
-    fleet.hosts[1].refuses("abort", 503, 2);
+    fleet.hosts[1].refuses("abort", 503, u32::MAX);
     coordinator.create(timed(), |_| {}).await.unwrap_err();
+    eventually(async || fleet.hosts[1].asked("abort") > 1).await;
     assert!(!fleet.hosts[1].is_clean());
+    fleet.hosts[1].refuses("abort", 503, 0);
     eventually(async || coordinator.catalogue.owed().unwrap().is_empty()).await;
     assert!(fleet.all_clean());
 }
@@ -404,13 +407,14 @@ async fn a_deletion_goes_on_by_itself_and_over_a_restart_of_the_server() {
     let fleet = Fleet::new(near());
     let coordinator = fleet.coordinator(|_| {});
     coordinator.create(timed(), |_| {}).await.unwrap();
-    fleet.hosts[2].refuses("delete", 500, 2);
+    fleet.hosts[2].refuses("delete", 500, u32::MAX);
     let error = coordinator.delete("s1").await.unwrap_err().to_string();
     assert!(error.contains("goes on"), "{error}");
     let taken = coordinator.create(timed(), |_| {}).await.unwrap_err();
     assert_eq!(taken.status(), 409, "a name that is being deleted is taken: {taken}");
     // As a new server does: from here on two tasks are at it, one at a time.
     coordinator.recover().await.unwrap();
+    fleet.hosts[2].refuses("delete", 500, 0);
     eventually(async || coordinator.list().await.unwrap().is_empty()).await;
     assert!(fleet.all_clean());
     coordinator.create(timed(), |_| {}).await.unwrap();

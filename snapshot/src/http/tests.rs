@@ -210,7 +210,7 @@ async fn read_to_end(stream: &mut tokio::net::TcpStream) -> String {
 #[tokio::test]
 async fn whoever_sends_slowly_is_let_go_and_holds_nobody_up() {
     use tokio::io::AsyncWriteExt;
-    let short = Duration::from_millis(300);
+    let short = Duration::from_secs(2);
     let address = serve_limited(Limits { head: short, body: short, ..Limits::default() });
     let open = async |sends: &str| {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
@@ -262,7 +262,7 @@ async fn connections_beyond_the_limit_are_closed_and_places_become_free_again() 
 #[tokio::test]
 async fn whoever_does_not_read_is_let_go() {
     use tokio::io::AsyncWriteExt;
-    let unread = Duration::from_millis(300);
+    let unread = Duration::from_secs(3);
     let address = serve_limited(Limits { connections: 1, unread, ..Limits::default() });
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     // Otherwise the system might take all of the answer in.

@@ -31,7 +31,8 @@ use crate::simulated::{Clock, Path, incarnation};
 
 /// Long, because nothing in these tests may hang on how busy the machine is.
 const MAX_STRETCH: Nanos = Nanos::from_millis(5_000);
-const LEAD: Nanos = Nanos::from_millis(200);
+/// Long, too: some tests count on the first try. But each timed cut waits for it.
+const LEAD: Nanos = Nanos::from_millis(600);
 
 /// What a host does otherwise than it should.
 #[derive(Clone, Debug, Default)]

@@ -50,11 +50,12 @@ async fn one_host_that_cannot_prepare_keeps_all_as_they_are() {
 #[tokio::test]
 async fn once_decided_a_restore_goes_forward() {
     let (fleet, coordinator) = with_snapshot().await;
-    fleet.hosts[2].refuses("switch", 500, 4);
+    fleet.hosts[2].refuses("switch", 500, u32::MAX);
     let error = coordinator.restore("s1", RestoreRequest::default()).await.unwrap_err();
     let told = error.to_string();
     assert!(told.contains("Not yet on c: ") && told.contains("scripted to refuse switch"), "{told}");
     assert_eq!(coordinator.delete("s1").await.unwrap_err().status(), 409, "it is still needed");
+    fleet.hosts[2].refuses("switch", 500, 0);
     eventually(async || names(&coordinator).await.len() == 2).await;
     assert_eq!(fleet.asked("give up"), [0; 3]);
     assert_eq!(fleet.hosts[2].names().len(), 2);
