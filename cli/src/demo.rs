@@ -167,8 +167,12 @@ async fn control(
         };
         if let Some(manifest) = stage.snapshot(&order).await? {
             control.snapshots += 1;
-            control.violations += stage.check_and_delete(&manifest, TOKENS).await?;
-            control.called_consistent += usize::from(manifest.verdict == Verdict::Consistent);
+            let violations = stage.check_and_delete(&manifest, TOKENS).await?;
+            control.violations += violations;
+            // A cut that was planned wrongly is consistent, and rightly called so, where every host happened to
+            // release late.
+            let certified = manifest.verdict == Verdict::Consistent;
+            control.called_consistent += usize::from(certified && violations > 0);
         }
     }
     workload.stop()?;
