@@ -2,6 +2,7 @@
 //! certificate refuse them?
 
 use std::fmt;
+use std::time::Duration;
 
 use coeval_cli::table::Table;
 use coeval_cli::workload::{Workload, check_exports};
@@ -9,12 +10,16 @@ use snapshot::http::ControlError;
 use snapshot::messages::{Control, CreateRequest, RequestedMode, Verdict};
 use timesync::time::Nanos;
 
-use crate::chaos::{REST, TOKENS, exports};
+use crate::chaos::{TOKENS, exports};
 use crate::eventually;
 use crate::fleet::{Fleet, Setup, VOLUME, assert_writes_go_on};
 
 /// What time exchanges take longer, one way.
 const ADDED: Nanos = Nanos::from_millis(2);
+
+/// A token's rest between two writes. Shorter than [`ADDED`], by which two hosts' cuts differ without V: what a token wrote
+/// after the one's must have reached the other before its own.
+const REST: Duration = Duration::from_micros(500);
 
 /// Larger than any two clocks' difference, so that no host refuses an untranslated T as late.
 const LONG_LEAD: Nanos = Nanos::from_millis(250);
