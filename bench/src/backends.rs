@@ -6,6 +6,8 @@
 //!
 //! The target, for each pause: from the first write that is blocked to the first that is released, as the writer sees it,
 //! no more than the freeze + the longer one of the snapshot command and what was left until T + V + 1 ms.
+//!
+//! An emulated machine goes on slowly after it stood still: the same without any snapshot shows by how much.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -19,12 +21,16 @@ use harness::machine::{Disk, Machine};
 use harness::tools::run as run_program;
 use harness::{coeval, eventually};
 use serde::Serialize;
+use serde_json::json;
+use snapshot::backend::qmp::Qmp;
 use snapshot::client::ServerClient;
 use snapshot::http::Connector;
 use snapshot::messages::{CreateRequest, CreateVolumeOn, HostResult, Manifest, Member, RequestedMode};
 use snapshot::nbd::Endpoint;
 use snapshot::orders::PauseTimes;
+use timesync::clock::ServerClock;
 use timesync::report::Report;
+use timesync::time::Nanos;
 
 use crate::stall::writer::{SIZE, Writer};
 
@@ -37,6 +43,10 @@ const KINDS: [(&str, Means); 3] = [
     ("btrfs-subvolume", Means::BtrfsSubvolume),
 ];
 const MACHINE: &str = "qemu";
+/// The machine again: only `stop` and `cont`.
+const STOPPED: &str = "qemu, stop alone";
+/// For so long: about as long as in a snapshot.
+const STOPPED_FOR: Duration = Duration::from_millis(13);
 const BUILT_IN: &str = "built-in";
 /// Between two writes.
 const THINK: Duration = Duration::from_micros(200);
@@ -51,6 +61,9 @@ pub struct Arguments {
     /// Snapshots of each kind.
     #[arg(long, default_value_t = 100)]
     snapshots: usize,
+    /// Only the virtual machine.
+    #[arg(long)]
+    machine: bool,
     /// Prints the rows as JSON.
     #[arg(long)]
     json: bool,
@@ -107,7 +120,7 @@ fn quantiles(values: &mut [i64]) -> Quantiles {
 
 /// Runs it.
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let rows = with_own_mounts(|| measure(arguments.snapshots))?;
+    let rows = with_own_mounts(|| measure(arguments))?;
     if arguments.json {
         println!("{}", serde_json::to_string(&rows)?);
         return Ok(());
@@ -122,7 +135,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             [&row.pausing, &row.cutting, &row.left, &row.held, &row.worst_write, &row.quiet, &row.beyond];
         println!("{:<16}{}", row.backend, figures.map(|figure| format!("{:>17}", cell(figure))).concat());
     }
-    for row in rows.iter().filter(|row| row.backend != BUILT_IN) {
+    for row in rows.iter().filter(|row| ![BUILT_IN, STOPPED].contains(&row.backend)) {
         let verdict = if row.beyond.p50 <= SLACK { "kept" } else { "MISSED" };
         println!(
             "{}: write blocked ≤ freeze + max(command, to T + V) + 1 ms at p50: {verdict}; {} snapshots took more than one attempt",
@@ -132,14 +145,15 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn measure(snapshots: usize) -> Result<Vec<Row>, Failure> {
+fn measure(arguments: &Arguments) -> Result<Vec<Row>, Failure> {
+    let kinds = if arguments.machine { &[][..] } else { &KINDS };
     let directory = tempfile::tempdir()?;
     let machine = start_machine(directory.path())?;
     let mut volumes = Vec::new();
     let mut hosts = Vec::new();
     for host in HOSTS {
         let mut config = String::new();
-        for (name, means) in KINDS {
+        for &(name, means) in kinds {
             let volume =
                 ImageVolume::new(&directory.path().join(format!("{host}-{name}")), means, Kind::Ext4);
             config += &volume.config(name, "");
@@ -169,9 +183,9 @@ fn measure(snapshots: usize) -> Result<Vec<Row>, Failure> {
         if all { Ok(()) } else { Err("not every clock is bounded".to_owned()) }
     });
     let member = |host: &str, volume: &str| Member { host: host.to_owned(), volume: volume.to_owned() };
-    let bench = Bench { runtime: &runtime, api: &api, snapshots };
+    let bench = Bench { runtime: &runtime, api: &api, snapshots: arguments.snapshots };
     let mut rows = Vec::new();
-    for (name, _) in KINDS {
+    for &(name, _) in kinds {
         let group = HOSTS.map(|host| member(host, name));
         let of_kind = volumes.iter().filter(|(kind, _)| *kind == name);
         let writers = of_kind.map(|(_, volume)| on_file(&volume.mount_point().join("written")));
@@ -184,6 +198,7 @@ fn measure(snapshots: usize) -> Result<Vec<Row>, Failure> {
         let disks = machine.disks();
         let writers = vec![Writer::start(&disks[0].endpoint, &disks[0].name, THINK)?, built_in(1)?];
         rows.push(bench.series(MACHINE, &group, writers)?);
+        rows.push(bench.stops(machine)?);
     }
     let group = HOSTS.map(|host| member(host, BUILT_IN));
     rows.push(bench.series(BUILT_IN, &group, vec![built_in(0)?, built_in(1)?])?);
@@ -216,6 +231,34 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    /// Stops a machine and sets it running again, by somebody else than Coeval.
+    fn stops(&self, machine: &Machine) -> Result<Row, Failure> {
+        let disk = &machine.disks()[0];
+        let writer = Writer::start(&disk.endpoint, &disk.name, THINK)?;
+        let patience = Nanos::from_millis(20_000);
+        let mut monitor = Qmp::connect(&machine.monitor, patience)?;
+        let mut samples = Samples::default();
+        for _ in 0..self.snapshots {
+            std::thread::sleep(SETTLE);
+            let from = ServerClock.now();
+            monitor.execute("stop", json!({}), patience)?;
+            let stopped = ServerClock.now();
+            std::thread::sleep(STOPPED_FOR);
+            let left = ServerClock.now() - stopped;
+            monitor.execute("cont", json!({}), patience)?;
+            let until = ServerClock.now();
+            std::thread::sleep(SETTLE);
+            samples.pause(
+                &writer.drain(),
+                from.as_nanos(),
+                until - from,
+                [stopped - from, Nanos::ZERO, left],
+            );
+        }
+        writer.stop()?;
+        Ok(samples.row(STOPPED, self.snapshots))
+    }
+
     /// Snapshots a group that has one volume on each of the hosts, each under its writer.
     fn series(&self, backend: &'static str, group: &[Member], writers: Vec<Writer>) -> Result<Row, Failure> {
         let mut samples = Samples::default();
@@ -233,7 +276,7 @@ impl Bench<'_> {
             std::thread::sleep(SETTLE);
             let writes: Vec<_> = writers.iter().map(Writer::drain).collect();
             for (host, writes) in manifest.hosts.iter().zip(&writes).filter(|_| number > 0) {
-                samples.add(&manifest, host, writes);
+                samples.add(backend, &manifest, host, writes);
             }
             samples.repeated += usize::from(number > 0 && manifest.attempts > 1);
             // The digests of the built-in volume may be under way.
@@ -242,49 +285,64 @@ impl Bench<'_> {
         for writer in writers {
             writer.stop()?;
         }
-        Ok(Row {
-            backend,
-            snapshots: self.snapshots,
-            repeated: samples.repeated,
-            pausing: quantiles(&mut samples.pausing),
-            cutting: quantiles(&mut samples.cutting),
-            left: quantiles(&mut samples.left),
-            held: quantiles(&mut samples.held),
-            worst_write: quantiles(&mut samples.worst_write),
-            quiet: quantiles(&mut samples.quiet),
-            beyond: quantiles(&mut samples.beyond),
-        })
+        Ok(samples.row(backend, self.snapshots))
     }
+}
+
+/// The worst write that was under way at any time in between.
+fn worst(writes: &[(i64, i64)], from: i64, until: i64) -> i64 {
+    let overlapping = writes.iter().filter(|(began, ended)| *began <= until && *ended >= from);
+    overlapping.map(|(began, ended)| ended - began).max().unwrap_or(0)
 }
 
 impl Samples {
     /// One host's part in a snapshot. All clocks are one: nothing is simulated, and the writers read the same one.
-    fn add(&mut self, manifest: &Manifest, host: &HostResult, writes: &[(i64, i64)]) {
+    fn add(&mut self, backend: &str, manifest: &Manifest, host: &HostResult, writes: &[(i64, i64)]) {
         let (Some(at), Some(v)) = (host.at_ns, manifest.v_ns) else { return };
-        let worst = |from: i64, until: i64| {
-            let overlapping = writes.iter().filter(|(began, ended)| *began <= until && *ended >= from);
-            overlapping.map(|(began, ended)| ended - began).max().unwrap_or(0)
-        };
         let pause = host.volumes.iter().find_map(|volume| volume.external.as_ref()?.pause);
-        let Some(PauseTimes { p_ns: p, pausing_ns, cutting_ns, paused_ns }) = pause else {
+        if let Some(PauseTimes { p_ns: p, pausing_ns, cutting_ns, paused_ns }) = pause {
+            let from = (p - pausing_ns).as_nanos();
+            self.pause(writes, from, paused_ns, [pausing_ns, cutting_ns, at + v - p]);
+        } else if backend == BUILT_IN {
             let (from, until) = (at.as_nanos(), (at + v).as_nanos());
             self.held.push(host.stretch_ns.max.cast_signed());
-            self.worst_write.push(worst(from, until + SLACK));
-            self.quiet.push(worst(2 * from - until - SLACK, from));
-            return;
-        };
-        let left = (at + v - p).get();
-        let from = (p - pausing_ns).as_nanos();
-        let until = from + paused_ns.get();
-        let worst_write = worst(from, until);
-        self.pausing.push(pausing_ns.get());
-        self.cutting.push(cutting_ns.get());
-        self.left.push(left);
-        self.held.push(paused_ns.get());
+            self.worst_write.push(worst(writes, from, until + SLACK));
+            self.quiet.push(worst(writes, 2 * from - until - SLACK, from));
+        }
+    }
+
+    /// A pause that began at `from`, and was over `paused` later.
+    fn pause(
+        &mut self,
+        writes: &[(i64, i64)],
+        from: i64,
+        paused: Nanos,
+        [pausing, cutting, left]: [Nanos; 3],
+    ) {
+        let worst_write = worst(writes, from, from + paused.get());
+        self.pausing.push(pausing.get());
+        self.cutting.push(cutting.get());
+        self.left.push(left.get());
+        self.held.push(paused.get());
         self.worst_write.push(worst_write);
         // As long before the pause: writes that were over by then.
-        let before = writes.iter().filter(|(began, ended)| *began >= from - paused_ns.get() && *ended < from);
+        let before = writes.iter().filter(|(began, ended)| *began >= from - paused.get() && *ended < from);
         self.quiet.push(before.map(|(began, ended)| ended - began).max().unwrap_or(0));
-        self.beyond.push(worst_write - pausing_ns.get() - cutting_ns.get().max(left));
+        self.beyond.push(worst_write - (pausing + cutting.max(left)).get());
+    }
+
+    fn row(mut self, backend: &'static str, snapshots: usize) -> Row {
+        Row {
+            backend,
+            snapshots,
+            repeated: self.repeated,
+            pausing: quantiles(&mut self.pausing),
+            cutting: quantiles(&mut self.cutting),
+            left: quantiles(&mut self.left),
+            held: quantiles(&mut self.held),
+            worst_write: quantiles(&mut self.worst_write),
+            quiet: quantiles(&mut self.quiet),
+            beyond: quantiles(&mut self.beyond),
+        }
     }
 }
