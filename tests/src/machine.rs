@@ -37,6 +37,8 @@ pub struct Machine {
     ports: Vec<u16>,
     /// The socket of its QMP monitor.
     pub monitor: PathBuf,
+    /// The socket of its guest's agent.
+    pub agent: PathBuf,
 }
 
 impl Machine {
@@ -55,6 +57,7 @@ impl Machine {
     /// When it does not start; it needs what `tests/vm/prepare` makes.
     pub fn start(directory: &Path, name: &str, disks: &[Disk]) -> Machine {
         let monitor = directory.join(format!("{name}.qmp"));
+        let agent = directory.join(format!("{name}.qga"));
         let console = directory.join(format!("{name}.console"));
         let ports: Vec<u16> = disks.iter().map(|_| free_port()).collect();
         let home = home();
@@ -92,10 +95,13 @@ impl Machine {
             command.args(["-device", &format!("virtio-blk-pci,drive={id}-0,id={id}")]);
         }
         command.args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())]);
+        let port = format!("socket,id=agent,server=on,wait=off,path={}", agent.display());
+        command.args(["-chardev", &port, "-device", "virtio-serial-pci"]);
+        command.args(["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]);
         let log = File::create(&console).unwrap();
         let errors = log.try_clone().unwrap();
         let process = command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn().unwrap();
-        let mut machine = Machine { process, console, ports, monitor };
+        let mut machine = Machine { process, console, ports, monitor, agent };
         machine.await_ready();
         machine
     }

@@ -2,6 +2,8 @@
 //! `tests/vm/prepare` makes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -219,7 +221,7 @@ fn a_qemu_that_hangs_at_the_stop_runs_on_once_it_goes_on() {
 #[test]
 #[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
 fn a_machine_a_frozen_file_system_and_a_built_in_volume_are_cut_as_of_one_instant() {
-    with_own_mounts(|| mixed());
+    with_own_mounts(mixed);
 }
 
 fn mixed() {
@@ -332,4 +334,62 @@ fn a_machine_whose_disks_are_coevals_volumes_is_never_stopped() {
     }
     workload.stop().unwrap();
     machine.kill();
+}
+
+/// By the hooks and the program of docs/backends-qemu.md.
+#[test]
+#[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
+fn a_guests_agent_makes_its_file_system_clean_in_the_snapshot() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    std::fs::create_dir(file("content")).unwrap();
+    std::fs::File::create(file("content/disk")).unwrap().set_len(16 << 20).unwrap();
+    let image = file("vda.raw");
+    run(Command::new("mkfs.ext4").args(["-q", "-d"]).arg(file("content")).arg(&image).arg("64M"));
+    let disk = Disk { id: "vda", format: "raw", image };
+    let machine = Machine::start(directory.path(), "vm", &[disk]);
+
+    let page = include_str!("../../docs/backends-qemu.md");
+    let block = |kind: &str| page.split("```").find_map(|block| block.strip_prefix(kind)).unwrap();
+    let agent = file("guest-agent");
+    std::fs::write(&agent, block("bash\n")).unwrap();
+    // Not for every snapshot, so that it is seen what it does.
+    let hook = file("hook");
+    let script = format!("#!/bin/sh\n[ $COEVAL_SNAPSHOT = plain ] || exec {} \"$@\"\n", agent.display());
+    std::fs::write(&hook, script).unwrap();
+    for program in [&agent, &hook] {
+        std::fs::set_permissions(program, Permissions::from_mode(0o755)).unwrap();
+    }
+    let hooks = block("toml\n[hooks]\n")
+        .replace("/usr/local/bin/guest-agent", hook.to_str().unwrap())
+        .replace("/run/web.qga", machine.agent.to_str().unwrap());
+    let mut place = Place::loopback(&[]);
+    place.config = format!(
+        "[[backend]]\nkind = \"qemu\"\nvolume = \"vm\"\nqmp = {:?}\ndisks = [\"vda\"]\ndirectory = {:?}\n\
+         deadline = \"20s\"\n[hooks]\n{hooks}",
+        machine.monitor,
+        file("overlays"),
+    );
+    let cluster =
+        Cluster::start(coeval(), &[("a", place)], &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
+    let workload = instants::start(&machine.disks());
+    for (snapshot, clean) in [("plain", false), ("clean", true)] {
+        write_some(&workload);
+        let manifest = ask(&cluster, &["snapshot", "create", snapshot, "--lead", "1s"]);
+        assert_eq!(manifest["verdict"], "consistent", "{manifest}");
+        let raw = file("raw");
+        let taken = std::fs::read(file("overlays/snapshots.json")).unwrap();
+        let taken: Value = serde_json::from_slice(&taken).unwrap();
+        let all = taken["snapshots"].as_array().unwrap();
+        let image = &all.iter().find(|taken| taken["name"] == snapshot).unwrap()["images"][0];
+        let (chain, format) = (image["chain"][0].as_str().unwrap(), image["format"].as_str().unwrap());
+        run(Command::new("qemu-img").args(["convert", "-U", "-O", "raw", "-f", format, chain]).arg(&raw));
+        let header = run(Command::new("dumpe2fs").arg("-h").arg(&raw));
+        assert_eq!(!header.contains("needs_recovery"), clean, "{snapshot}: {header}");
+    }
+    // It has thawed, and would by itself.
+    write_some(&workload);
+    run(Command::new(&agent).arg(&machine.agent).args(["freeze", "3"]));
+    write_some(&workload);
+    workload.stop().unwrap();
 }
