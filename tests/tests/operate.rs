@@ -2,12 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use coeval_cli::cluster::{HostReady, ServerReady};
+use coeval_cli::cluster::{Cluster, HostReady, Place, ServerReady};
 use coeval_cli::daemon::Daemon;
-use harness::tools::{finish, run};
+use harness::tools::{finish, run, stop_all};
 use harness::{coeval, eventually};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -275,4 +276,21 @@ fn completions_are_for_this_program() {
         let script = run(Command::new(coeval()).args(["completions", shell]));
         assert!(script.contains("coeval") && script.contains("doctor"), "{shell}");
     }
+}
+
+#[test]
+fn what_a_daemon_starts_has_none_of_its_capabilities_and_its_socket_is_its_groups() {
+    const NONE: &str = "CapAmb:\t0000000000000000";
+    // As a unit with AmbientCapabilities= does it: what is started inherits those.
+    let launcher = ["setpriv", "--inh-caps=+net_admin", "--ambient-caps=+net_admin", "--"];
+    let given = run(Command::new(launcher[0]).args(&launcher[1..]).args(["cat", "/proc/self/status"]));
+    assert!(given.contains("CapAmb:") && !given.contains(NONE), "{given}");
+    let place = Place { launcher: launcher.map(ToOwned::to_owned).into(), ..Place::loopback(&[]) };
+    let cluster =
+        Cluster::start(coeval(), &[("a", place)], &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
+    let host = &cluster.hosts[0];
+    let kept = std::fs::read_to_string(format!("/proc/{}/status", host.daemon.id())).unwrap();
+    assert!(kept.contains(NONE), "{kept}");
+    assert_eq!(std::fs::metadata(&host.nbd_socket).unwrap().permissions().mode() & 0o777, 0o660);
+    stop_all(cluster);
 }

@@ -245,7 +245,7 @@ fn judge_disk(disk: &Disk) -> Finding {
 
 fn judge_certificate(certificate: &Certificate) -> Finding {
     let file = certificate.file.display();
-    let todo = "issue a new one with `coeval pki issue`, put it in the same place, and restart the daemon";
+    let todo = "move its two files away, issue a new one with `coeval pki issue`, and put it in the same place; no restart is needed";
     match &certificate.days_left {
         Err(why) => {
             Finding::fail("tls", format!("{file}: {why}"), "correct [tls]: `coeval pki issue` prints one")

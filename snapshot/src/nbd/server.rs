@@ -1,10 +1,10 @@
 //! Listens, and gives each client a thread of its own; two, where TLS stands between.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -165,6 +165,8 @@ impl Listener {
             Endpoint::Unix(path) => {
                 remove_stale(path, endpoint)?;
                 let socket = UnixListener::bind(path).map_err(failed)?;
+                // Its user and its directory's group, whatever the daemon's umask is: connecting is writing.
+                fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed)?;
                 socket.set_nonblocking(true).map_err(failed)?;
                 Ok(Listener { endpoint: endpoint.clone(), socket: Socket::Unix(socket) })
             }
