@@ -142,8 +142,12 @@ fn invocations(line: &str) -> Vec<Vec<String>> {
     if begun && !redirected {
         commands.last_mut().unwrap().push(word);
     }
-    let from_coeval =
-        |words: Vec<String>| words.iter().position(|word| word == "coeval").map(|at| words[at..].to_vec());
+    // After an option it is a user or group; after `--` it is the program again.
+    let named = |before: &str| before.starts_with('-') && before != "--";
+    let from_coeval = |words: Vec<String>| {
+        let is_program = |at: &usize| words[*at] == "coeval" && (*at == 0 || !named(&words[*at - 1]));
+        (0..words.len()).find(is_program).map(|at| words[at..].to_vec())
+    };
     // `cd coeval` is none.
     commands.into_iter().filter_map(from_coeval).filter(|words| words.len() > 1).collect()
 }
@@ -188,4 +192,5 @@ fn shell_is_understood_as_far_as_documents_use_it() {
     assert_eq!(words("coeval skew > /dev/null 2>&1"), ["coeval,skew"]);
     assert_eq!(words("$ until coeval skew 2> x; do sleep 1; done"), ["coeval,skew"]);
     assert_eq!(words("a && coeval b 'c d' | coeval e"), ["coeval,b,c d", "coeval,e"]);
+    assert_eq!(words("runuser -u coeval -- coeval skew; install -g coeval a b"), ["coeval,skew"]);
 }
