@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use axum::Router;
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
 use serde::Serialize;
 use snapshot::http::{Admits, Listener, StopHandle, TlsFiles};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{Failure, print};
@@ -33,7 +32,7 @@ pub fn begin(args: &DaemonArgs, format: LogFormat) -> Result<(), Failure> {
         LogFormat::Json => subscriber.json().flatten_event(true).init(),
     }
     if args.with_parent {
-        set_pdeathsig(Signal::SIGKILL)?;
+        set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     }
     Ok(())
 }
@@ -45,26 +44,41 @@ pub fn warn_of_expiry(tls: Option<&TlsFiles>) {
     }
 }
 
-/// Says on stdout that the daemon serves, and where.
+/// The signals that end a daemon in good order.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// Says on stdout that the daemon serves, and where. From before that on, signals end it in good order: whoever hears
+/// it may send one at once.
 ///
 /// # Errors
 /// When stdout is closed.
-pub fn ready<T: Serialize>(addresses: &T) -> Result<(), Failure> {
-    print(&format!("{READY}{}", serde_json::to_string(addresses)?))
+pub fn ready<T: Serialize>(addresses: &T) -> Result<Signals, Failure> {
+    let signals =
+        Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+    print(&format!("{READY}{}", serde_json::to_string(addresses)?))?;
+    Ok(signals)
 }
 
 /// Serves those whom it `admits` until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When the listening socket fails.
-pub async fn serve(listener: Listener, router: Router, admits: Admits) -> Result<(), Failure> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+pub async fn serve(
+    listener: Listener,
+    router: Router,
+    admits: Admits,
+    mut signals: Signals,
+) -> Result<(), Failure> {
     let stop = StopHandle::new();
     let handle = stop.clone();
     tokio::spawn(async move {
         let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
+            _ = signals.terminate.recv() => "SIGTERM",
+            _ = signals.interrupt.recv() => "SIGINT",
         };
         tracing::info!("{name}: stopping");
         handle.graceful_shutdown(Some(GRACE));

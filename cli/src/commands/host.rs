@@ -108,9 +108,9 @@ pub async fn run(args: HostArgs) -> Result<(), Failure> {
     let time = *module.addresses().first().ok_or("the time module listens nowhere")?;
 
     let ready = HostReady { control: listener.url(), time, nbd: endpoints };
-    daemon::ready(&ready)?;
+    let signals = daemon::ready(&ready)?;
     tracing::info!(name = config.name, control = ready.control, time = %ready.time, nbd = ?ready.nbd, "ready");
-    daemon::serve(listener, agent::router(routes).merge(metrics), Admits::TheServer).await?;
+    daemon::serve(listener, agent::router(routes).merge(metrics), Admits::TheServer, signals).await?;
     // What was published ends in good order.
     drop(publisher);
     // The NBD server first: its clients see the end of the stream, and no request is under way when the rest goes.

@@ -71,12 +71,12 @@ pub async fn run(args: ServerArgs) -> Result<(), Failure> {
 
     let history = Arc::new(Keeper::start(Arc::clone(&time), &config.state)?);
     let ready = ServerReady { api: listener.url() };
-    daemon::ready(&ready)?;
+    let signals = daemon::ready(&ready)?;
     tracing::info!(api = ready.api, hosts = config.hosts.len(), "ready");
     let clocks = api::skew::routes(Arc::clone(&time), history);
     let metrics = metrics::server_router(Arc::clone(&coordinator), time, config.tls.clone());
     let router = api::router(coordinator, clocks).merge(dashboard::router()).merge(metrics);
-    daemon::serve(listener, router, Admits::People).await
+    daemon::serve(listener, router, Admits::People, signals).await
 }
 
 /// The hosts that take orders.
