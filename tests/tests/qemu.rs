@@ -352,7 +352,8 @@ fn a_guests_agent_makes_its_file_system_clean_in_the_snapshot() {
     let page = include_str!("../../docs/backends-qemu.md");
     let block = |kind: &str| page.split("```").find_map(|block| block.strip_prefix(kind)).unwrap();
     let agent = file("guest-agent");
-    std::fs::write(&agent, block("bash\n")).unwrap();
+    let place_of_marks = format!("{}/", directory.path().display());
+    std::fs::write(&agent, block("bash\n").replace("/run/coeval/", &place_of_marks)).unwrap();
     // Not for every snapshot, so that it is seen what it does.
     let hook = file("hook");
     let script = format!("#!/bin/sh\n[ $COEVAL_SNAPSHOT = plain ] || exec {} \"$@\"\n", agent.display());
@@ -387,9 +388,17 @@ fn a_guests_agent_makes_its_file_system_clean_in_the_snapshot() {
         let header = run(Command::new("dumpe2fs").arg("-h").arg(&raw));
         assert_eq!(!header.contains("needs_recovery"), clean, "{snapshot}: {header}");
     }
-    // It has thawed, and would by itself.
+    // It has thawed. Frozen once more it cannot be frozen again, and thaws by itself.
     write_some(&workload);
-    run(Command::new(&agent).arg(&machine.agent).args(["freeze", "3"]));
+    let freeze = || finish(Command::new(&agent).arg(&machine.agent).args(["freeze", "5"]));
+    assert!(freeze().status.success());
+    let again = freeze();
+    let why = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(!again.status.success() && why.contains("somebody else has frozen"), "{why}");
     write_some(&workload);
+    // There is nothing left to thaw, and that is said.
+    let late = finish(Command::new(&agent).arg(&machine.agent).arg("thaw"));
+    let why = String::from_utf8_lossy(&late.stderr).into_owned();
+    assert!(!late.status.success() && why.contains("nothing was frozen any more"), "{why}");
     workload.stop().unwrap();
 }

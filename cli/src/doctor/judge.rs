@@ -245,7 +245,8 @@ fn judge_disk(disk: &Disk) -> Finding {
 
 fn judge_certificate(certificate: &Certificate) -> Finding {
     let file = certificate.file.display();
-    let todo = "move its two files away, issue a new one with `coeval pki issue`, and put it in the same place; no restart is needed";
+    let todo = "issue a new one with `coeval pki issue` in its place (an authority: make another one, and let `ca` hold both \
+                meanwhile); no restart is needed";
     match &certificate.days_left {
         Err(why) => {
             Finding::fail("tls", format!("{file}: {why}"), "correct [tls]: `coeval pki issue` prints one")
