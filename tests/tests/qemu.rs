@@ -244,7 +244,10 @@ fn mixed() {
     let mut instants = Instants::default();
     for name in ["one", "two", "three"] {
         write_some(&workload);
-        let manifest = ask(&cluster, &["snapshot", "create", name, "--mode", "timed", "--lead", "1s"]);
+        let manifest = ask(
+            &cluster,
+            &["snapshot", "create", name, "--mode", "timed", "--attempts", "10", "--lead", "1s"],
+        );
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
         println!("{name}: {} attempts, {}", manifest["attempts"], manifest["hosts"]);
         let mut images = guest.content(name);
@@ -324,7 +327,7 @@ fn a_machine_whose_disks_are_coevals_volumes_is_never_stopped() {
     let workload = instants::start(&machine.disks());
     for name in ["one", "two", "three"] {
         write_some(&workload);
-        let manifest = ask(&cluster, &["snapshot", "create", name]);
+        let manifest = ask(&cluster, &["snapshot", "create", name, "--attempts", "10"]);
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
         let exports = cluster.hosts.iter().map(|host| Export {
             endpoint: Endpoint::Unix(host.nbd_socket.clone()),
@@ -376,7 +379,7 @@ fn a_guests_agent_makes_its_file_system_clean_in_the_snapshot() {
     let workload = instants::start(&machine.disks());
     for (snapshot, clean) in [("plain", false), ("clean", true)] {
         write_some(&workload);
-        let manifest = ask(&cluster, &["snapshot", "create", snapshot, "--lead", "1s"]);
+        let manifest = ask(&cluster, &["snapshot", "create", snapshot, "--attempts", "10", "--lead", "1s"]);
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
         let raw = file("raw");
         let taken = std::fs::read(file("overlays/snapshots.json")).unwrap();

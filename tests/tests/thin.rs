@@ -134,7 +134,10 @@ fn volumes_of_the_mapper_of_lvm_and_of_coeval_are_cut_as_of_one_instant() {
     let mut instants = Instants::default();
     for name in ["one", "two", "three"] {
         write_some(&workload);
-        let manifest = ask(&cluster, &["snapshot", "create", name, "--mode", "timed", "--lead", "3s"]);
+        let manifest = ask(
+            &cluster,
+            &["snapshot", "create", name, "--mode", "timed", "--attempts", "10", "--lead", "3s"],
+        );
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
         println!("{name}: {} attempts, {}", manifest["attempts"], manifest["hosts"]);
         let mut images = vec![head(&pool.map_snapshot("thin0", name))];
@@ -147,7 +150,7 @@ fn volumes_of_the_mapper_of_lvm_and_of_coeval_are_cut_as_of_one_instant() {
     instants.assert_mixtures_are_torn();
 
     // Of LVM's, those that its configuration puts back.
-    let only = ["--volume", "lvm/thin", "--mode", "timed", "--lead", "3s"];
+    let only = ["--volume", "lvm/thin", "--mode", "timed", "--attempts", "10", "--lead", "3s"];
     let note = lvm[0].at.join("note");
     std::fs::write(&note, "before").unwrap();
     ask(&cluster, &[&["snapshot", "create", "back"], &only[..]].concat());
@@ -247,7 +250,7 @@ fn a_file_system_on_the_kernels_own_client_survives_in_every_snapshot() {
         let content = vec![number as u8 + 1; 300_000];
         std::fs::write(live.join(name), &content).unwrap();
         run(&mut Command::new("sync"));
-        let manifest = ask(&cluster, &["snapshot", "create", name, "--lead", "500ms"]);
+        let manifest = ask(&cluster, &["snapshot", "create", name, "--attempts", "10", "--lead", "500ms"]);
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
         std::fs::write(live.join("later"), b"later").unwrap();
         run(&mut Command::new("sync"));
