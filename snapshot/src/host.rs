@@ -371,9 +371,15 @@ impl HostService {
         let _span = attempt.span().entered();
         let outcome = {
             let mut kept = self.kept();
-            let put =
-                order.record.as_ref().map(|record| kept.put(id, record.to_string().as_bytes())).transpose();
-            put.map_err(HostError::from).and_then(|_| attempt.commit(&order.name))
+            if attempt.is_over() {
+                // The same order was carried out, or an abort. On a disk that is full by now, keeping the record once more
+                // would fail, and undo what the first one has named.
+                Err(HostError::Gone)
+            } else {
+                let record = order.record.as_ref();
+                let put = record.map(|record| kept.put(id, record.to_string().as_bytes())).transpose();
+                put.map_err(HostError::from).and_then(|_| attempt.commit(&order.name))
+            }
         };
         if matches!(outcome, Err(HostError::Gone)) {
             // An order that comes twice finds the attempt over while the first one still carries it out: what that names

@@ -393,6 +393,11 @@ impl Attempt {
         Some(Sealed { host, server, mode, readings, nonce, externals })
     }
 
+    /// Whether it was ended, by whatever.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(*self.phase(), Phase::Over)
+    }
+
     /// Names the sealed state on every volume; ends the attempt, whether that worked or not.
     pub(super) fn commit(&self, name: &str) -> Result<(), HostError> {
         let mut volumes = self.volumes();
