@@ -73,21 +73,13 @@ impl Outbox {
     /// Sends what the client takes at once and keeps the rest. Leaves `replies` empty.
     pub fn send(&self, replies: &mut Buffer) -> Result<(), Broken> {
         let mut sending = self.lock();
-        if !sending.unsent.is_empty() || sending.broken.is_some() {
+        if sending.unsent.is_empty() {
+            std::mem::swap(&mut sending.unsent, replies);
+        } else {
             sending.unsent.push(replies.filled());
             replies.clear();
-            return self.drain(&mut sending);
         }
-        // From where they are: the next replies then go to memory that the processor still has at hand.
-        let sent = self.transmit(replies);
-        if sent.is_err() {
-            replies.clear();
-        }
-        if !replies.is_empty() {
-            std::mem::swap(&mut sending.unsent, replies);
-        }
-        sending.broken = sent.err();
-        sent
+        self.drain(&mut sending)
     }
 
     /// Sends more of what was kept.
@@ -133,23 +125,20 @@ impl Outbox {
     }
 
     fn drain(&self, sending: &mut Sending) -> Result<(), Broken> {
-        let sent = sending.broken.map_or_else(|| self.transmit(&mut sending.unsent), Err);
-        if sent.is_err() {
-            sending.unsent.clear();
+        if let Some(broken) = sending.broken {
+            return Err(broken);
         }
-        sending.broken = sent.err();
-        sent
-    }
-
-    /// Takes from `bytes` what the client takes.
-    fn transmit(&self, bytes: &mut Buffer) -> Result<(), Broken> {
-        while !bytes.is_empty() {
+        while !sending.unsent.is_empty() {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            match send(self.socket.as_raw_fd(), bytes.filled(), flags) {
-                Ok(count) => bytes.consume(count),
+            match send(self.socket.as_raw_fd(), sending.unsent.filled(), flags) {
+                Ok(count) => sending.unsent.consume(count),
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Broken(errno)),
+                Err(errno) => {
+                    sending.unsent.clear();
+                    sending.broken = Some(Broken(errno));
+                    return Err(Broken(errno));
+                }
             }
         }
         Ok(())
