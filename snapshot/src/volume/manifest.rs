@@ -132,11 +132,13 @@ impl Manifest {
     /// Reads and checks it.
     pub(super) fn read(directory: &Directory) -> Result<Self, VolumeError> {
         let text = directory.read(FILE)?;
-        let file = directory.path().join(FILE);
-        if let Some(version) = later_version(&text) {
-            return Err(VolumeError::Later { file, version, read: VERSION });
-        }
-        Manifest::parse(&text).map_err(|why| VolumeError::Corrupt { file, offset: 0, why })
+        Manifest::parse(&text).map_err(|why| {
+            let file = directory.path().join(FILE);
+            match later_version(&text) {
+                Some(version) => VolumeError::Later { file, version, read: VERSION },
+                None => VolumeError::Corrupt { file, offset: 0, why },
+            }
+        })
     }
 
     fn parse(text: &[u8]) -> Result<Self, String> {
