@@ -131,7 +131,7 @@ impl RemoteHost {
         self.client.post_bytes(self.cut(attempt, "abort"), Bytes::new(), self.limits.seal).await
     }
 
-    /// Names the sealed state. `order` is a `CommitOrder` in JSON: all hosts get the same one, and it tells of them all.
+    /// Names the sealed state. `order` is a `CommitOrder` in JSON, made beforehand: its record can be long.
     pub async fn commit(&self, attempt: AttemptId, order: Bytes) -> Result<(), ControlError> {
         self.client.post_bytes(self.cut(attempt, "commit"), order, self.limits.seal).await
     }
