@@ -32,7 +32,8 @@ use timesync::clock::ServerClock;
 use timesync::report::Report;
 use timesync::time::Nanos;
 
-use crate::stall::writer::{SIZE, Writer};
+use crate::quantiles::Quantiles;
+use crate::stall::writer::{SIZE, Writer, worst};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -92,13 +93,6 @@ struct Row {
     beyond: Quantiles,
 }
 
-#[derive(Clone, Copy, Default, Serialize)]
-struct Quantiles {
-    p50: i64,
-    p99: i64,
-    max: i64,
-}
-
 #[derive(Default)]
 struct Samples {
     repeated: usize,
@@ -109,13 +103,6 @@ struct Samples {
     worst_write: Vec<i64>,
     quiet: Vec<i64>,
     beyond: Vec<i64>,
-}
-
-fn quantiles(values: &mut [i64]) -> Quantiles {
-    values.sort_unstable();
-    let at = |per_cent: usize| values.get((values.len().saturating_sub(1)) * per_cent / 100).copied();
-    let [p50, p99, max] = [50, 99, 100].map(|per_cent| at(per_cent).unwrap_or(0));
-    Quantiles { p50, p99, max }
 }
 
 /// Runs it.
@@ -289,12 +276,6 @@ impl Bench<'_> {
     }
 }
 
-/// The worst write that was under way at any time in between.
-fn worst(writes: &[(i64, i64)], from: i64, until: i64) -> i64 {
-    let overlapping = writes.iter().filter(|(began, ended)| *began <= until && *ended >= from);
-    overlapping.map(|(began, ended)| ended - began).max().unwrap_or(0)
-}
-
 impl Samples {
     /// One host's part in a snapshot. All clocks are one: nothing is simulated, and the writers read the same one.
     fn add(&mut self, backend: &str, manifest: &Manifest, host: &HostResult, writes: &[(i64, i64)]) {
@@ -331,18 +312,18 @@ impl Samples {
         self.beyond.push(worst_write - (pausing + cutting.max(left)).get());
     }
 
-    fn row(mut self, backend: &'static str, snapshots: usize) -> Row {
+    fn row(&self, backend: &'static str, snapshots: usize) -> Row {
         Row {
             backend,
             snapshots,
             repeated: self.repeated,
-            pausing: quantiles(&mut self.pausing),
-            cutting: quantiles(&mut self.cutting),
-            left: quantiles(&mut self.left),
-            held: quantiles(&mut self.held),
-            worst_write: quantiles(&mut self.worst_write),
-            quiet: quantiles(&mut self.quiet),
-            beyond: quantiles(&mut self.beyond),
+            pausing: Quantiles::of(&self.pausing),
+            cutting: Quantiles::of(&self.cutting),
+            left: Quantiles::of(&self.left),
+            held: Quantiles::of(&self.held),
+            worst_write: Quantiles::of(&self.worst_write),
+            quiet: Quantiles::of(&self.quiet),
+            beyond: Quantiles::of(&self.beyond),
         }
     }
 }

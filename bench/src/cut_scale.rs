@@ -9,6 +9,8 @@ mod simulated;
 
 use serde::Serialize;
 
+use crate::quantiles::Quantiles;
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Options of the benchmark.
@@ -55,23 +57,6 @@ struct Row {
     floor_ns: Option<Quantiles>,
     /// What the time between command and certificate went to, by step; medians.
     steps_ns: Vec<(String, i64)>,
-}
-
-#[derive(Clone, Copy, Default, Serialize)]
-struct Quantiles {
-    p50: i64,
-    p99: i64,
-    max: i64,
-}
-
-impl Quantiles {
-    fn of(samples: &[i64]) -> Self {
-        let mut sorted = samples.to_vec();
-        sorted.sort_unstable();
-        let at =
-            |percent: usize| sorted.get(sorted.len().saturating_sub(1) * percent / 100).copied().unwrap_or(0);
-        Quantiles { p50: at(50), p99: at(99), max: at(100) }
-    }
 }
 
 /// Runs the benchmark and prints its rows.

@@ -6,6 +6,7 @@ mod coverage;
 mod cut_scale;
 mod nbd_peers;
 mod probe_scale;
+mod quantiles;
 mod stall;
 mod time_peers;
 

@@ -19,6 +19,8 @@ use clap::ValueEnum;
 use serde::Serialize;
 use timesync::clock::ServerClock;
 
+use crate::quantiles::Quantiles;
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// What a window has after its release.
@@ -83,13 +85,6 @@ struct Row {
     repeated: usize,
 }
 
-#[derive(Clone, Copy, Default, Serialize)]
-struct Quantiles {
-    p50: i64,
-    p99: i64,
-    max: i64,
-}
-
 /// One mode's samples.
 #[derive(Default)]
 struct Samples {
@@ -108,10 +103,7 @@ impl Samples {
     /// Takes the worst write of `window`, and of one as long that began, with no snapshot, at `quiet_from`; and the same
     /// of the whole snapshot.
     fn add(&mut self, writes: &[(i64, i64)], quiet_from: i64, window: Range<i64>, whole: Range<i64>) {
-        let worst = |from: i64, until: i64| {
-            let overlapping = writes.iter().filter(|(began, ended)| *began <= until && *ended >= from);
-            overlapping.map(|(began, ended)| ended - began).max().unwrap_or(0)
-        };
+        let worst = |from: i64, until: i64| writer::worst(writes, from, until);
         self.worst.push(worst(window.start, window.end));
         self.quiet.push(worst(quiet_from, quiet_from + (window.end - window.start)));
         self.whole.push(worst(whole.start, whole.end));
@@ -124,12 +116,12 @@ impl Samples {
             hosts,
             mode: mode.to_owned(),
             windows: self.worst.len(),
-            worst_write_ns: quantiles(&self.worst),
-            whole_ns: quantiles(&self.whole),
-            hold_ns: quantiles(&self.hold),
-            stretch_ns: quantiles(&self.stretch),
-            v_ns: quantiles(&self.v).p50,
-            control_round_trip_ns: quantiles(&self.round_trip).p50,
+            worst_write_ns: Quantiles::of(&self.worst),
+            whole_ns: Quantiles::of(&self.whole),
+            hold_ns: Quantiles::of(&self.hold),
+            stretch_ns: Quantiles::of(&self.stretch),
+            v_ns: Quantiles::of(&self.v).p50,
+            control_round_trip_ns: Quantiles::of(&self.round_trip).p50,
             repeated: self.repeated,
         }
     }
@@ -179,14 +171,6 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn now() -> i64 {
     ServerClock.now().as_nanos()
-}
-
-fn quantiles(samples: &[i64]) -> Quantiles {
-    let mut sorted = samples.to_vec();
-    sorted.sort_unstable();
-    let at =
-        |percent: usize| sorted.get((sorted.len().saturating_sub(1)) * percent / 100).copied().unwrap_or(0);
-    Quantiles { p50: at(50), p99: at(99), max: at(100) }
 }
 
 fn print(rows: &[Row]) {

@@ -5,8 +5,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
+use super::Failure;
 use super::real::now;
-use super::{Failure, Quantiles};
+use crate::quantiles::Quantiles;
 
 /// From one instant to the next, in ns.
 const APART: i64 = 50_000_000;

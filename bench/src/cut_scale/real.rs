@@ -32,7 +32,8 @@ use timesync::source::SkewSource;
 use timesync::time::Nanos;
 use tokio::runtime::Runtime;
 
-use super::{Failure, Quantiles, Row, floor};
+use super::{Failure, Row, floor};
+use crate::quantiles::Quantiles;
 use crate::stall::writer::Writer;
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);

@@ -15,7 +15,8 @@ use timesync::random::Random;
 use timesync::time::{Host, Nanos, Server, Span, Time};
 use uuid::Uuid;
 
-use super::{Failure, Quantiles, Row};
+use super::{Failure, Row};
+use crate::quantiles::Quantiles;
 
 const ROUNDS: u64 = 3;
 const BURST: i64 = 32;

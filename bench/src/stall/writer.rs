@@ -13,6 +13,12 @@ pub const BLOCK: u64 = 4096;
 /// Small: every cut syncs what was written since the last one, and a slow disk would be all that is measured.
 pub const SIZE: u64 = 2 << 20;
 
+/// The longest of `writes` that was under way at any time in between.
+pub fn worst(writes: &[(i64, i64)], from: i64, until: i64) -> i64 {
+    let overlapping = writes.iter().filter(|(began, ended)| *began <= until && *ended >= from);
+    overlapping.map(|(began, ended)| ended - began).max().unwrap_or(0)
+}
+
 /// Writes 4 KiB blocks all over a volume, one at a time.
 pub struct Writer {
     stop: Arc<AtomicBool>,
