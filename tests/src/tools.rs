@@ -31,6 +31,19 @@ pub fn run(command: &mut Command) -> String {
     stdout
 }
 
+/// Runs a command again and again until it ends well, and returns what it printed then.
+///
+/// # Panics
+/// As [`eventually`], with what it said last.
+pub fn run_eventually(command: &mut Command) -> String {
+    eventually(|| {
+        let output = finish(command);
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        if output.status.success() { Ok(stdout) } else { Err(stderr) }
+    })
+}
+
 /// Runs a command to its end.
 ///
 /// # Panics

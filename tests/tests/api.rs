@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
 
-use harness::tools::{command, finish, run, two_hosts_with_volumes};
-use harness::{eventually, python};
+use harness::python;
+use harness::tools::{command, run, run_eventually, two_hosts_with_volumes};
 use serde_json::Value;
 
 /// What must not be wrong with any answer.
@@ -34,11 +34,7 @@ fn no_request_makes_the_server_fail_and_every_answer_is_as_documented() {
     run(command(&cluster).args(["volume", "create", "a/after", "1MiB"]));
     // Some of that may still be under way. What a restore was prepared on is free again after a minute; so many tries
     // take longer.
-    eventually(|| {
-        let output = finish(command(&cluster).args(["snapshot", "create", "last"]));
-        let why = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() { Ok(()) } else { Err(why) }
-    });
+    run_eventually(command(&cluster).args(["snapshot", "create", "last"]));
 }
 
 /// What stands in the page before the table of routes.

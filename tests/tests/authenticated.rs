@@ -6,7 +6,7 @@ use std::process::Command;
 
 use coeval_cli::cluster::{Cluster, HostReady, Place, ServerReady};
 use harness::tls::Authority;
-use harness::tools::{finish, free_port, refusal, run, skew, start, stop, stop_all};
+use harness::tools::{finish, free_port, refusal, run, run_eventually, skew, start, stop, stop_all};
 use harness::{coeval, eventually};
 use snapshot::http::{Role, TlsFiles};
 
@@ -58,11 +58,7 @@ fn ask(cluster: &Cluster, TlsFiles { cert, key, ca }: &TlsFiles) -> Command {
 
 /// By clocks, so that only exchanges that were believed can certify it.
 fn snapshot(cluster: &Cluster, admin: &TlsFiles, name: &str) {
-    eventually(|| {
-        let output = finish(ask(cluster, admin).args(["snapshot", "create", name, "--mode", "timed"]));
-        let why = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() { Ok(()) } else { Err(why) }
-    });
+    run_eventually(ask(cluster, admin).args(["snapshot", "create", name, "--mode", "timed"]));
 }
 
 #[test]

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use coeval_cli::cluster::Cluster;
-use harness::eventually;
-use harness::tools::{ask, command, finish, one_host, run, stop_all};
+use harness::tools::{ask, command, finish, one_host, run, run_eventually, stop_all};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -47,12 +46,8 @@ impl Served {
 
     /// As soon as nothing reads it any more: that a client has left is noticed a moment later.
     fn delete(&self, snapshot: &str) {
-        let deleted = eventually(|| {
-            let output = finish(command(&self.cluster).args(["snapshot", "delete", snapshot, "--json"]));
-            let why = String::from_utf8_lossy(&output.stderr).into_owned();
-            if output.status.success() { Ok(output.stdout) } else { Err(why) }
-        });
-        assert_eq!(serde_json::from_slice::<Value>(&deleted).unwrap()["deleted"], snapshot);
+        let deleted = run_eventually(command(&self.cluster).args(["snapshot", "delete", snapshot, "--json"]));
+        assert_eq!(serde_json::from_str::<Value>(&deleted).unwrap()["deleted"], snapshot);
     }
 
     /// Verifies a snapshot, which exits badly where a digest differs.

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use coeval_cli::cluster::{Cluster, Host};
 use harness::eventually;
-use harness::tools::{ask, command, finish, one_host, refusal_of, run, stop_all};
+use harness::tools::{ask, command, one_host, refusal_of, run, run_eventually, stop_all};
 use nix::sys::signal::Signal;
 use snapshot::nbd::{Client, Endpoint};
 
@@ -50,11 +50,7 @@ fn volumes(cluster: &Cluster) -> Vec<String> {
 /// Deletes what the arguments say, as soon as nobody uses it any more: that a client has left is noticed a moment
 /// later, and the server reads a new snapshot for its digest.
 fn delete(cluster: &Cluster, arguments: &[&str]) {
-    eventually(|| {
-        let output = finish(command(cluster).args(arguments));
-        let why = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() { Ok(()) } else { Err(why) }
-    });
+    run_eventually(command(cluster).args(arguments));
 }
 
 #[test]

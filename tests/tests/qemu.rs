@@ -15,7 +15,7 @@ use harness::filesystem::{Kind, with_own_mounts};
 use harness::instants::{self, Instants, TOKENS, head_of, write_some};
 use harness::machine::{Disk, Machine};
 use harness::thin::Served;
-use harness::tools::{ask, command, finish, free_port, refusal_of, run};
+use harness::tools::{ask, command, finish, free_port, refusal_of, run, run_eventually};
 use harness::{coeval, eventually};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -28,6 +28,31 @@ use timesync::time::Nanos;
 
 /// Longer than an emulated machine takes for anything.
 const PATIENCE: Nanos = Nanos::from_millis(20_000);
+
+/// A disk of the machine in `directory`, as it was in a snapshot: a raw image.
+fn converted(directory: &Path, snapshot: &str, disk: &str) -> PathBuf {
+    let records = std::fs::read(directory.join("overlays/snapshots.json")).unwrap();
+    let records: Value = serde_json::from_slice(&records).unwrap();
+    let find = |list: &Value, key: &str, value: &str| {
+        list.as_array().unwrap().iter().find(|entry| entry[key] == value).unwrap().clone()
+    };
+    let image = find(&find(&records["snapshots"], "name", snapshot)["images"], "disk", disk);
+    let (file, format) = (image["chain"][0].as_str().unwrap(), image["format"].as_str().unwrap());
+    let raw = directory.join("content");
+    // The machine has the image open, and only reads it.
+    run(Command::new("qemu-img").args(["convert", "-U", "-O", "raw", "-f", format, file]).arg(&raw));
+    raw
+}
+
+/// For the configuration of the host of the machine in `directory`, with these disks.
+fn config(directory: &Path, disks: &[&str]) -> String {
+    format!(
+        "[[backend]]\nkind = \"qemu\"\nvolume = \"vm\"\nqmp = {:?}\ndisks = {disks:?}\ndirectory = {:?}\n\
+         deadline = \"20s\"\n",
+        directory.join("vm.qmp"),
+        directory.join("overlays"),
+    )
+}
 
 /// A machine with two disks, and the backend over it.
 struct Guest {
@@ -86,34 +111,13 @@ impl Guest {
 
     /// What the disks held.
     fn content(&self, snapshot: &str) -> Vec<Vec<u8>> {
-        let records: Value =
-            serde_json::from_slice(&std::fs::read(self.file("overlays/snapshots.json")).unwrap()).unwrap();
-        let snapshots = records["snapshots"].as_array().unwrap();
-        let taken = snapshots.iter().find(|taken| taken["name"] == snapshot).unwrap();
-        let read = |image: &Value| {
-            let file = Path::new(image["chain"][0].as_str().unwrap());
-            let raw = self.file("content");
-            let format = image["format"].as_str().unwrap();
-            // The machine has the image open, and only reads it.
-            run(Command::new("qemu-img")
-                .args(["convert", "-U", "-O", "raw", "-f", format])
-                .arg(file)
-                .arg(&raw));
-            std::fs::read(raw).unwrap()
-        };
-        let images = taken["images"].as_array().unwrap();
-        let of = |disk: &str| images.iter().find(|image| image["disk"] == disk).unwrap();
-        ["vda", "vdb"].map(|disk| read(of(disk))).into()
+        let directory = self.directory.path();
+        ["vda", "vdb"].map(|disk| std::fs::read(converted(directory, snapshot, disk)).unwrap()).into()
     }
 
     /// For the host's configuration.
     fn config(&self) -> String {
-        format!(
-            "[[backend]]\nkind = \"qemu\"\nvolume = \"vm\"\nqmp = {:?}\ndisks = [\"vda\", \"vdb\"]\n\
-             directory = {:?}\ndeadline = \"20s\"\n",
-            self.file("vm.qmp"),
-            self.file("overlays"),
-        )
+        config(self.directory.path(), &["vda", "vdb"])
     }
 
     fn overlays(&self) -> Vec<String> {
@@ -301,11 +305,7 @@ fn a_daemon_that_dies_leaves_no_machine_stopped() {
     create.wait().unwrap();
     // What is left of the attempt does not keep the next one from it.
     cluster.restart_host(0).unwrap();
-    eventually(|| {
-        let output = finish(command(&cluster).args(["snapshot", "create", "t", "--lead", "1s"]));
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() { Ok(()) } else { Err(said) }
-    });
+    run_eventually(command(&cluster).args(["snapshot", "create", "t", "--lead", "1s"]));
     Instants::default().add("t", guest.content("t"));
     workload.stop().unwrap();
 }
@@ -368,12 +368,7 @@ fn a_guests_agent_makes_its_file_system_clean_in_the_snapshot() {
         .replace("/usr/local/bin/guest-agent", hook.to_str().unwrap())
         .replace("/run/web.qga", machine.agent.to_str().unwrap());
     let mut place = Place::loopback(&[]);
-    place.config = format!(
-        "[[backend]]\nkind = \"qemu\"\nvolume = \"vm\"\nqmp = {:?}\ndisks = [\"vda\"]\ndirectory = {:?}\n\
-         deadline = \"20s\"\n[hooks]\n{hooks}",
-        machine.monitor,
-        file("overlays"),
-    );
+    place.config = format!("{}[hooks]\n{hooks}", config(directory.path(), &["vda"]));
     let cluster =
         Cluster::start(coeval(), &[("a", place)], &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
     let workload = instants::start(&machine.disks());
@@ -381,14 +376,8 @@ fn a_guests_agent_makes_its_file_system_clean_in_the_snapshot() {
         write_some(&workload);
         let manifest = ask(&cluster, &["snapshot", "create", snapshot, "--attempts", "10", "--lead", "1s"]);
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
-        let raw = file("raw");
-        let taken = std::fs::read(file("overlays/snapshots.json")).unwrap();
-        let taken: Value = serde_json::from_slice(&taken).unwrap();
-        let all = taken["snapshots"].as_array().unwrap();
-        let image = &all.iter().find(|taken| taken["name"] == snapshot).unwrap()["images"][0];
-        let (chain, format) = (image["chain"][0].as_str().unwrap(), image["format"].as_str().unwrap());
-        run(Command::new("qemu-img").args(["convert", "-U", "-O", "raw", "-f", format, chain]).arg(&raw));
-        let header = run(Command::new("dumpe2fs").arg("-h").arg(&raw));
+        let raw = converted(directory.path(), snapshot, "vda");
+        let header = run(Command::new("dumpe2fs").arg("-h").arg(raw));
         assert_eq!(!header.contains("needs_recovery"), clean, "{snapshot}: {header}");
     }
     // It has thawed. Frozen once more it cannot be frozen again, and thaws by itself.

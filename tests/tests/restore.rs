@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use coeval_cli::cluster::{Cluster, Host};
-use harness::tools::{ask, command, finish, one_host, refusal_of, run, stop, stop_all};
+use harness::tools::{ask, command, finish, one_host, refusal_of, run, run_eventually, stop, stop_all};
 use harness::{coeval, eventually};
 use nix::sys::signal::Signal;
 use snapshot::nbd::{Client, Endpoint};
@@ -85,11 +85,7 @@ fn a_group_goes_back_to_a_snapshot_and_forth_again() {
     assert_eq!((first_byte(&cluster.hosts[0], "data"), first_byte(&cluster.hosts[0], "data@three")), (2, 3));
     for snapshot in ["one", &kept, "three"] {
         // That its last client has left is noticed a moment later.
-        eventually(|| {
-            let output = finish(command(&cluster).args(["snapshot", "delete", snapshot]));
-            let why = String::from_utf8_lossy(&output.stderr).into_owned();
-            if output.status.success() { Ok(()) } else { Err(why) }
-        });
+        run_eventually(command(&cluster).args(["snapshot", "delete", snapshot]));
     }
     assert_eq!((first_byte(&cluster.hosts[0], "data"), first_byte(&cluster.hosts[0], "log")), (2, 2));
     let sentence = refusal_of(command(&cluster).args(["snapshot", "restore", "one"]));
