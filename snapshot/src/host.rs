@@ -11,6 +11,8 @@ mod inherited;
 mod pausing;
 mod records;
 mod restore;
+#[cfg(test)]
+mod tests;
 mod turns;
 mod volumes;
 
@@ -370,16 +372,12 @@ impl HostService {
         let attempt = self.current(id)?;
         let _span = attempt.span().entered();
         let outcome = {
+            // Until the names are given: whoever tidies up meanwhile would take the record for one of nothing.
             let mut kept = self.kept();
-            if attempt.is_over() {
-                // The same order was carried out, or an abort. On a disk that is full by now, keeping the record once more
-                // would fail, and undo what the first one has named.
-                Err(HostError::Gone)
-            } else {
-                let record = order.record.as_ref();
-                let put = record.map(|record| kept.put(id, record.to_string().as_bytes())).transpose();
-                put.map_err(HostError::from).and_then(|_| attempt.commit(&order.name))
-            }
+            attempt.commit(&order.name, || match &order.record {
+                Some(record) => Ok(kept.put(id, record.to_string().as_bytes())?),
+                None => Ok(()),
+            })
         };
         if matches!(outcome, Err(HostError::Gone)) {
             // An order that comes twice finds the attempt over while the first one still carries it out: what that names

@@ -235,8 +235,10 @@ impl Attempt {
     }
 
     /// The keeper's last task: of an attempt that was called off nothing is left outside when it is forgotten, so that the
-    /// next one does not find the volumes busy.
+    /// next one does not find the volumes busy. And a commit has done its work by then: an abort that no longer found the
+    /// attempt would not wait for it, and miss the names that are still to come.
     pub(super) fn tidy(&self) {
+        drop(self.volumes());
         if self.called_off.load(Ordering::SeqCst) {
             self.pausing.iter().for_each(|volume| volume.discard());
         }
@@ -393,13 +395,14 @@ impl Attempt {
         Some(Sealed { host, server, mode, readings, nonce, externals })
     }
 
-    /// Whether it was ended, by whatever.
-    pub(super) fn is_over(&self) -> bool {
-        matches!(*self.phase(), Phase::Over)
-    }
-
-    /// Names the sealed state on every volume; ends the attempt, whether that worked or not.
-    pub(super) fn commit(&self, name: &str) -> Result<(), HostError> {
+    /// Keeps the record by `keep`, then names the sealed state on every volume; ends the attempt, whether that worked or
+    /// not. [`HostError::Gone`]: somebody else has ended it, and nothing was done here, so what stands is not the
+    /// caller's to undo.
+    pub(super) fn commit(
+        &self,
+        name: &str,
+        keep: impl FnOnce() -> Result<(), HostError>,
+    ) -> Result<(), HostError> {
         let mut volumes = self.volumes();
         {
             let mut phase = self.phase();
@@ -410,15 +413,14 @@ impl Attempt {
             self.changed.notify_all();
         }
         // An abort that comes now waits for the volumes' lock, and then finds the names that it has to drop.
-        let mut outcome = Ok(());
+        let mut outcome = keep();
         for volume in volumes.drain(..) {
             if outcome.is_ok() {
-                outcome = volume.commit(name, self.id);
+                outcome = volume.commit(name, self.id).map_err(HostError::from);
             } else {
                 volume.discard();
             }
         }
-        let mut outcome = outcome.map_err(HostError::from);
         for volume in &self.pausing {
             outcome = outcome.and_then(|()| volume.commit(name));
             if outcome.is_err() {
