@@ -38,7 +38,7 @@ fn converted(directory: &Path, snapshot: &str, disk: &str) -> PathBuf {
     };
     let image = find(&find(&records["snapshots"], "name", snapshot)["images"], "disk", disk);
     let (file, format) = (image["chain"][0].as_str().unwrap(), image["format"].as_str().unwrap());
-    let raw = directory.join("content");
+    let raw = directory.join("converted.raw");
     // The machine has the image open, and only reads it.
     run(Command::new("qemu-img").args(["convert", "-U", "-O", "raw", "-f", format, file]).arg(&raw));
     raw
