@@ -169,6 +169,12 @@ impl Cut {
         Some(self.at()? + self.stretch.unwrap_or(self.max_stretch))
     }
 
+    /// How late a release may be without a reply being held for longer than `max_stretch`. None in barrier mode: there
+    /// the release by this host's clock comes at the very end.
+    pub fn leeway(&self) -> Nanos {
+        self.stretch.map_or(Nanos::ZERO, |stretch| self.max_stretch - stretch)
+    }
+
     /// Completes arming: `reading` was taken after the last thread that could dispatch by the unarmed state was done.
     ///
     /// P_i starts here, because requests that were dispatched unarmed belong to the sealed layer and were classified
@@ -359,6 +365,13 @@ mod tests {
     fn arming_after_t_is_refused() {
         assert_eq!(timed().armed(at(T - 1)), Ok(()));
         assert_eq!(timed().armed(at(T)), Err(TooLate { by: Nanos::ZERO }));
+    }
+
+    #[test]
+    fn a_release_may_be_as_late_as_the_limit_leaves() {
+        let limit = Nanos::from_millis(100);
+        assert_eq!(timed().leeway(), limit - Nanos::new(V));
+        assert_eq!(Cut::new(Timing::Barrier, limit).leeway(), Nanos::ZERO);
     }
 
     #[test]

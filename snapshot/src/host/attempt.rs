@@ -290,9 +290,13 @@ impl Attempt {
                 Some(due) if now >= due => {
                     cut.may_release(now);
                 }
-                // Half of what is left: a thread that loses its processor between the reading and the sleep sleeps too
-                // long by as much, and a timer runs wrongly by a part of what it is set to.
-                Some(due) if due - now > SPIN => thread::park_timeout((due - now).to_std() / 2),
+                // A thread that loses its processor between the reading and the sleep sleeps on past the end, by up to
+                // what it sleeps: no more than the limit leaves. And half of what is left, because a timer runs wrongly
+                // by a part of what it is set to.
+                Some(due) if due - now > SPIN => {
+                    let longest = cut.leeway().max(SPIN).to_std();
+                    thread::park_timeout(longest.min((due - now).to_std() / 2));
+                }
                 Some(_) if *mode == Mode::Timed && cut.is_holding() => thread::yield_now(),
                 Some(due) => thread::park_timeout((due - now).to_std()),
             }
