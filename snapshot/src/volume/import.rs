@@ -147,13 +147,13 @@ impl Volume {
         }
         let unfinished = Unfinished::begin(&Directory::new(Arc::new(Disk), root), name)?;
         let directory = unfinished.directory.clone();
-        directory.link_from(&image.path, &data_name(BASE)).map_err(|error| {
-            match error {
-            VolumeError::Io { source, .. } if source.kind() == io::ErrorKind::CrossesDevices => image.refused(
-                "it lies on another file system than the volumes: copy it with `coeval volume create --from`",
-            ),
+        directory.link_from(&image.path, &data_name(BASE)).map_err(|error| match error {
+            VolumeError::Io { source, .. } if source.kind() == io::ErrorKind::CrossesDevices => {
+                let why = "it lies on another file system or mount than the volumes: copy it with \
+                           `coeval volume create --from`, or lay it where they are";
+                image.refused(why)
+            }
             other => other,
-        }
         })?;
         let target = directory.path().join(data_name(BASE));
         let linked = fs::metadata(&target).map_err(at_path(&target))?;
