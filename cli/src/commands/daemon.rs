@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::Router;
 use nix::sys::prctl::set_pdeathsig;
+use sd_notify::NotifyState;
 use serde::Serialize;
 use snapshot::http::{Admits, Listener, StopHandle, TlsFiles};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -51,8 +52,8 @@ pub struct Signals {
     interrupt: Signal,
 }
 
-/// Says on stdout that the daemon serves, and where. From before that on, signals end it in good order: whoever hears
-/// it may send one at once.
+/// Says on stdout that the daemon serves, and where, and tells systemd where that has started it (sd_notify(3)). From
+/// before that on, signals end it in good order: whoever hears it may send one at once.
 ///
 /// # Errors
 /// When stdout is closed.
@@ -60,6 +61,10 @@ pub fn ready<T: Serialize>(addresses: &T) -> Result<Signals, Failure> {
     let signals =
         Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
     print(&format!("{READY}{}", serde_json::to_string(addresses)?))?;
+    // A variable that was inherited from some other service is no reason to fail.
+    if let Err(why) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!("NOTIFY_SOCKET is set, and what it names cannot be told that this is ready: {why}");
+    }
     Ok(signals)
 }
 
