@@ -1,5 +1,5 @@
-//! A virtual machine as people have them: a QEMU process with a Linux guest. Its guest serves its disks over NBD, so that
-//! the causal workload writes to them through the guest's kernel.
+//! A virtual machine as people have them: a QEMU process with a Linux guest. Its guest serves its disks, or whatever it has,
+//! over NBD, so that the causal workload writes to them through the guest's kernel.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -29,12 +29,29 @@ pub struct Disk {
     pub image: PathBuf,
 }
 
+/// What a machine has, what its guest runs, and what of that is reached from here.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest<'a> {
+    /// Its disks.
+    pub disks: &'a [Disk],
+    /// The script of `tests/vm` that it runs.
+    pub script: &'a str,
+    /// `name=value`: the script's environment, in words of the kernel's command line.
+    pub environment: &'a str,
+    /// How many exports it serves, at ports 10809 and following.
+    pub exports: u16,
+    /// Other ports, each after its protocol, `tcp` or `udp`.
+    pub ports: &'a [(&'a str, u16)],
+}
+
 /// A running machine; killed when dropped.
 #[derive(Debug)]
 pub struct Machine {
     process: Child,
     console: PathBuf,
-    ports: Vec<u16>,
+    exports: Vec<u16>,
+    /// The ports here that lead to its guest's other ports.
+    pub ports: Vec<u16>,
     /// The socket of its QMP monitor.
     pub monitor: PathBuf,
     /// The socket of its guest's agent.
@@ -56,16 +73,28 @@ impl Machine {
     /// # Panics
     /// When it does not start; it needs what `tests/vm/prepare` makes.
     pub fn start(directory: &Path, name: &str, disks: &[Disk]) -> Machine {
+        let exports = u16::try_from(disks.len()).unwrap();
+        let guest = Guest { disks, script: "serve-disks", environment: "", exports, ports: &[] };
+        Machine::with_guest(directory, name, guest)
+    }
+
+    /// As [`Machine::start`], with another guest.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn with_guest(directory: &Path, name: &str, guest: Guest<'_>) -> Machine {
         let monitor = directory.join(format!("{name}.qmp"));
         let agent = directory.join(format!("{name}.qga"));
         let console = directory.join(format!("{name}.console"));
-        let ports: Vec<u16> = disks.iter().map(|_| free_port()).collect();
+        let [exports, ports] = [usize::from(guest.exports), guest.ports.len()]
+            .map(|many| (0..many).map(|_| free_port()).collect::<Vec<_>>());
         let home = home();
         let version = std::fs::read_to_string(home.join("kernel/version"));
         let version =
             version.unwrap_or_else(|why| panic!("no kernel for a guest ({why}); run tests/vm/prepare"));
         let kernel = home.join(format!("kernel/root/boot/vmlinuz-{}", version.trim()));
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm/serve-disks").canonicalize().unwrap();
+        let script =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("vm").join(guest.script).canonicalize().unwrap();
         let mut command = dies_with_us(home.join("qemu/qemu-system-x86_64").to_str().unwrap());
         command.args([
             "-M", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "512", "-display", "none",
@@ -73,15 +102,21 @@ impl Machine {
         command.args(["-no-reboot", "-nodefaults", "-serial", "stdio"]);
         command.args(["-L", "/usr/share/qemu", "-L", "/usr/share/seabios"]);
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(home.join("initramfs.gz"));
-        let script = script.display();
-        command.args(["-append", &format!("console=ttyS0 quiet panic=-1 rdinit=/init guestscript={script}")]);
+        let words = format!("guestscript={} {}", script.display(), guest.environment);
+        command.args(["-append", &format!("console=ttyS0 quiet panic=-1 rdinit=/init {words}")]);
         command.args(["-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]);
         command.args(["-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]);
-        let forward = |(at, port): (usize, &u16)| format!(",hostfwd=tcp:127.0.0.1:{port}-:{}", 10_809 + at);
-        let forwards: String = ports.iter().enumerate().map(forward).collect();
-        command.args(["-netdev", &format!("user,id=net,restrict=on{forwards}")]);
+        let inside =
+            (10_809..10_809 + guest.exports).map(|port| ("tcp", port)).chain(guest.ports.iter().copied());
+        let forward = |(here, (protocol, there)): (&u16, (&str, u16))| {
+            format!(",hostfwd={protocol}:127.0.0.1:{here}-:{there}")
+        };
+        let forwards: String = exports.iter().chain(&ports).zip(inside).map(forward).collect();
+        // A guest that is restricted to what is forwarded cannot answer over UDP.
+        let restrict = if guest.ports.iter().any(|(protocol, _)| *protocol == "udp") { "off" } else { "on" };
+        command.args(["-netdev", &format!("user,id=net,restrict={restrict}{forwards}")]);
         command.args(["-device", "virtio-net-pci,netdev=net,romfile="]);
-        for Disk { id, format, image } in disks {
+        for Disk { id, format, image } in guest.disks {
             let image = image.to_str().unwrap();
             if *format == "nbd" {
                 let (socket, export) = image.split_once(':').unwrap();
@@ -101,7 +136,7 @@ impl Machine {
         let log = File::create(&console).unwrap();
         let errors = log.try_clone().unwrap();
         let process = command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn().unwrap();
-        let mut machine = Machine { process, console, ports, monitor, agent };
+        let mut machine = Machine { process, console, exports, ports, monitor, agent };
         machine.await_ready();
         machine
     }
@@ -116,17 +151,18 @@ impl Machine {
             }
             std::thread::sleep(step);
         }
-        panic!("the guest serves no disks: {}", self.console());
+        panic!("the guest serves nothing: {}", self.console());
     }
 
-    fn console(&self) -> String {
+    /// What its guest has printed.
+    pub fn console(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
-    /// Its disks as its guest serves them.
+    /// Its disks as its guest serves them; of another guest, what else it serves.
     pub fn disks(&self) -> Vec<Export> {
         let endpoint = |port: &u16| Endpoint::Tcp((Ipv4Addr::LOCALHOST, *port).into());
-        self.ports.iter().map(|port| Export { endpoint: endpoint(port), name: "data".to_owned() }).collect()
+        self.exports.iter().map(|port| Export { endpoint: endpoint(port), name: "data".to_owned() }).collect()
     }
 
     /// Sends a signal to QEMU.

@@ -3,17 +3,20 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::Permissions;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use coeval_cli::causal::Slot;
 use coeval_cli::cluster::{Cluster, Place};
 use coeval_cli::workload::{Export, check_exports};
-use harness::external::{ImageVolume, Means};
+use harness::external::{ImageVolume, Means, documented};
 use harness::filesystem::{Kind, with_own_mounts};
 use harness::instants::{self, Instants, TOKENS, head_of, write_some};
-use harness::machine::{Disk, Machine};
+use harness::machine::{self, Disk, Machine};
 use harness::thin::Served;
 use harness::tools::{ask, command, finish, free_port, refusal_of, run, run_eventually};
 use harness::{coeval, eventually};
@@ -130,6 +133,57 @@ impl Guest {
     }
 }
 
+/// A host `lvm` with an ext4 on a thin volume of LVM's: in a machine, since the kernel here may have no LVM. It has a kernel
+/// and a clock of its own.
+struct LvmHost {
+    machine: Machine,
+    _directory: tempfile::TempDir,
+}
+
+impl LvmHost {
+    fn start() -> LvmHost {
+        // Where the guest sees it: it has a /tmp of its own.
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        // As the documentation has it, but for the time that an emulated `lvcreate` takes.
+        let mut backend = documented("LVM, thin volumes", ToOwned::to_owned);
+        backend.insert("deadline".to_owned(), "20s".into());
+        let config = directory.path().join("host.toml");
+        // Not PTP's own port for time: that has a second one, which is not forwarded.
+        let addresses = "listen = \"10.0.2.15:7421\"\ntime = \"10.0.2.15:7319\"";
+        let text = format!("name = \"lvm\"\ninsecure = true\nnbd = []\n{addresses}\n[[backend]]\n{backend}");
+        std::fs::write(&config, text).unwrap();
+        let program = coeval().canonicalize().unwrap();
+        let guest = machine::Guest {
+            disks: &[],
+            script: "lvm-host",
+            environment: &format!("coeval_program={} coeval_config={}", program.display(), config.display()),
+            exports: 1,
+            ports: &[("tcp", 7421), ("udp", 7319), ("tcp", 10_810)],
+        };
+        let machine = Machine::with_guest(directory.path(), "lvm", guest);
+        LvmHost { machine, _directory: directory }
+    }
+
+    /// For the server's configuration.
+    fn entry(&self) -> String {
+        let [control, time, _] = self.machine.ports[..] else { unreachable!() };
+        format!(
+            "[[host]]\nname = \"lvm\"\ntime = \"127.0.0.1:{time}\"\ncontrol = \"http://127.0.0.1:{control}\"\n"
+        )
+    }
+
+    /// What the workload's file held.
+    fn head(&self, snapshot: &str) -> Vec<u8> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.machine.ports[2])).unwrap();
+        stream.write_all(format!("{snapshot}\n").as_bytes()).unwrap();
+        let mut image = Vec::new();
+        stream.read_to_end(&mut image).unwrap();
+        assert!(image.len() >= Slot::region(TOKENS), "{}", self.machine.console());
+        image.truncate(Slot::region(TOKENS));
+        image
+    }
+}
+
 #[test]
 #[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
 fn snapshots_of_a_running_machine_are_consistent_and_outlive_merges_and_a_restore() {
@@ -224,19 +278,22 @@ fn a_qemu_that_hangs_at_the_stop_runs_on_once_it_goes_on() {
 
 #[test]
 #[ignore = "needs tests/vm/prepare; run by tests/vm/backends"]
-fn a_machine_a_frozen_file_system_and_a_built_in_volume_are_cut_as_of_one_instant() {
+fn a_machine_a_volume_of_lvms_a_frozen_file_system_and_a_built_in_volume_are_cut_as_of_one_instant() {
     with_own_mounts(mixed);
 }
 
 fn mixed() {
     let guest = Guest::start();
+    let lvm = LvmHost::start();
     let files = ImageVolume::new(&guest.file("files"), Means::XfsReflink, Kind::Ext4);
     let records = files.make_records(TOKENS);
     let place = |config: String| Place { config, ..Place::loopback(&[]) };
     let hosts =
         [("a", place(guest.config())), ("b", Place::loopback(&[])), ("c", place(files.config("files", "")))];
-    let cluster = Cluster::start(coeval(), &hosts, &Place::loopback(&[]), |_, address| Ok(address)).unwrap();
+    let cluster = Cluster::start(coeval(), &hosts, &place(lvm.entry()), |_, address| Ok(address)).unwrap();
     ask(&cluster, &["volume", "create", "b/data", "16MiB"]);
+    // It ends well once every host has a bound: the guest's exchanges take longer.
+    println!("{}", run_eventually(command(&cluster).arg("skew")));
     let own = |name: &str| Export {
         endpoint: Endpoint::Unix(cluster.hosts[1].nbd_socket.clone()),
         name: name.to_owned(),
@@ -244,19 +301,24 @@ fn mixed() {
     let served = Served::new(guest.directory.path(), "records", &records);
     let mut exports = guest.machine().disks();
     exports.extend([own("data"), served.export.clone()]);
+    exports.extend(lvm.machine.disks());
     let workload = instants::start(&exports);
     let mut instants = Instants::default();
     for name in ["one", "two", "three"] {
         write_some(&workload);
         let manifest = ask(
             &cluster,
-            &["snapshot", "create", name, "--mode", "timed", "--attempts", "10", "--lead", "1s"],
+            &["snapshot", "create", name, "--mode", "timed", "--attempts", "10", "--lead", "3s"],
         );
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
         println!("{name}: {} attempts, {}", manifest["attempts"], manifest["hosts"]);
+        let certified =
+            manifest["hosts"].as_array().unwrap().iter().map(|host| host["host"].as_str().unwrap());
+        assert_eq!(certified.collect::<Vec<_>>(), ["a", "b", "c", "lvm"]);
         let mut images = guest.content(name);
         images.push(head_of(&own(&format!("data@{name}"))));
         images.push(files.image(name, TOKENS));
+        images.push(lvm.head(name));
         instants.add(name, images);
     }
     instants.assert_mixtures_are_torn();
