@@ -10,7 +10,7 @@ use coeval_cli::workload::Export;
 use harness::coeval;
 use harness::external::documented;
 use harness::instants::{self, Instants, head, head_of, write_some};
-use harness::thin::{Lvm, Pool, Served, dmsetup};
+use harness::thin::{Lvm, Mounted, Pool, Served, dmsetup};
 use harness::tools::{ask, finish, run};
 use snapshot::backend::dm_thin::{DmThin, DmThinOptions};
 use snapshot::backend::watchdog::WatchdogProgram;
@@ -210,21 +210,6 @@ impl OnLvm {
             run(Command::new("lvchange").args(["-q", "-a", "n", &name]));
         }
         image
-    }
-}
-
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(device: &str, at: &Path, options: &str) -> Mounted {
-        run(Command::new("mount").args(["-o", options, device]).arg(at));
-        Mounted(at.to_owned())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
     }
 }
 
