@@ -96,6 +96,8 @@ pub struct Daemon {
     pub kind: &'static str,
     /// The file.
     pub file: PathBuf,
+    /// Whether somebody asked for it. Else it lies where the package puts it, whether its daemon is to run or not.
+    pub asked_for: bool,
     /// Why it cannot be used; the rest is empty then.
     pub problem: Option<String>,
     /// Whether the daemon answers at its control address: then its ports are its own.

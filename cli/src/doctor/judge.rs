@@ -32,8 +32,13 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
         cards(machine, &mut findings);
         rights(machine, &facts.daemons, &mut findings);
     }
+    let one_runs = facts.daemons.iter().any(|daemon| daemon.runs);
     for daemon in &facts.daemons {
-        judge_daemon(daemon, &mut findings);
+        if one_runs && !daemon.runs && !daemon.asked_for {
+            findings.push(not_in_use(daemon));
+        } else {
+            judge_daemon(daemon, &mut findings);
+        }
     }
     match &facts.fleet {
         None => {}
@@ -173,6 +178,13 @@ fn rights(machine: &Machine, daemons: &[Daemon], findings: &mut Vec<Finding>) {
             "give the daemon CAP_NET_BIND_SERVICE, as the systemd units do, or choose another `time` port",
         ));
     }
+}
+
+/// The package brings both configurations, and most machines run one of the daemons: it may well have the other's ports.
+fn not_in_use(daemon: &Daemon) -> Finding {
+    let (kind, file) = (daemon.kind, daemon.file.display());
+    let look = format!("if it should, `coeval doctor --{kind}-config {file}` looks at it");
+    Finding::ok("config", format!("{file}: no {kind} runs here; {look}"))
 }
 
 fn judge_daemon(daemon: &Daemon, findings: &mut Vec<Finding>) {

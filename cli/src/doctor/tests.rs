@@ -23,6 +23,7 @@ fn daemon() -> Daemon {
     Daemon {
         kind: "host",
         file: Path::new("/etc/coeval/host.toml").to_owned(),
+        asked_for: true,
         problem: None,
         runs: false,
         ports: Vec::new(),
@@ -120,6 +121,19 @@ fn ports() {
     assert_one(&of(Bound::NotHere, false), Level::Fail, "not an address of this machine");
     let unprivileged = Machine { may: Rights { low_ports: false, net_admin: false }, ..machine() };
     assert_one(&of_machine(unprivileged), Level::Warn, "CAP_NET_BIND_SERVICE");
+}
+
+#[test]
+fn a_configuration_that_only_came_with_the_package_is_not_judged() {
+    let taken = Port { what: "time exchanges", address: "udp 0.0.0.0:319".to_owned(), bound: Bound::InUse };
+    let of = |asked_for: bool, host_runs: bool| {
+        let host = Daemon { runs: host_runs, ..daemon() };
+        let server = Daemon { kind: "server", asked_for, ports: vec![taken.clone()], ..daemon() };
+        judge(&Facts { daemons: vec![host, server], ..Facts::default() }).pop().unwrap()
+    };
+    assert_one(&[of(false, true)], Level::Ok, "doctor --server-config");
+    assert_one(&[of(true, true)], Level::Fail, "another program");
+    assert_one(&[of(false, false)], Level::Fail, "another program");
 }
 
 #[test]

@@ -43,7 +43,8 @@ pub fn here(host: Option<&Path>, server: Option<&Path>) -> Facts {
     let named = host.is_some() || server.is_some();
     let host = host.or_else(|| usual(HOST_CONFIG).filter(|_| !named));
     let server = server.or_else(|| usual(SERVER_CONFIG).filter(|_| !named));
-    let daemons = host.map(of_host).into_iter().chain(server.map(of_server)).collect();
+    let mut daemons: Vec<Daemon> = host.map(of_host).into_iter().chain(server.map(of_server)).collect();
+    daemons.iter_mut().for_each(|daemon| daemon.asked_for = named);
     Facts { machine: Some(machine()), daemons, fleet: None }
 }
 
@@ -90,6 +91,7 @@ fn empty(kind: &'static str, file: &Path) -> Daemon {
     Daemon {
         kind,
         file: file.to_owned(),
+        asked_for: false,
         problem: None,
         runs: false,
         ports: Vec::new(),
