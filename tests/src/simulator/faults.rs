@@ -186,11 +186,16 @@ pub fn strike(fault: Fault) {
 
 /// A host's machine loses its power, and comes back after a time.
 pub fn lose_power(host: usize, back: i64) {
+    cut_power(host);
+    world().fibers.after(back, move || restart(host));
+}
+
+/// A host's machine loses its power.
+pub fn cut_power(host: usize) {
     let world = world();
     let (mut random, kept) = world.random(|random| (random.split(), random.below(9) as u64));
     world.hosts[host].borrow_mut().fragile = true;
     hosts::kill(host, move |disk| disk.after_power_loss(random.split(), kept));
-    world.fibers.after(back, move || restart(host));
 }
 
 fn restart(host: usize) {

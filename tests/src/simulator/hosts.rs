@@ -11,6 +11,7 @@ use timesync::server::Record;
 use timesync::time::{Host as HostTimeline, Nanos, Time};
 use uuid::Uuid;
 
+use super::faults;
 use super::fibers::{Machine, Process};
 use super::wire::Reply;
 use super::workload::Connection;
@@ -33,6 +34,8 @@ pub struct HostState {
     pub under_way: Vec<Reply>,
     /// When its last daemon died.
     pub died_at: i64,
+    /// Until when its machine has no power.
+    pub off_until: i64,
     /// Whether its daemon has died, and nobody has looked yet what it forgot:
     pub forgetful: bool,
     /// what was not flushed, if the machine lost its power or the disk was full; else nothing that was answered.
@@ -81,6 +84,10 @@ pub const VOLUME: &str = "v";
 /// Starts a host's daemon on its disk. To be called on a simulated thread.
 pub fn start(host: usize) {
     let world = world();
+    if world.fibers.now() < world.hosts[host].borrow().off_until {
+        // Whatever its daemon was to be started anew for before it lost its power.
+        return;
+    }
     if is_up(host) || std::mem::replace(&mut world.hosts[host].borrow_mut().starting, true) {
         return;
     }
@@ -114,7 +121,15 @@ pub fn start(host: usize) {
             }
             Err(why) => world.violation(format!("{} does not start: {why}", World::name(host))),
         }
-        world.hosts[host].borrow_mut().starting = false;
+        let is_off = {
+            let mut state = world.hosts[host].borrow_mut();
+            state.starting = false;
+            world.fibers.now() < state.off_until
+        };
+        if is_off {
+            // The power went while it started.
+            faults::cut_power(host);
+        }
     };
     world.fibers.start(process, "start", Box::new(starting));
 }

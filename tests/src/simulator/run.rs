@@ -164,6 +164,7 @@ fn host(index: usize, setting: &Setting, breaking: Option<Break>, random: &mut R
         },
         under_way: Vec::new(),
         died_at: 0,
+        off_until: 0,
         forgetful: false,
         fragile: false,
         starting: false,
@@ -378,8 +379,11 @@ fn plan_breaks() {
                 }
             }),
             Change::Boot(long) => world.fibers.after(wait, move || {
-                super::world::world().note(|| format!("{} loses its power", World::name(host)));
-                faults::lose_power(host, long + 1_000_000);
+                let world = super::world::world();
+                world.note(|| format!("{} loses its power", World::name(host)));
+                let back = long + 1_000_000;
+                world.hosts[host].borrow_mut().off_until = world.fibers.now() + back;
+                faults::lose_power(host, back);
             }),
             Change::Step(_) => world.fibers.after(wait, move || {
                 super::world::world().note(|| format!("the clock of {} jumps", World::name(host)));
