@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
 pub mod acknowledged;
+pub mod booted;
 pub mod browser;
 pub mod chaos;
 pub mod clocks;
@@ -45,19 +46,23 @@ pub fn coeval() -> &'static Path {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--release", "--locked", "--package", "coeval"]);
         cargo.current_dir(&workspace);
-        // What the cargo that runs us says of this package. Build scripts watch these variables: with them, half of the
-        // dependencies would be built anew, and once more by the next build without them.
-        for (name, _) in std::env::vars_os() {
-            if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|ours| name.to_string_lossy().starts_with(ours)) {
-                cargo.env_remove(name);
-            }
-        }
+        forget_this_package(&mut cargo);
         let built = cargo.status();
         assert!(built.is_ok_and(|status| status.success()), "the binary `coeval` cannot be built");
         let target =
             std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
         target.join("release/coeval")
     })
+}
+
+/// A command will not hear what the cargo that runs us says of this package. Build scripts watch these variables: with
+/// them, half of the dependencies would be built anew, and once more by the next build without them.
+pub fn forget_this_package(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|ours| name.to_string_lossy().starts_with(ours)) {
+            command.env_remove(name);
+        }
+    }
 }
 
 const PAUSE: Duration = Duration::from_millis(20);
