@@ -10,7 +10,7 @@ use coeval_cli::cluster::{Cluster, Place};
 use coeval_cli::config::BackendConfig;
 use harness::external::{FileWorkload, HeldUp, ImageVolume, Means, documented, is_freezing, violations};
 use harness::filesystem::{Kind, with_own_mounts};
-use harness::tools::run;
+use harness::tools::{free_port, run};
 use harness::{coeval, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -239,6 +239,37 @@ fn what_is_not_paused_is_taken_alone() {
         api(&cluster, async |api| api.delete("one").await).unwrap();
         assert_eq!(std::fs::read_dir(mounted.at.join("snapshots")).unwrap().count(), 0);
     });
+}
+
+/// The way out that docs/backends.md shows.
+#[test]
+fn a_restore_that_never_succeeds_is_ended_by_a_command_that_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let snapshots = directory.path().join("snapshots");
+    std::fs::create_dir(&snapshots).unwrap();
+    let config = format!(
+        "[[backend]]\nkind = \"command\"\nvolume = \"files\"\nlist = [\"ls\", {snapshots:?}]\n\
+         snapshot = [\"touch\", {0:?}]\ndelete = [\"rm\", {0:?}]\nrestore = [\"false\", \"{{snapshot}}\"]\n",
+        snapshots.join("{snapshot}"),
+    );
+    let [control, time] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let place = Place { config, ..Place::loopback(&["--listen", &control, "--time", &time]) };
+    let server = Place::loopback(&[]);
+    let mut cluster = Cluster::start(coeval(), &[("a", place)], &server, |_, address| Ok(address)).unwrap();
+    wait_for_bounds(&cluster);
+    create(&cluster, &request("one", RequestedMode::Timed)).unwrap();
+    let restore = RestoreRequest { discard_current: true, disconnect: false };
+    let why = api(&cluster, async |api| api.restore("one", &restore).await).unwrap_err().to_string();
+    assert!(why.contains("false"), "{why}");
+    let why = api(&cluster, async |api| api.delete("one").await).unwrap_err();
+    assert_eq!(why.status(), Some(409), "{why}");
+
+    let file = cluster.state().with_file_name("a.toml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, config.replace("\"false\"", "\"true\"")).unwrap();
+    cluster.restart_host(0).unwrap();
+    eventually(|| api(&cluster, async |api| api.delete("one").await));
+    assert_eq!(std::fs::read_dir(&snapshots).unwrap().count(), 0);
 }
 
 /// Where the daemon is when something happens to it, with the file system frozen.
