@@ -126,9 +126,7 @@ impl Kind {
     pub fn mount(self, file: &Path, at: &Path) -> Mounted {
         std::fs::create_dir(at).unwrap();
         // XFS refuses what has the same identity as something mounted, such as a snapshot of it.
-        let options = if self == Kind::Xfs { "loop,nouuid" } else { "loop" };
-        run(Command::new("mount").args(["-o", options]).arg(file).arg(at));
-        Mounted { at: at.to_owned() }
+        Mounted::new(file, at, if self == Kind::Xfs { "loop,nouuid" } else { "loop" })
     }
 }
 
@@ -140,6 +138,15 @@ pub struct Mounted {
 }
 
 impl Mounted {
+    /// Mounts a device, or a file that is as good as one, at a directory that is there.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn new(device: &Path, at: &Path, options: &str) -> Mounted {
+        run(Command::new("mount").args(["-o", options]).arg(device).arg(at));
+        Mounted { at: at.to_owned() }
+    }
+
     /// Unmounts it, which writes everything out.
     ///
     /// # Panics

@@ -5,6 +5,7 @@
 pub mod acknowledged;
 pub mod booted;
 pub mod browser;
+pub mod ceph;
 pub mod chaos;
 pub mod clocks;
 pub mod controls;

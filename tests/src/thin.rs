@@ -200,24 +200,3 @@ impl Drop for Served {
         let _ = self.server.wait();
     }
 }
-
-/// A device, or what else `mount` takes, mounted until this is dropped.
-#[derive(Debug)]
-pub struct Mounted(PathBuf);
-
-impl Mounted {
-    /// Mounts it there.
-    ///
-    /// # Panics
-    /// When that fails.
-    pub fn new(device: &str, at: &Path, options: &str) -> Mounted {
-        run(Command::new("mount").args(["-o", options, device]).arg(at));
-        Mounted(at.to_owned())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}

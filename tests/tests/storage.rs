@@ -1,38 +1,45 @@
-//! A file system on a zvol, and one on a Ceph RBD image: in a virtual machine, whose guest script has made both. By
-//! `tests/vm/storage`.
+//! A file system on an image of Ceph's, and one on a zvol. The latter in a virtual machine, whose guest script has made it:
+//! by `tests/vm/storage`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use coeval_cli::cluster::{Cluster, Place};
 use coeval_cli::workload::Export;
+use harness::ceph::Ceph;
 use harness::coeval;
 use harness::external::documented;
+use harness::filesystem::{Mounted, with_own_mounts};
 use harness::instants::{self, Instants, head, head_of, write_some};
-use harness::thin::{Mounted, Served};
+use harness::thin::Served;
 use harness::tools::{ask, run, run_eventually, stop_all};
 use snapshot::nbd::Endpoint;
 
-/// Emulated, a snapshot takes seconds.
+/// Emulated, or on a busy machine, a snapshot takes seconds.
 const DEADLINE: &str = "20s";
-const MOUNT_POINT: &str = "/srv/www";
 
 #[test]
 #[ignore = "needs a kernel with ZFS; run by tests/vm/storage in a virtual machine"]
 fn a_file_system_on_a_zvol_is_cut_as_of_one_instant() {
+    // Its link is made by udev, in its own time.
+    let await_device = |device: &str| {
+        run_eventually(Command::new("blockdev").args(["--getsize64", device]));
+        PathBuf::from(device)
+    };
+    std::fs::create_dir_all("/srv/www").unwrap();
     check(&Storage {
-        heading: "ZFS",
-        device: "/dev/zvol/tank/www",
-        show: |snapshot| {
+        backend: documented("ZFS", str::to_owned),
+        device: await_device("/dev/zvol/tank/www"),
+        show: &|snapshot| {
             run(Command::new("zfs").args(["clone", &format!("tank/www@{snapshot}"), "tank/shown"]));
-            "/dev/zvol/tank/shown".to_owned()
+            await_device("/dev/zvol/tank/shown")
         },
-        hide: |_| {
+        hide: &|_| {
             // udev may look at it at that moment.
             run_eventually(Command::new("zfs").args(["destroy", "tank/shown"]));
         },
-        snapshots: || {
+        snapshots: &|| {
             let printed = run(Command::new("zfs").args(["list", "-H", "-t", "snapshot", "-o", "name"]));
             printed.lines().map(|line| line.strip_prefix("tank/www@").unwrap().to_owned()).collect()
         },
@@ -40,46 +47,55 @@ fn a_file_system_on_a_zvol_is_cut_as_of_one_instant() {
 }
 
 #[test]
-#[ignore = "needs a Ceph cluster and the kernel's rbd; run by tests/vm/storage in a virtual machine"]
-fn a_file_system_on_an_rbd_image_is_cut_as_of_one_instant() {
-    check(&Storage {
-        heading: "Ceph RBD",
-        device: "/dev/rbd/pool/www",
-        show: |snapshot| {
-            let mapped =
-                run(Command::new("rbd").args(["map", "--read-only", &format!("pool/www@{snapshot}")]));
-            mapped.trim().to_owned()
-        },
-        hide: |device| {
-            run_eventually(Command::new("rbd").args(["unmap", device]));
-        },
-        snapshots: || {
-            let printed = run(Command::new("rbd").args(["snap", "ls", "--format", "json", "pool/www"]));
-            let list: Vec<serde_json::Value> = serde_json::from_str(&printed).unwrap();
-            list.iter().map(|snapshot| snapshot["name"].as_str().unwrap().to_owned()).collect()
-        },
+fn a_file_system_on_an_image_of_cephs_is_cut_as_of_one_instant() {
+    with_own_mounts(|| {
+        let ceph = Ceph::new();
+        let directory = tempfile::tempdir().unwrap();
+        let (rbd, at) = (ceph.rbd(), directory.path().join("www"));
+        std::fs::create_dir(&at).unwrap();
+        let backend = documented("Ceph RBD", |line| {
+            let line = line
+                .replace("\"rbd\"", &format!("{rbd:?}"))
+                .replace("$(rbd", &format!("$({}", rbd.display()));
+            line.replace("/srv/www", at.to_str().unwrap())
+        });
+        check(&Storage {
+            backend,
+            device: ceph.image(),
+            show: &|snapshot| {
+                let image = directory.path().join(snapshot);
+                ceph.export(snapshot, &image);
+                image
+            },
+            hide: &|image| std::fs::remove_file(image).unwrap(),
+            snapshots: &|| {
+                let printed = run(ceph.command("rbd").args(["snap", "ls", "--format", "json", "pool/www"]));
+                let list: Vec<serde_json::Value> = serde_json::from_str(&printed).unwrap();
+                list.iter().map(|snapshot| snapshot["name"].as_str().unwrap().to_owned()).collect()
+            },
+        });
     });
 }
 
-/// A storage with one volume, as the documentation's configuration has it.
-struct Storage {
-    /// The configuration's.
-    heading: &'static str,
-    device: &'static str,
-    /// Makes a block device of a snapshot, to look at.
-    show: fn(&str) -> String,
-    /// Takes that device away again.
-    hide: fn(&str),
+/// A storage with one volume.
+struct Storage<'a> {
+    /// As the documentation has it.
+    backend: toml::Table,
+    /// The volume: a block device, or a file that is as good as one.
+    device: PathBuf,
+    /// Makes one of a snapshot, to look at.
+    show: &'a dyn Fn(&str) -> PathBuf,
+    /// Takes that away again.
+    hide: &'a dyn Fn(&Path),
     /// What snapshots there are, by the storage's own account.
-    snapshots: fn() -> Vec<String>,
+    snapshots: &'a dyn Fn() -> Vec<String>,
 }
 
-impl Storage {
+impl Storage<'_> {
     /// What the workload's file held. The file system around it must be sound.
     fn head(&self, files: &Path, snapshot: &str) -> Vec<u8> {
         let device = (self.show)(snapshot);
-        await_device(&device);
-        run(Command::new("e2fsck").args(["-f", "-n", &device]));
+        run(Command::new("e2fsck").args(["-f", "-n"]).arg(&device));
         let at = files.join(snapshot);
         std::fs::create_dir(&at).unwrap();
         let mounted = Mounted::new(&device, &at, "ro");
@@ -90,25 +106,17 @@ impl Storage {
     }
 }
 
-/// Its link is made by udev, in its own time.
-fn await_device(device: &str) {
-    run_eventually(Command::new("blockdev").args(["--getsize64", device]));
-}
-
 /// Snapshots of the volume together with one of Coeval's on another host; then deleted.
 fn check(storage: &Storage) {
     let files = tempfile::tempdir().unwrap();
-    let at = Path::new(MOUNT_POINT);
-    std::fs::create_dir_all(at).unwrap();
-    await_device(storage.device);
-    run(Command::new("mkfs.ext4").args(["-q", storage.device]));
-    let mounted = Mounted::new(storage.device, at, "rw");
+    let mut backend = storage.backend.clone();
+    let at = PathBuf::from(backend["freeze"].as_str().unwrap());
+    run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&storage.device));
+    let mounted = Mounted::new(&storage.device, &at, "rw");
     let disk = at.join("disk");
     std::fs::write(&disk, vec![0; 16 << 20]).unwrap();
     run(&mut Command::new("sync"));
 
-    let mut backend = documented(storage.heading, str::to_owned);
-    assert_eq!(backend["freeze"].as_str(), Some(MOUNT_POINT));
     backend.insert("deadline".to_owned(), DEADLINE.into());
     let place = |config: String| Place { config, ..Place::loopback(&[]) };
     let hosts = [("web", place(format!("[[backend]]\n{backend}"))), ("own", place(String::new()))];

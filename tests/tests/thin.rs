@@ -9,8 +9,9 @@ use coeval_cli::cluster::{Cluster, Place};
 use coeval_cli::workload::Export;
 use harness::coeval;
 use harness::external::documented;
+use harness::filesystem::Mounted;
 use harness::instants::{self, Instants, head, head_of, write_some};
-use harness::thin::{Lvm, Mounted, Pool, Served, dmsetup};
+use harness::thin::{Lvm, Pool, Served, dmsetup};
 use harness::tools::{ask, finish, run};
 use snapshot::backend::dm_thin::{DmThin, DmThinOptions};
 use snapshot::backend::watchdog::WatchdogProgram;
@@ -184,7 +185,7 @@ impl OnLvm {
         let (device, at) = (format!("/dev/vg/{name}"), Path::new("/srv").join(name));
         std::fs::create_dir_all(&at).unwrap();
         run(Command::new("mkfs.ext4").args(["-q", &device]));
-        let mounted = Mounted::new(&device, &at, "rw");
+        let mounted = Mounted::new(Path::new(&device), &at, "rw");
         std::fs::write(at.join("disk"), vec![0; 16 << 20]).unwrap();
         run(&mut Command::new("sync"));
         OnLvm { name, heading, at, _mounted: mounted }
@@ -203,7 +204,7 @@ impl OnLvm {
         run(Command::new("lvchange").args(["-q", "-y", "-K", "-a", "y", &name]));
         let at = files.join(format!("{}-{snapshot}", self.name));
         std::fs::create_dir(&at).unwrap();
-        let mounted = Mounted::new(&format!("/dev/{name}"), &at, "ro");
+        let mounted = Mounted::new(&Path::new("/dev").join(&name), &at, "ro");
         let image = head(&at.join("disk"));
         drop(mounted);
         if self.name == "thin" {
@@ -229,7 +230,7 @@ fn a_file_system_on_the_kernels_own_client_survives_in_every_snapshot() {
     let [live, frozen] = ["live", "frozen"].map(|name| files.path().join(name));
     std::fs::create_dir(&live).unwrap();
     std::fs::create_dir(&frozen).unwrap();
-    let mounted = Mounted::new("/dev/nbd0", &live, "rw");
+    let mounted = Mounted::new(Path::new("/dev/nbd0"), &live, "rw");
     for (number, name) in ["one", "two"].iter().enumerate() {
         // Durable before the snapshot, so it is in it; what is written later is not.
         let content = vec![number as u8 + 1; 300_000];
@@ -248,7 +249,7 @@ fn a_file_system_on_the_kernels_own_client_survives_in_every_snapshot() {
         run(Command::new("nbd-client").args(["-d", "/dev/nbd1"]));
         let checked = finish(Command::new("e2fsck").args(["-p", "-f"]).arg(&copy));
         assert!(matches!(checked.status.code(), Some(0 | 1)), "{checked:?}");
-        let snapshot = Mounted::new(copy.to_str().unwrap(), &frozen, "loop");
+        let snapshot = Mounted::new(&copy, &frozen, "loop");
         assert!(std::fs::read(frozen.join(name)).unwrap() == content);
         assert!(!frozen.join("later").exists());
         drop(snapshot);
