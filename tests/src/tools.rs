@@ -107,6 +107,30 @@ pub fn ask(cluster: &Cluster, arguments: &[&str]) -> serde_json::Value {
     }
 }
 
+/// Takes a snapshot by time where machines are emulated, and now and then so late that a host does not answer: what is left
+/// of it is deleted then, and it is taken again.
+///
+/// # Panics
+/// When five in a row fail, or it prints something else than JSON.
+pub fn take_patiently(cluster: &Cluster, name: &str, flags: &[&str]) -> serde_json::Value {
+    let flags = ["--mode", "timed", "--attempts", "10", "--lead", "3s", "--json"].iter().chain(flags);
+    for _ in 0..5 {
+        let taken = finish(command(cluster).args(["snapshot", "create", name]).args(flags.clone()));
+        if taken.status.success() {
+            let manifest: serde_json::Value = serde_json::from_slice(&taken.stdout).unwrap();
+            println!("{name}: {} attempts, {}", manifest["attempts"], manifest["hosts"]);
+            return manifest;
+        }
+        println!("{name}: {}", String::from_utf8_lossy(&taken.stderr));
+        eventually(|| {
+            let deleted = finish(command(cluster).args(["snapshot", "delete", name]));
+            let said = String::from_utf8_lossy(&deleted.stderr).into_owned();
+            if deleted.status.success() || said.contains("there is no snapshot") { Ok(()) } else { Err(said) }
+        });
+    }
+    panic!("{name} was not taken");
+}
+
 /// What `coeval skew --json` prints. It ends with status 1 where a host has no bound, which is no failure here.
 ///
 /// # Panics

@@ -18,7 +18,7 @@ use harness::filesystem::{Kind, with_own_mounts};
 use harness::instants::{self, Instants, TOKENS, head_of, write_some};
 use harness::machine::{self, Disk, Machine};
 use harness::thin::Served;
-use harness::tools::{ask, command, finish, free_port, refusal_of, run, run_eventually};
+use harness::tools::{ask, command, finish, free_port, refusal_of, run, run_eventually, take_patiently};
 use harness::{coeval, eventually};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -306,12 +306,8 @@ fn mixed() {
     let mut instants = Instants::default();
     for name in ["one", "two", "three"] {
         write_some(&workload);
-        let manifest = ask(
-            &cluster,
-            &["snapshot", "create", name, "--mode", "timed", "--attempts", "10", "--lead", "3s"],
-        );
+        let manifest = take_patiently(&cluster, name, &[]);
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
-        println!("{name}: {} attempts, {}", manifest["attempts"], manifest["hosts"]);
         let certified =
             manifest["hosts"].as_array().unwrap().iter().map(|host| host["host"].as_str().unwrap());
         assert_eq!(certified.collect::<Vec<_>>(), ["a", "b", "c", "lvm"]);

@@ -13,7 +13,7 @@ use harness::external::documented;
 use harness::filesystem::{Mounted, with_own_mounts};
 use harness::instants::{self, Instants, head, head_of, write_some};
 use harness::thin::Served;
-use harness::tools::{ask, run, run_eventually, stop_all};
+use harness::tools::{ask, run, run_eventually, stop_all, take_patiently};
 use snapshot::nbd::Endpoint;
 
 /// Emulated, or on a busy machine, a snapshot takes seconds.
@@ -129,12 +129,10 @@ fn check(storage: &Storage) {
     };
     let workload = instants::start(&[served.export.clone(), own("data")]);
     let mut instants = Instants::default();
-    let patient = ["--mode", "timed", "--attempts", "10", "--lead", "3s"];
     for name in ["one", "two", "three"] {
         write_some(&workload);
-        let manifest = ask(&cluster, &[&["snapshot", "create", name], &patient[..]].concat());
+        let manifest = take_patiently(&cluster, name, &[]);
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
-        println!("{name}: {} attempts, {}", manifest["attempts"], manifest["hosts"]);
         instants.add(name, vec![storage.head(files.path(), name), head_of(&own(&format!("data@{name}")))]);
     }
     workload.stop().unwrap();

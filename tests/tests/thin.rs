@@ -12,7 +12,7 @@ use harness::external::documented;
 use harness::filesystem::Mounted;
 use harness::instants::{self, Instants, head, head_of, write_some};
 use harness::thin::{Lvm, Pool, Served, dmsetup};
-use harness::tools::{ask, finish, run};
+use harness::tools::{ask, finish, run, take_patiently};
 use snapshot::backend::dm_thin::{DmThin, DmThinOptions};
 use snapshot::backend::watchdog::WatchdogProgram;
 use snapshot::backend::{Backend, BackendError, Resumption, conformance};
@@ -135,12 +135,8 @@ fn volumes_of_the_mapper_of_lvm_and_of_coeval_are_cut_as_of_one_instant() {
     let mut instants = Instants::default();
     for name in ["one", "two", "three"] {
         write_some(&workload);
-        let manifest = ask(
-            &cluster,
-            &["snapshot", "create", name, "--mode", "timed", "--attempts", "10", "--lead", "3s"],
-        );
+        let manifest = take_patiently(&cluster, name, &[]);
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
-        println!("{name}: {} attempts, {}", manifest["attempts"], manifest["hosts"]);
         let mut images = vec![head(&pool.map_snapshot("thin0", name))];
         images.extend(lvm.iter().map(|volume| volume.head(files.path(), name)));
         images.push(head_of(&own(&format!("data@{name}"))));
@@ -151,10 +147,9 @@ fn volumes_of_the_mapper_of_lvm_and_of_coeval_are_cut_as_of_one_instant() {
     instants.assert_mixtures_are_torn();
 
     // Of LVM's, those that its configuration puts back.
-    let only = ["--volume", "lvm/thin", "--mode", "timed", "--attempts", "10", "--lead", "3s"];
     let note = lvm[0].at.join("note");
     std::fs::write(&note, "before").unwrap();
-    ask(&cluster, &[&["snapshot", "create", "back"], &only[..]].concat());
+    take_patiently(&cluster, "back", &["--volume", "lvm/thin"]);
     std::fs::write(&note, "after").unwrap();
     ask(&cluster, &["snapshot", "restore", "back", "--discard-current"]);
     assert_eq!(std::fs::read_to_string(&note).unwrap(), "before");
@@ -236,7 +231,7 @@ fn a_file_system_on_the_kernels_own_client_survives_in_every_snapshot() {
         let content = vec![number as u8 + 1; 300_000];
         std::fs::write(live.join(name), &content).unwrap();
         run(&mut Command::new("sync"));
-        let manifest = ask(&cluster, &["snapshot", "create", name, "--attempts", "10", "--lead", "500ms"]);
+        let manifest = take_patiently(&cluster, name, &[]);
         assert_eq!(manifest["verdict"], "consistent", "{manifest}");
         std::fs::write(live.join("later"), b"later").unwrap();
         run(&mut Command::new("sync"));
