@@ -111,7 +111,7 @@ pub fn ask(cluster: &Cluster, arguments: &[&str]) -> serde_json::Value {
 /// of it is deleted then, and it is taken again.
 ///
 /// # Panics
-/// When five in a row fail, or it prints something else than JSON.
+/// When it fails for another reason, or five times in a row; or prints something else than JSON.
 pub fn take_patiently(cluster: &Cluster, name: &str, flags: &[&str]) -> serde_json::Value {
     let flags = ["--mode", "timed", "--attempts", "10", "--lead", "3s", "--json"].iter().chain(flags);
     for _ in 0..5 {
@@ -121,7 +121,9 @@ pub fn take_patiently(cluster: &Cluster, name: &str, flags: &[&str]) -> serde_js
             println!("{name}: {} attempts, {}", manifest["attempts"], manifest["hosts"]);
             return manifest;
         }
-        println!("{name}: {}", String::from_utf8_lossy(&taken.stderr));
+        let why = String::from_utf8_lossy(&taken.stderr).into_owned();
+        assert!(why.contains("did not answer"), "{name}: {why}");
+        println!("{name}: {why}");
         eventually(|| {
             let deleted = finish(command(cluster).args(["snapshot", "delete", name]));
             let said = String::from_utf8_lossy(&deleted.stderr).into_owned();
