@@ -1,15 +1,14 @@
 //! Systems of their own on this machine, as far as their programs can tell: each has systemd, namespaces of every kind, and
 //! this machine's root under an overlay of its own, in memory. What they do is gone with them.
 
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::process::{Child, Command, Stdio};
 
 use crate::eventually;
 use crate::namespaces::Namespace;
-use crate::tools::{DEADLINE, finish};
+use crate::shell::Shell;
+use crate::tools::finish;
 
 /// Becomes systemd, in a root of its own. Arguments: a directory to work in, the host's name, and one that it shares.
 /// What is the kernel's as a whole is read-only, and the clock cannot be set.
@@ -111,16 +110,8 @@ impl Booted {
     /// When it cannot be started.
     pub fn shell(&self) -> Shell {
         let mut command = self.command("bash");
-        command.args(["--norc", "-s"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let (sender, said) = mpsc::channel();
-        std::thread::spawn(move || {
-            // Until the shell ends, or nobody listens any more.
-            let _ =
-                BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line));
-        });
-        let mut shell = Shell { child, stdin, said };
+        command.args(["--norc", "-s"]);
+        let mut shell = Shell::start(command);
         assert_eq!(shell.type_in("cd /root").0, 0);
         shell
     }
@@ -131,44 +122,5 @@ impl Drop for Booted {
         // Its end is systemd's, and systemd's that of all others there. Errors mean that it has ended already.
         let _ = self.unshare.kill();
         let _ = self.unshare.wait();
-    }
-}
-
-/// A shell that one types into.
-#[derive(Debug)]
-pub struct Shell {
-    child: Child,
-    stdin: ChildStdin,
-    said: Receiver<String>,
-}
-
-impl Shell {
-    /// Types a command in. Returns its status, and what it said.
-    ///
-    /// # Panics
-    /// When it says nothing for a minute, or ends the shell.
-    pub fn type_in(&mut self, command: &str) -> (i32, String) {
-        const MARK: &str = "@@ends with ";
-        // In the shell itself, so that what it exports stays.
-        write!(self.stdin, "{{ {command}\n}} </dev/null 2>&1\necho \"{MARK}$?\"\n").unwrap();
-        let mut said = String::new();
-        loop {
-            match self.said.recv_timeout(DEADLINE) {
-                Ok(line) => match line.split_once(MARK) {
-                    // What it said last may lack the end of a line.
-                    Some((before, status)) => return (status.parse().unwrap(), said + before),
-                    None => said += &(line + "\n"),
-                },
-                Err(why) => panic!("{command}: {why}; so far: {said}"),
-            }
-        }
-    }
-}
-
-impl Drop for Shell {
-    fn drop(&mut self) {
-        // Errors mean that it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -20,6 +20,7 @@ pub mod namespaces;
 pub mod postgres;
 pub mod ptp4l;
 pub mod python;
+pub mod shell;
 #[cfg(feature = "simulator")]
 pub mod simulator;
 pub mod sys;

@@ -7,8 +7,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use harness::booted::{Booted, Shell};
+use harness::booted::Booted;
 use harness::namespaces::Network;
+use harness::shell::Shell;
 use harness::tools::run;
 use harness::{eventually, forget_this_package};
 use timesync::clock::pace_now;

@@ -3,12 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test's helpers fail")]
 
-use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use harness::coeval;
+use harness::shell::Shell;
 
 fn document() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/quickstart.md")
@@ -31,68 +30,29 @@ fn commands(text: &str) -> Vec<String> {
 
 /// Types the commands into one shell, and returns what each said.
 fn type_in(commands: &[String], directory: &Path) -> Vec<String> {
-    const MARK: &str = "@@ends with ";
     // Its own network, and its own /run: nothing of this is seen outside, and nothing is left.
-    // Two of the commands wait for something that may never come: then what has been said until then is shown.
-    let mut shell = Command::new("timeout")
-        .args([
-            "--kill-after=5",
-            "180",
-            "unshare",
-            "--net",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "bash",
-            "--norc",
-            "-s",
-        ])
+    // Two of the commands wait for something that may never come: what has been said until then is shown.
+    let mut program = Command::new("timeout");
+    program.args(["--kill-after=5", "180", "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]);
+    program
+        .args(["bash", "--norc", "-s"])
         .current_dir(directory)
         .env("PATH", format!("{}:{}", coeval().parent().unwrap().display(), std::env::var("PATH").unwrap()))
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .unwrap();
-    let mut script =
-        "mount -t tmpfs tmpfs /run && mount -t proc proc /proc && ip link set lo up\n".to_owned();
-    // In the shell itself, so that exports and jobs stay.
-    for command in commands {
-        let redirected = if command.ends_with('&') {
-            command.clone()
-        } else {
-            format!("{{ {command}\n}} < /dev/null 2>&1")
-        };
-        writeln!(script, "{redirected}\necho \"{MARK}$?\"").unwrap();
-    }
-    let mut stdin = shell.stdin.take().unwrap();
-    // A pipe holds more than this script.
-    stdin.write_all(script.as_bytes()).unwrap();
-    drop(stdin);
-    let output = shell.wait_with_output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+        .env_remove("RUST_LOG");
+    let mut shell = Shell::start(program);
     let logs = || -> String {
         ["server", "db1", "db2"]
             .iter()
             .filter_map(|name| std::fs::read_to_string(directory.join(format!("{name}.log"))).ok())
             .collect()
     };
-    let mut said = Vec::new();
-    let mut current = String::new();
-    for line in text.lines() {
-        match line.strip_prefix(MARK) {
-            None => current += &format!("{line}\n"),
-            Some(status) => {
-                let command = &commands[said.len()];
-                assert_eq!(status, "0", "{command}\n{current}\n{}", logs());
-                said.push(std::mem::take(&mut current));
-            }
-        }
-    }
-    assert_eq!(said.len(), commands.len(), "the shell ended early: {text}\n{}", logs());
-    said
+    let mut type_in = |command: &str| {
+        let (status, said) = shell.type_in(command);
+        assert_eq!(status, 0, "{command}\n{said}\n{}", logs());
+        said
+    };
+    type_in("mount -t tmpfs tmpfs /run && mount -t proc proc /proc && ip link set lo up");
+    commands.iter().map(|command| type_in(command)).collect()
 }
 
 /// The document with what was said under each command.
