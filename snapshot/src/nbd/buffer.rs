@@ -78,6 +78,19 @@ impl Buffer {
         self.append(bytes.len()).copy_from_slice(bytes);
     }
 
+    /// Moves the first `count` bytes, at most what is there, into `other`, which is empty. The shorter part is copied.
+    pub fn take(&mut self, count: usize, other: &mut Buffer) {
+        let count = count.min(self.len());
+        if self.len() - count < count {
+            std::mem::swap(self, other);
+            self.push(&other.filled()[count..]);
+            other.truncate(count);
+        } else {
+            other.push(&self.filled()[..count]);
+            self.consume(count);
+        }
+    }
+
     /// Keeps the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         self.end = self.start + len.min(self.len());
@@ -109,7 +122,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_queue(steps in prop::collection::vec((0..4u8, 0..300_000usize), 1..40)) {
+        fn it_is_a_queue(steps in prop::collection::vec((0..5u8, 0..300_000usize), 1..40)) {
             let mut buffer = Buffer::new();
             let mut model = VecDeque::new();
             for (number, (kind, count)) in steps.into_iter().enumerate() {
@@ -126,6 +139,12 @@ mod tests {
                     2 => {
                         let len = count.min(model.len());
                         prop_assert_eq!(buffer.split_off(len), Vec::from(model.split_off(len)));
+                    }
+                    3 => {
+                        let mut taken = Buffer::new();
+                        buffer.take(count, &mut taken);
+                        let expected: Vec<u8> = model.drain(..count.min(model.len())).collect();
+                        prop_assert_eq!(taken.filled(), expected);
                     }
                     _ => {
                         prop_assert!(buffer.room(count).len() >= count);

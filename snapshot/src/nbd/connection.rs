@@ -2,8 +2,8 @@
 //!
 //! Requests are executed where they were received, one after the other, and their replies leave together once no
 //! complete request is left: with the data in the page cache, a system call or a hand-over per request would cost more
-//! than the request. Only a request that waits for the disk is not waited for by those behind it: if any come
-//! meanwhile, a stand-in serves them (`stand_in.rs`).
+//! than the request. Only a request that waits for the disk is not waited for by those behind it, nor a long write where
+//! a processor is idle: if any come meanwhile, a stand-in serves them (`stand_in.rs`).
 //!
 //! What the cut rests on does not depend on who serves: each request is executed after it was received whole, by
 //! itself, and reads the clock in the device then; and whoever adds a reply to the others holds the connection's lock,
@@ -29,8 +29,10 @@ use super::wire::{self, Command, ErrorCode, Request, Violation};
 use crate::cut::Cut;
 use crate::device::{Device, Exports, Outcome};
 
+mod help;
 mod stand_in;
 
+use help::{LONG, Open};
 use stand_in::{End, Watch};
 
 /// A client that has not chosen an export by then is in somebody's way.
@@ -66,8 +68,8 @@ enum Next {
     Input(usize),
     /// The client takes replies.
     Room,
-    /// The disk answers this one, which is still in the input.
-    Disk(Request, Command),
+    /// This one is done, which takes long and is still in the input.
+    Long(Request, Command),
     /// Nothing: the client leaves.
     Left,
 }
@@ -138,8 +140,9 @@ impl Connection {
         }
     }
 
-    /// Executes requests until something has to happen first.
-    fn advance(&mut self, export: &Chosen) -> Result<Next, Ended> {
+    /// Executes requests until something has to happen first. The stand-in, which has nobody to stand in for it, also
+    /// executes long writes.
+    fn advance(&mut self, export: &Chosen, is_stand_in: bool) -> Result<Next, Ended> {
         // When the request before was done: one reading a request is enough.
         let mut before = None;
         loop {
@@ -169,8 +172,11 @@ impl Connection {
                 return Ok(Next::Input(length - self.input.len()));
             }
             match request.check(export.device.size(), export.structured) {
-                Ok(command) if command.waits_for_disk() => return Ok(Next::Disk(request, command)),
                 Ok(command) => {
+                    let is_helped = request.payload() >= LONG && !is_stand_in && Open::are_few();
+                    if is_helped || command.waits_for_disk() {
+                        return Ok(Next::Long(request, command));
+                    }
                     let began = before.unwrap_or_else(|| self.clock.now());
                     let is_good = self.execute(export, request, command);
                     let done = self.clock.now();
@@ -259,6 +265,7 @@ impl Connection {
     fn send(&mut self) -> Result<(), Ended> {
         if !self.replies.is_empty() {
             self.outbox.send(&mut self.replies)?;
+            self.outbox.reuse(&mut self.replies);
         }
         Ok(())
     }
@@ -314,6 +321,7 @@ impl Connection {
                 Awaited::Room => !backlog.is_full(),
                 Awaited::Input => backlog.is_empty() && self.deadline.is_none(),
             } {
+                self.outbox.reuse(&mut self.replies);
                 return Ok(());
             }
             if self.deadline.is_some_and(|deadline| now >= deadline) {
@@ -363,6 +371,7 @@ fn transmit(connection: Connection, export: &Chosen) -> Result<(), Ended> {
     }));
     let outbox = Arc::clone(&connection.outbox);
     let watch = Watch::new(outbox)?;
+    let _open = Open::new();
     let connection = Mutex::new(connection);
     thread::scope(|scope| {
         let _end = End(&watch);
@@ -379,8 +388,10 @@ fn serve_requests<'scope>(
     let mut has_stand_in = false;
     let mut connection = lock(shared);
     let clock = connection.clock.clone();
+    // The request that takes long.
+    let mut taken = Buffer::new();
     loop {
-        match connection.advance(export)? {
+        match connection.advance(export, false)? {
             Next::Input(missing) => {
                 connection.send()?;
                 connection.receive(missing)?;
@@ -391,18 +402,18 @@ fn serve_requests<'scope>(
             }
             // Replies that may leave, leave. Held ones stay behind: nobody waits for them.
             Next::Left => return connection.send(),
-            Next::Disk(request, command) => {
-                // Replies that are ready do not wait for a disk.
+            Next::Long(request, command) => {
+                // Replies that are ready do not wait for it.
                 connection.send()?;
                 if !has_stand_in {
                     // Without a thread for it, what comes meanwhile waits.
                     has_stand_in = stand_in::start(scope, shared, export, watch).is_ok();
                 }
-                let data = connection.input.filled()[Request::LEN..][..request.payload()].to_vec();
-                connection.input.consume(Request::LEN + data.len());
+                connection.input.take(Request::LEN + request.payload(), &mut taken);
                 watch.leave(connection)?;
                 let began = clock.now();
-                let outcome = change(&*export.device, request, command, &data);
+                let outcome = change(&*export.device, request, command, &taken.filled()[Request::LEN..]);
+                taken.clear();
                 let took = clock.now() - began;
                 connection = watch.come_back(shared)?;
                 let start = connection.replies.len();

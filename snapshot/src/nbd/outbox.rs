@@ -10,8 +10,6 @@ use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 
 use super::buffer::Buffer;
 
-/// While more bytes than this wait for the client to take them, its further requests wait too.
-const MAX_UNSENT: usize = 256 << 10;
 /// While replies of more bytes than this are held, further requests wait too. Above one reply of the greatest length.
 const MAX_HELD: usize = 64 << 20;
 
@@ -34,8 +32,10 @@ impl Backlog {
         self == Backlog::default()
     }
 
+    /// Whether further requests wait: until the system's buffer has taken all that may leave, which is enough for the
+    /// client to be at. Replies need no copy then, and the same memory serves for the next ones.
     pub fn is_full(self) -> bool {
-        self.unsent > MAX_UNSENT || self.held > MAX_HELD
+        self.unsent > 0 || self.held > MAX_HELD
     }
 }
 
@@ -80,6 +80,14 @@ impl Outbox {
             replies.clear();
         }
         self.drain(&mut sending)
+    }
+
+    /// Gives `replies`, which are empty, the memory of what was sent last: it is still in the processor's cache.
+    pub fn reuse(&self, replies: &mut Buffer) {
+        let mut sending = self.lock();
+        if sending.unsent.is_empty() {
+            std::mem::swap(&mut sending.unsent, replies);
+        }
     }
 
     /// Sends more of what was kept.

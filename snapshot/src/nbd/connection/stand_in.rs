@@ -1,4 +1,4 @@
-//! Serves a connection while its own thread waits for the disk.
+//! Serves a connection while its own thread waits for the disk, or is at a long write.
 //!
 //! A hand-over to another thread would cost a flush of a client that sends nothing meanwhile a wake-up or two. So the
 //! connection's thread itself waits for the disk, and only tells the kernel first that the stand-in wants to hear of
@@ -39,7 +39,8 @@ impl Watch {
         self.is_back.store(false, Ordering::SeqCst);
         let mut awaited = EpollFlags::EPOLLIN;
         // That it could send is true at once, or as soon as the client takes replies.
-        awaited.set(EpollFlags::EPOLLOUT, !connection.input.is_empty());
+        let unsent = connection.outbox.backlog()?.unsent;
+        awaited.set(EpollFlags::EPOLLOUT, unsent > 0 || !connection.input.is_empty());
         drop(connection);
         self.arm(awaited)
     }
@@ -88,11 +89,11 @@ pub(super) fn start<'scope>(
             watch.wait();
             let mut connection = lock(shared);
             if !watch.is_back.load(Ordering::SeqCst)
-                && serve(&mut connection, export, watch).is_ok_and(|dry| dry)
+                && let Ok(Some(awaited)) = serve(&mut connection, export, watch)
             {
                 // With the lock, so that it is not armed once the connection's thread is back. If it fails, what comes
                 // waits for that.
-                let _ = watch.arm(EpollFlags::EPOLLIN);
+                let _ = watch.arm(awaited);
             }
         }
     };
@@ -100,18 +101,22 @@ pub(super) fn start<'scope>(
     Ok(())
 }
 
-/// Serves what can be served at once. Whether more input is all that it lacks: an error, the end of the stream and all
-/// else that it stops at is left for the connection's thread, which meets it too.
-fn serve(connection: &mut Connection, export: &Chosen, watch: &Watch) -> Result<bool, Ended> {
+/// Serves what can be served at once. Returns what it lacks, if that is input or a client that takes replies: an error, the
+/// end of the stream and all else that it stops at is left for the connection's thread, which meets it too.
+fn serve(connection: &mut Connection, export: &Chosen, watch: &Watch) -> Result<Option<EpollFlags>, Ended> {
+    connection.outbox.resume()?;
     loop {
-        let next = connection.advance(export)?;
+        let next = connection.advance(export, true)?;
         if watch.is_back.load(Ordering::SeqCst) {
-            return Ok(false);
+            return Ok(None);
         }
         connection.send()?;
-        let Next::Input(missing) = next else { return Ok(false) };
+        if connection.outbox.backlog()?.unsent > 0 {
+            return Ok(Some(EpollFlags::EPOLLOUT));
+        }
+        let Next::Input(missing) = next else { return Ok(None) };
         if !connection.receive_some(missing, MsgFlags::MSG_DONTWAIT)? {
-            return Ok(true);
+            return Ok(Some(EpollFlags::EPOLLIN));
         }
     }
 }

@@ -119,6 +119,23 @@ fn a_flush_holds_nobody_up() {
 }
 
 #[test]
+fn replies_longer_than_any_buffer_leave_during_a_flush() {
+    // The server last: where this fails, it would wait for the disk.
+    let Slow { server, mut pipe, begun, end, _directory } = slow();
+    let reads = (2..10).map(|cookie| request(command::READ, 0, cookie, 0, 1 << 20));
+    let together = std::iter::once(request(command::FLUSH, 0, 1, 0, 0)).chain(reads);
+    pipe.write_all(&together.collect::<Vec<_>>().concat()).unwrap();
+    begun.recv().unwrap();
+    for cookie in 2..10 {
+        assert_eq!(reply(&mut pipe), (cookie, Ok(())));
+        pipe.read_exact(&mut vec![0; 1 << 20]).unwrap();
+    }
+    end.send(()).unwrap();
+    assert_eq!(reply(&mut pipe), (1, Ok(())));
+    drop(server);
+}
+
+#[test]
 fn a_second_request_for_the_disk_is_served_after_the_first() {
     let Slow { mut pipe, begun, end, server, _directory } = slow();
     let flush = request(command::FLUSH, 0, 1, 0, 0);

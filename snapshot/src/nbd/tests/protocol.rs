@@ -126,6 +126,42 @@ fn many_requests_in_flight_are_all_answered() {
 }
 
 #[test]
+fn long_and_short_writes_in_flight_all_arrive_whole() {
+    const SLOT: usize = 640 << 10;
+    let served = Served::start();
+    let mut pipe = served.pipe();
+    // The long ones are handed over, those behind them come in pieces.
+    let data = |cookie: u64| vec![cookie as u8 + 1; if cookie % 4 == 3 { 4096 } else { SLOT }];
+    for _ in 0..3 {
+        let mut writer = pipe.try_clone().unwrap();
+        let sender = std::thread::spawn(move || {
+            for cookie in 0..60 {
+                writer.write_all(&write_request(cookie, cookie * SLOT as u64, &data(cookie))).unwrap();
+            }
+        });
+        let mut answered: Vec<u64> = (0..60)
+            .map(|_| {
+                let (cookie, result) = reply(&mut pipe);
+                assert_eq!(result, Ok(()));
+                cookie
+            })
+            .collect();
+        sender.join().unwrap();
+        answered.sort_unstable();
+        assert_eq!(answered, (0..60).collect::<Vec<u64>>());
+        for cookie in 0..60 {
+            let expected = data(cookie);
+            let length = expected.len() as u32;
+            pipe.write_all(&request(command::READ, 0, cookie, cookie * SLOT as u64, length)).unwrap();
+            assert_eq!(reply(&mut pipe), (cookie, Ok(())));
+            let mut data = vec![0; expected.len()];
+            pipe.read_exact(&mut data).unwrap();
+            assert!(data == expected, "write {cookie} did not arrive whole");
+        }
+    }
+}
+
+#[test]
 fn a_socket_file_is_replaced_only_if_nobody_listens_on_it() {
     let served = Served::start();
     let bind =
