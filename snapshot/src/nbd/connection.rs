@@ -10,7 +10,7 @@
 //! so the reading that lets it go is taken before the send of all of them.
 
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
 
 use nix::errno::Errno;
@@ -29,10 +29,8 @@ use super::wire::{self, Command, ErrorCode, Request, Violation};
 use crate::cut::Cut;
 use crate::device::{Device, Exports, Outcome};
 
-mod help;
 mod stand_in;
 
-use help::{LONG, Open};
 use stand_in::{End, Watch};
 
 /// A client that has not chosen an export by then is in somebody's way.
@@ -41,6 +39,10 @@ const HANDSHAKE_TIMEOUT: Nanos = Nanos::from_millis(10_000);
 const AWAKE_BEFORE_RELEASE: Nanos = Nanos::from_micros(100);
 /// Replies are sent when they are this long together, even if more requests are waiting.
 const GATHER: usize = 128 << 10;
+/// A write of as many bytes takes so long that a hand-over costs little beside it.
+const LONG: usize = 256 << 10;
+
+static PROCESSORS: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
 
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -173,7 +175,7 @@ impl Connection {
             }
             match request.check(export.device.size(), export.structured) {
                 Ok(command) => {
-                    let is_helped = request.payload() >= LONG && !is_stand_in && Open::are_few();
+                    let is_helped = !is_stand_in && request.payload() >= LONG && self.may_be_helped();
                     if is_helped || command.waits_for_disk() {
                         return Ok(Next::Long(request, command));
                     }
@@ -190,6 +192,13 @@ impl Connection {
                 self.send()?;
             }
         }
+    }
+
+    /// Whether each connection would find a second processor. A long write is copied twice, out of the socket and into the
+    /// file: where processors are idle, one receives the next write while this one goes into its file. Where the
+    /// connections keep all of them busy anyway, that would only take cache from each other.
+    fn may_be_helped(&self) -> bool {
+        2 * self.counted.connections() <= *PROCESSORS
     }
 
     /// Executes one request, whose payload follows its head in the input, and adds its reply to the others. Whether it
@@ -265,7 +274,6 @@ impl Connection {
     fn send(&mut self) -> Result<(), Ended> {
         if !self.replies.is_empty() {
             self.outbox.send(&mut self.replies)?;
-            self.outbox.reuse(&mut self.replies);
         }
         Ok(())
     }
@@ -371,7 +379,6 @@ fn transmit(connection: Connection, export: &Chosen) -> Result<(), Ended> {
     }));
     let outbox = Arc::clone(&connection.outbox);
     let watch = Watch::new(outbox)?;
-    let _open = Open::new();
     let connection = Mutex::new(connection);
     thread::scope(|scope| {
         let _end = End(&watch);
@@ -413,8 +420,8 @@ fn serve_requests<'scope>(
                 watch.leave(connection)?;
                 let began = clock.now();
                 let outcome = change(&*export.device, request, command, &taken.filled()[Request::LEN..]);
-                taken.clear();
                 let took = clock.now() - began;
+                taken.clear();
                 connection = watch.come_back(shared)?;
                 let start = connection.replies.len();
                 let is_good = connection.conclude(export, request, outcome, start);

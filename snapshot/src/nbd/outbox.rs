@@ -70,7 +70,8 @@ impl Outbox {
         self.wake.as_fd()
     }
 
-    /// Sends what the client takes at once and keeps the rest. Leaves `replies` empty.
+    /// Sends what the client takes at once and keeps the rest. Leaves `replies` empty, with the memory of what was sent last
+    /// if nothing is kept.
     pub fn send(&self, replies: &mut Buffer) -> Result<(), Broken> {
         let mut sending = self.lock();
         if sending.unsent.is_empty() {
@@ -79,15 +80,14 @@ impl Outbox {
             sending.unsent.push(replies.filled());
             replies.clear();
         }
-        self.drain(&mut sending)
+        self.drain(&mut sending)?;
+        sending.give_back(replies);
+        Ok(())
     }
 
-    /// Gives `replies`, which are empty, the memory of what was sent last: it is still in the processor's cache.
+    /// Gives `replies`, which are empty, the memory of what was sent last, unless some of that is kept.
     pub fn reuse(&self, replies: &mut Buffer) {
-        let mut sending = self.lock();
-        if sending.unsent.is_empty() {
-            std::mem::swap(&mut sending.unsent, replies);
-        }
+        self.lock().give_back(replies);
     }
 
     /// Sends more of what was kept.
@@ -161,5 +161,12 @@ impl Outbox {
 impl Sending {
     fn backlog(&self) -> Backlog {
         Backlog { unsent: self.unsent.len(), held: self.held }
+    }
+
+    /// The memory of what was sent last is still in the processor's cache.
+    fn give_back(&mut self, replies: &mut Buffer) {
+        if self.unsent.is_empty() {
+            std::mem::swap(&mut self.unsent, replies);
+        }
     }
 }

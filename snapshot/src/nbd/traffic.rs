@@ -69,6 +69,13 @@ pub(super) struct Counted {
     traffic: Arc<Traffic>,
 }
 
+impl Counted {
+    /// How many connections the server has, with this one.
+    pub fn connections(&self) -> usize {
+        self.traffic.connections()
+    }
+}
+
 impl std::ops::Deref for Counted {
     type Target = Counters;
 
