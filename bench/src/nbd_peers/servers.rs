@@ -156,6 +156,7 @@ impl Server {
                 share,
             )?;
         }
+        server.await_digests();
         Ok(server)
     }
 
@@ -166,19 +167,28 @@ impl Server {
     /// Brings about what a job wants on top. Jobs that want the layers as they were made come before all others.
     pub fn make_top(&mut self, site: &Site, top: Top) -> Result<(), Failure> {
         match top {
-            Top::Written if !self.written && self.kind != Kind::Null => self.write_all(site),
-            Top::Fresh => {
-                self.written = false;
-                if let Serving::Ours(cluster) = &self.serving {
-                    tools::ask(cluster, &["snapshot", "delete", &format!("s{}", self.chain)]);
-                }
-                self.await_merges();
-                self.add_layer(site, self.chain)?;
-                self.await_merges();
-                Ok(())
+            Top::AsMade => {}
+            Top::Fresh => self.renew_top(site)?,
+            // Like the file without snapshots: written in full, and from one end to the other.
+            Top::Written if !self.written && self.kind != Kind::Null => {
+                self.renew_top(site)?;
+                self.write_all(site)?;
             }
-            Top::AsMade | Top::Written => Ok(()),
+            Top::Written => {}
         }
+        Ok(())
+    }
+
+    /// Puts an empty layer in the place of the topmost one.
+    fn renew_top(&mut self, site: &Site) -> Result<(), Failure> {
+        if let Serving::Ours(cluster) = &self.serving {
+            tools::ask(cluster, &["snapshot", "delete", &format!("s{}", self.chain)]);
+        }
+        self.await_merges();
+        self.add_layer(site, self.chain)?;
+        self.await_merges();
+        self.await_digests();
+        Ok(())
     }
 
     /// Waits until no two of our layers are left to be merged: one for each snapshot, and one on top.
@@ -189,6 +199,19 @@ impl Server {
             if layers == Some(self.chain as u64 + 1) { Ok(()) } else { Err(format!("{layers:?} layers")) }
         };
         harness::eventually(merged);
+    }
+
+    /// Waits until our snapshots have been read in the background, which takes processor time that no layer costs.
+    fn await_digests(&self) {
+        let Serving::Ours(cluster) = &self.serving else { return };
+        for layer in 1..=self.chain {
+            let read = || {
+                let shown = tools::ask(cluster, &["snapshot", "show", &format!("s{layer}")]);
+                let digest = &shown["manifest"]["hosts"][0]["volumes"][0]["digest"];
+                if digest.is_string() { Ok(()) } else { Err(format!("s{layer} has no digest")) }
+            };
+            harness::eventually(read);
+        }
     }
 
     /// The processor time that it has used, of children that have ended too.
@@ -210,6 +233,7 @@ impl Server {
 
     /// Takes a snapshot, or puts an image on top of the topmost one.
     fn add_layer(&mut self, site: &Site, layer: usize) -> Result<(), Failure> {
+        self.written = false;
         match &mut self.serving {
             Serving::Ours(cluster) => {
                 tools::ask(cluster, &["snapshot", "create", &format!("s{layer}")]);
