@@ -57,8 +57,10 @@ struct Turn {
     errors: Vec<i64>,
     /// How far it said that this may be; empty where it says nothing of the kind.
     half_widths: Vec<i64>,
-    /// How much of that no program could do without; see [`ours::floor`].
+    /// How much of that no program could do without; see [`ours::Floor`].
     above_floor: Vec<i64>,
+    /// How much of what is above the floor is how well stamps are known; likewise.
+    of_stamps: Vec<i64>,
     cpu: Cpu,
 }
 
@@ -120,6 +122,8 @@ struct Row {
     half_width_ns: Option<Quantiles>,
     /// Of the half-width; null where it is not known.
     above_floor_ns: Option<Quantiles>,
+    /// Of what is above the floor, how well stamps are known; null likewise.
+    of_stamps_ns: Option<Quantiles>,
     /// Of both ends.
     cpu_us_per_exchange: f64,
     cpu_us_per_exchange_of: Ends,
@@ -216,6 +220,7 @@ fn row(peer: Peer, load: &'static str, turns: &[Turn]) -> Result<Row, Failure> {
         error_ns: quantiles(turns, |turn| &turn.errors).ok_or("it said nothing")?,
         half_width_ns: quantiles(turns, |turn| &turn.half_widths),
         above_floor_ns: quantiles(turns, |turn| &turn.above_floor),
+        of_stamps_ns: quantiles(turns, |turn| &turn.of_stamps),
         cpu_us_per_exchange: cost(|cpu| cpu.measuring + cpu.answering),
         cpu_us_per_exchange_of: Ends {
             measuring: cost(|cpu| cpu.measuring),
@@ -245,7 +250,7 @@ fn quantile(samples: &[i64], percent: usize) -> Option<i64> {
 fn print(rows: &[Row]) {
     println!("offset between two namespaces (truth: 0), {RATE} exchanges a second; µs");
     println!(
-        "{:<22} {:<7} {:>9} {:>7} {:>11} {:>7} {:>12} {:>7} {:>13} {:>10} {:>10} {:>7}",
+        "{:<22} {:<7} {:>9} {:>7} {:>11} {:>7} {:>12} {:>7} {:>10} {:>7} {:>13} {:>10} {:>10} {:>7}",
         "",
         "load",
         "error p50",
@@ -253,6 +258,8 @@ fn print(rows: &[Row]) {
         "half p50",
         "p99",
         "above floor",
+        "p99",
+        "of stamps",
         "p99",
         "CPU/exchange",
         "measuring",
@@ -265,9 +272,10 @@ fn print(rows: &[Row]) {
         None => ["-".to_owned(), "-".to_owned()],
     };
     for row in rows {
-        let [error, half, above] = [Some(row.error_ns), row.half_width_ns, row.above_floor_ns].map(pair);
+        let [error, half, above, stamps] =
+            [Some(row.error_ns), row.half_width_ns, row.above_floor_ns, row.of_stamps_ns].map(pair);
         println!(
-            "{:<22} {:<7} {:>9} {:>7} {:>11} {:>7} {:>12} {:>7} {:>13.1} {:>10.1} {:>10.1} {:>7.1}",
+            "{:<22} {:<7} {:>9} {:>7} {:>11} {:>7} {:>12} {:>7} {:>10} {:>7} {:>13.1} {:>10.1} {:>10.1} {:>7.1}",
             row.who,
             row.load,
             error[0],
@@ -276,6 +284,8 @@ fn print(rows: &[Row]) {
             half[1],
             above[0],
             above[1],
+            stamps[0],
+            stamps[1],
             row.cpu_us_per_exchange,
             row.cpu_us_per_exchange_of.measuring,
             row.cpu_us_per_exchange_of.answering,

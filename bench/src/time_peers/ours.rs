@@ -47,7 +47,9 @@ pub fn turn(network: &Network, timeline: Timeline, times: Times) -> Result<Turn,
                 Timeline::Raw => {
                     let window = server.observe(HOST)?.window;
                     let bound = window.hard(server.now())?;
-                    turn.above_floor.push(bound.half_width().get() - floor(&window)?);
+                    let Floor { delays, stamps } = floor(&window)?;
+                    turn.above_floor.push(bound.half_width().get() - delays);
+                    turn.of_stamps.push(stamps);
                     (bound.middle().get().abs(), bound.half_width().get())
                 }
                 Timeline::Wall => {
@@ -66,17 +68,27 @@ pub fn turn(network: &Network, timeline: Timeline, times: Times) -> Result<Turn,
     )
 }
 
-/// Half of the smallest forward and the smallest backward delay in the window: no bound from these packets is narrower,
-/// even for one who knows that the clocks' rates are equal. The window's limits are such delays, as the true offset is 0,
-/// but for the stamps' intervals: their outer ends are in it, so half of their width is taken off.
-fn floor(window: &Window) -> Result<i64, Failure> {
+/// What is in a half-width that no estimator could take out of it.
+struct Floor {
+    /// Half of the smallest forward and the smallest backward delay in the window: no bound from these packets is narrower,
+    /// even for one who knows that the clocks' rates are equal.
+    delays: i64,
+    /// Above that, for the stamps of the same two packets: when each was taken on `CLOCK_MONOTONIC_RAW` is known no better
+    /// than its clocks were read.
+    stamps: i64,
+}
+
+/// The window's limits are delays, as the true offset is 0, but for the stamps' intervals: their outer ends are in it, so
+/// half of their width is no delay.
+fn floor(window: &Window) -> Result<Floor, Failure> {
     /// An instant, a limit of the offset, and the width of the stamps' intervals, as a stored window has them.
     type Limit = Option<(i64, i64, i64)>;
     let stored = serde_json::to_value(window)?;
     let exchanges: Vec<(Limit, Limit)> = serde_json::from_value(stored["exchanges"].clone())?;
-    let forward = exchanges.iter().filter_map(|(upper, _)| upper.map(|(_, limit, width)| limit - width / 2));
+    let forward =
+        exchanges.iter().filter_map(|(upper, _)| upper.map(|(_, limit, width)| (limit - width / 2, width)));
     let backward =
-        exchanges.iter().filter_map(|(_, lower)| lower.map(|(_, limit, width)| -limit - width / 2));
+        exchanges.iter().filter_map(|(_, lower)| lower.map(|(_, limit, width)| (-limit - width / 2, width)));
     let (forward, backward) = (forward.min().ok_or("no requests")?, backward.min().ok_or("no responses")?);
-    Ok((forward + backward) / 2)
+    Ok(Floor { delays: (forward.0 + backward.0) / 2, stamps: (forward.1 + backward.1) / 4 })
 }
