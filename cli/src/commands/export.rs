@@ -1,6 +1,7 @@
 //! `coeval snapshot export`
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 use snapshot::client::ServerClient;
@@ -116,6 +117,9 @@ async fn export(server: &ServerClient, args: &ExportArgs, part: &Part) -> Result
     Ok(receiver.await??)
 }
 
+/// A read that takes longer has nobody who answers it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Opens the snapshot at the first of the host's endpoints that answers.
 fn open(host: &str, source: &ExportSource, tls: Option<&TlsFiles>) -> Result<Client, Failure> {
     let here = Incarnation::of_this_process()?.boot;
@@ -127,7 +131,10 @@ fn open(host: &str, source: &ExportSource, tls: Option<&TlsFiles>) -> Result<Cli
             continue;
         };
         match Client::connect_with(&endpoint, &source.export, tls) {
-            Ok(client) => return Ok(client),
+            Ok(mut client) => {
+                client.set_timeout(Some(PATIENCE))?;
+                return Ok(client);
+            }
             Err(error @ (ClientError::Io(_) | ClientError::NoCertificate)) => {
                 why.push(format!("{uri}: {error}"));
             }

@@ -23,7 +23,7 @@ use crate::http::{HttpError, TlsFiles};
 pub enum ClientError {
     /// The connection could not be made, or broke, or took longer than the timeout.
     #[error("the connection to the NBD server failed: {0}")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
     /// The server wants a client with a certificate.
     #[error("the NBD server wants TLS: name a certificate, its key and the authority")]
     NoCertificate,
@@ -41,6 +41,19 @@ pub enum ClientError {
     Refused(#[from] ErrorCode),
 }
 
+impl From<io::Error> for ClientError {
+    fn from(error: io::Error) -> Self {
+        // What the system says of a socket's timeout says nothing to people.
+        ClientError::Io(match error.kind() {
+            io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time"),
+            _ => error,
+        })
+    }
+}
+
+/// How long a server may take for each step until the export is open: as long as ours waits for a client.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A connection to one export of an NBD server.
 ///
 /// After an error other than [`ClientError::Refused`] the connection is out of step and of no more use.
@@ -56,7 +69,7 @@ impl Client {
     /// Opens an export by NBD_OPT_GO.
     ///
     /// # Errors
-    /// No connection, no such export, or no NBD server there; or it wants TLS.
+    /// No connection, no such export, or no NBD server there; or it wants TLS, or does not answer within ten seconds.
     pub fn connect(endpoint: &Endpoint, export: &str) -> Result<Client, ClientError> {
         Client::connect_with(endpoint, export, None)
     }
@@ -71,7 +84,7 @@ impl Client {
         export: &str,
         tls: Option<&TlsFiles>,
     ) -> Result<Client, ClientError> {
-        let mut stream = greet(endpoint, tls)?;
+        let mut stream = greet(endpoint, tls, PATIENCE)?;
         let mut data = Vec::new();
         data.extend(u32::try_from(export.len()).unwrap_or(u32::MAX).to_be_bytes());
         data.extend(export.as_bytes());
@@ -88,7 +101,9 @@ impl Client {
             }
         }
         let (size, flags) = description.ok_or(ClientError::Protocol("no size of the export"))?;
-        Ok(Client { stream, size, flags, cookie: 0 })
+        let mut client = Client { stream, size, flags, cookie: 0 };
+        client.set_timeout(None)?;
+        Ok(client)
     }
 
     /// The names of the server's exports.
@@ -96,7 +111,7 @@ impl Client {
     /// # Errors
     /// No connection, or the server does not tell.
     pub fn list(endpoint: &Endpoint) -> Result<Vec<String>, ClientError> {
-        let mut stream = greet(endpoint, None)?;
+        let mut stream = greet(endpoint, None, PATIENCE)?;
         send_option(stream.get_mut(), option::LIST, &[])?;
         let mut names = Vec::new();
         loop {
@@ -278,17 +293,23 @@ fn length_of(bytes: usize) -> Result<u32, ClientError> {
     length.ok_or(ClientError::Refused(ErrorCode::Invalid))
 }
 
-/// Connects, exchanges the flags, and begins TLS where the endpoint wants that.
-fn greet(endpoint: &Endpoint, tls: Option<&TlsFiles>) -> Result<BufReader<Stream>, ClientError> {
+/// Connects, exchanges the flags, and begins TLS where the endpoint wants that. `patience` is the socket's timeout then.
+fn greet(
+    endpoint: &Endpoint,
+    tls: Option<&TlsFiles>,
+    patience: Duration,
+) -> Result<BufReader<Stream>, ClientError> {
     let socket: OwnedFd = match endpoint {
         Endpoint::Tcp(address) | Endpoint::Tls(address) => {
-            let stream = TcpStream::connect(address)?;
+            let stream = TcpStream::connect_timeout(address, patience)?;
             stream.set_nodelay(true)?;
             stream.into()
         }
         Endpoint::Unix(path) => UnixStream::connect(path)?.into(),
     };
     let mut socket = Socket::from(socket);
+    socket.set_read_timeout(Some(patience))?;
+    socket.set_write_timeout(Some(patience))?;
     let mut greeting = [0; 18];
     socket.read_exact(&mut greeting)?;
     let rest = &mut greeting.as_slice();
@@ -359,4 +380,19 @@ fn parse_name(mut data: &[u8]) -> Result<String, ClientError> {
     let name = length.and_then(|length| data.get(..length)).filter(|name| name.len() <= MAX_STRING);
     name.and_then(|name| String::from_utf8(name.to_vec()).ok())
         .ok_or(ClientError::Protocol("a name that is none"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_says_nothing_is_not_waited_for_for_ever() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = Endpoint::Tcp(silent.local_addr().unwrap());
+        let error = greet(&endpoint, None, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.to_string(), "the connection to the NBD server failed: it did not answer in time");
+    }
 }
