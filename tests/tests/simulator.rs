@@ -1,5 +1,6 @@
 //! A slice of the simulator: what must be true is true, in as many worlds as fit; and mistakes are noticed.
 
+use harness::simulator::history::{BLOCK, Fate, History, UNIT, Version, content, unit};
 use harness::simulator::{Aim, Report, Wanted, run};
 use snapshot::simulation::Mutation;
 use timesync::time::Nanos;
@@ -16,6 +17,34 @@ fn holds(seed: u64, hosts: Option<usize>) -> Report {
         panic!("seed {seed}: {:#?}\nagain: {AGAIN} {seed}{hosts}", report.violations);
     }
     report
+}
+
+/// What a block of zeros shows whose anchor shows the client's first write: the zeros' numbers. The zeros come as the
+/// second write and the fourth, the whole unit as the third, which is lost at `lost_at` and comes at 30.
+fn zeros_shown(lost_at: Option<i64>) -> (u32, u32) {
+    let mut history = History::new(1, 1);
+    let whole = unit(0);
+    let block = whole.start + BLOCK..whole.end;
+    for (zeros, received) in [(false, 10), (true, 20), (false, 30), (true, 40)] {
+        let sectors = if zeros { block.clone() } else { whole.clone() };
+        let place = history.issue(0, 0, sectors, zeros, vec![0], false);
+        (history.writes[place].received, history.writes[place].fate) = (Some(received), Fate::Done);
+    }
+    if let Some(at) = lost_at {
+        history.lose(2, at);
+    }
+    let image = (0..UNIT).map(|at| if at < BLOCK { content(0, 1) } else { content(0, 0) });
+    let shown = history.versions(0, whole.start, &image.flatten().collect::<Vec<_>>(), true);
+    let Some(Version { least, most, .. }) = shown[BLOCK as usize] else { panic!("torn") };
+    (least, most)
+}
+
+#[test]
+fn which_zeros_an_image_shows() {
+    assert_eq!(zeros_shown(None), (2, 2), "the later ones came over a unit that was written anew");
+    assert_eq!(zeros_shown(Some(50)), (2, 2), "it was taken away after them, and they with it");
+    // They were under way while a restore took it away: these images show either.
+    assert_eq!(zeros_shown(Some(35)), (2, 4));
 }
 
 #[test]

@@ -185,7 +185,28 @@ impl History {
             // A crash has torn the unit, or its anchor is not there.
             _ => (0, false),
         };
-        Version { client, least, most: if exactly && at_once { least } else { latest } }
+        let most = match anchor {
+            Some(anchor) if exactly && at_once => least.max(self.zeros_after(host, sector, anchor)),
+            _ => latest,
+        };
+        Version { client, least, most }
+    }
+
+    /// The last zeros of a sector that may have come while its anchor showed a write, 0 if none: each write of the
+    /// unit between the two was lost before they came. That happens when a restore takes it away while they are under
+    /// way.
+    fn zeros_after(&self, host: usize, sector: u64, anchor: u32) -> u32 {
+        let (mut last, mut lost_at) = (0, None);
+        for (_, write) in self.of_sector(host, sector).skip_while(|(_, write)| write.number <= anchor) {
+            if write.zeros {
+                last = if write.received > lost_at { write.number } else { last };
+            } else if write.lost_at.is_some() {
+                lost_at = lost_at.max(write.lost_at);
+            } else {
+                break;
+            }
+        }
+        last
     }
 
     /// A crash or a restore took a write away.
