@@ -222,6 +222,12 @@ impl Condvar {
         wake(key(self));
     }
 
+    /// Wakes one at least: where there is a driver, all of them, as any wait may end early.
+    pub(crate) fn notify_one(&self) {
+        self.real.notify_one();
+        wake(key(self));
+    }
+
     /// Waits once; the lock is let go of meanwhile. True if the limit passed first.
     fn wait_once<'a, T>(
         &self,

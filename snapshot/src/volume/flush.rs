@@ -1,50 +1,111 @@
 //! Flushes that arrive together become one.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use super::lock;
 use crate::device::DeviceError;
 use crate::sync::{Condvar, Mutex};
 
 /// Syncs in rounds: a caller is served by a round that *began* after it came.
+///
+/// Who comes while a round is under way joins the next one, and one of those who joined it runs it for all. Each of them
+/// is woken once: with many clients that sync, waking would otherwise cost as much processor time as writing.
 #[derive(Debug, Default)]
 pub(super) struct Flushes {
     rounds: Mutex<Rounds>,
-    ended: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Rounds {
-    begun: u64,
     running: bool,
-    /// The last round that ended, and how.
-    ended: u64,
-    failure: Option<DeviceError>,
+    /// Somebody has joined it.
+    next: Option<Arc<Round>>,
+}
+
+/// A round that several have joined.
+#[derive(Debug, Default)]
+struct Round {
+    stage: Mutex<Stage>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Stage {
+    /// The round before is under way.
+    #[default]
+    Early,
+    /// Whoever sees this first runs it.
+    Due,
+    Running,
+    Ended(Result<(), DeviceError>),
 }
 
 impl Flushes {
     /// Runs `sync` in a new round, or waits for somebody who does.
     ///
-    /// A later round than the needed one may have ended meanwhile; its result counts as well: it covered all that the
-    /// needed one did.
-    ///
     /// # Errors
-    /// As `sync` had it.
+    /// As `sync` had it. [`DeviceError::Io`] if somebody's `sync` panicked, who ran it for this caller.
     pub(super) fn run(&self, sync: impl FnOnce() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
-        let mut rounds = lock(&self.rounds);
-        let needed = rounds.begun + 1;
-        while rounds.running && rounds.ended < needed {
-            rounds = self.ended.wait(rounds).unwrap_or_else(PoisonError::into_inner);
+        let joined = {
+            let mut rounds = lock(&self.rounds);
+            if rounds.running {
+                Some(Arc::clone(rounds.next.get_or_insert_default()))
+            } else {
+                rounds.running = true;
+                None
+            }
+        };
+        if let Some(result) = joined.as_ref().and_then(|round| round.wait()) {
+            return result;
         }
-        if rounds.ended < needed {
-            (rounds.begun, rounds.running) = (needed, true);
-            drop(rounds);
-            let result = sync();
-            rounds = lock(&self.rounds);
-            (rounds.ended, rounds.running, rounds.failure) = (needed, false, result.err());
-            self.ended.notify_all();
+        let mut running = Running { flushes: self, joined, result: Err(DeviceError::Io) };
+        running.result = sync();
+        running.result
+    }
+}
+
+impl Round {
+    /// Waits for its end. None if the caller is to run it.
+    fn wait(&self) -> Option<Result<(), DeviceError>> {
+        let mut stage = lock(&self.stage);
+        loop {
+            match *stage {
+                Stage::Early | Stage::Running => {
+                    stage = self.changed.wait(stage).unwrap_or_else(PoisonError::into_inner);
+                }
+                Stage::Due => {
+                    *stage = Stage::Running;
+                    return None;
+                }
+                Stage::Ended(result) => return Some(result),
+            }
         }
-        rounds.failure.map_or(Ok(()), Err)
+    }
+}
+
+/// A round under way. It ends when this is dropped, when `sync` panics too.
+struct Running<'a> {
+    flushes: &'a Flushes,
+    joined: Option<Arc<Round>>,
+    result: Result<(), DeviceError>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let next = {
+            let mut rounds = lock(&self.flushes.rounds);
+            rounds.running = rounds.next.is_some();
+            rounds.next.take()
+        };
+        // First of all: the disk is idle.
+        if let Some(next) = next {
+            *lock(&next.stage) = Stage::Due;
+            next.changed.notify_one();
+        }
+        if let Some(joined) = &self.joined {
+            *lock(&joined.stage) = Stage::Ended(self.result);
+            joined.changed.notify_all();
+        }
     }
 }
 
@@ -91,6 +152,39 @@ mod tests {
         }
         assert!((1..=8).contains(&syncs.load(Ordering::SeqCst)));
         assert_eq!(flushes.run(|| Err(DeviceError::NoSpace)), Err(DeviceError::NoSpace));
+        assert_eq!(flushes.run(|| Ok(())), Ok(()));
+    }
+
+    #[test]
+    fn when_a_sync_panics_those_who_joined_its_round_hear_of_an_error_and_later_ones_go_on() {
+        let flushes = Arc::new(Flushes::default());
+        let (began, go_on) = (mpsc::channel(), mpsc::channel());
+        let first = {
+            let flushes = Arc::clone(&flushes);
+            thread::spawn(move || {
+                flushes.run(|| {
+                    began.0.send(()).unwrap();
+                    go_on.1.recv().unwrap();
+                    Ok(())
+                })
+            })
+        };
+        began.1.recv().unwrap();
+        let joined: Vec<_> = (0..3)
+            .map(|_| {
+                let flushes = Arc::clone(&flushes);
+                thread::spawn(move || flushes.run(|| panic!("as a disk's driver should not")))
+            })
+            .collect();
+        while lock(&flushes.rounds).next.as_ref().map_or(0, Arc::strong_count) < 1 + joined.len() {
+            thread::yield_now();
+        }
+        go_on.0.send(()).unwrap();
+        assert_eq!(first.join().unwrap(), Ok(()));
+        let (panicked, told): (Vec<_>, Vec<_>) =
+            joined.into_iter().map(thread::JoinHandle::join).partition(Result::is_err);
+        assert_eq!(panicked.len(), 1);
+        assert!(told.into_iter().all(|result| result.unwrap() == Err(DeviceError::Io)));
         assert_eq!(flushes.run(|| Ok(())), Ok(()));
     }
 }
