@@ -12,7 +12,8 @@
 //!   memory only: they are read, so the next flush has to cover them; and a map's page must not go over its older slot
 //!   before the newer one is durable. Then what that process recorded is taken into the map, and synced as well.
 //! - After a failed `fdatasync` the kernel may have dropped the data and will not say so again. Every later sync of the
-//!   layer fails, until the volume is opened anew.
+//!   layer fails, until the volume is opened anew, and the map is as it was last on disk then: what was recorded since
+//!   does not count (`unflushed.rs`).
 
 use std::io;
 use std::ops::Range;
@@ -151,6 +152,8 @@ impl Layer {
     /// # Errors
     /// [`VolumeError::Corrupt`] where neither slot of a map page is valid, or a file is too short.
     pub(super) fn open(directory: &Directory, id: u32, size: u64) -> Result<Arc<Layer>, VolumeError> {
+        let synced =
+            |result: io::Result<()>| result.inspect_err(|_| unflushed::give_up_recorded(directory, id));
         let open = |name: String, expected: u64| {
             let file = directory.open(&name)?;
             let path = directory.path().join(name);
@@ -160,7 +163,7 @@ impl Layer {
                 let why = format!("it has {found} bytes instead of {expected}");
                 return Err(VolumeError::Corrupt { file: path, offset: found, why });
             }
-            file.sync_data().map_err(at_path(&path))?;
+            synced(file.sync_data()).map_err(at_path(&path))?;
             Ok(file)
         };
         let data = open(data_name(id), size)?;
@@ -188,7 +191,7 @@ impl Layer {
         let layer = Layer::new(id, size, data, Some(MapFile::new(file, map)));
         if recorded {
             layer.unsynced.store(true, Ordering::SeqCst);
-            layer.sync().map_err(at_path(&path))?;
+            synced(layer.sync()).map_err(at_path(&path))?;
             directory.remove(&log_name(id))?;
         }
         Ok(layer)
@@ -448,6 +451,9 @@ impl Layer {
     fn synced(&self, result: io::Result<()>) -> io::Result<()> {
         if result.is_err() {
             self.failed.store(true, Ordering::SeqCst);
+            if let Some(unflushed) = self.unflushed() {
+                unflushed.give_up();
+            }
         }
         result
     }

@@ -3,7 +3,8 @@
 //! What may be left is what POSIX allows, which is more than most file systems do: each name that was made, moved or
 //! removed since the last sync of its directory has been so or not, whatever happened to others; and each sector of
 //! 512 bytes that was changed since the last sync of its file is as it was after any of these changes or before them
-//! all, whatever happened to others. Within a sector the changes come in order: there is one page cache.
+//! all, whatever happened to others. Within a sector the changes come in order: there is one page cache. What a failed
+//! sync was to make durable is gone from it once the file is opened anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::TryLockError;
@@ -48,8 +49,21 @@ pub enum NameChange {
 /// One operation.
 #[derive(Clone, Debug)]
 pub enum Op {
-    Change { file: usize, change: Change },
-    Sync { file: usize },
+    Change {
+        file: usize,
+        change: Change,
+    },
+    Sync {
+        file: usize,
+    },
+    /// It failed, and will not be told again.
+    FailedSync {
+        file: usize,
+    },
+    /// What a failed sync left in the page cache goes.
+    Evict {
+        file: usize,
+    },
     Name(NameChange),
     SyncDirectory(PathBuf),
 }
@@ -82,6 +96,8 @@ pub enum Fault {
     NoNewLife,
     /// What is recorded for the case that a process dies is not written.
     NoRecords,
+    /// It is not emptied after a failed sync.
+    RecordsStay,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -90,6 +106,10 @@ struct Content {
     name: PathBuf,
     seen: Arc<Vec<u8>>,
     durable: Arc<Vec<u8>>,
+    /// What the last sync that failed left: the disk has it or not. The next one does not write it,
+    unsure: Vec<Change>,
+    /// and the page cache shows it for a while only.
+    fades: bool,
     pending: Vec<Change>,
 }
 
@@ -174,6 +194,14 @@ impl Change {
         }
     }
 
+    fn apply_whole(&self, content: &mut Vec<u8>) {
+        let length = self.length(content.len() as u64);
+        let range = self.range(content.len() as u64);
+        content.resize(content.len().max(range.end as usize), 0);
+        self.apply(content, &range);
+        content.resize(length as usize, 0);
+    }
+
     /// Does the part of it that lies in `part`, a range inside its own.
     fn apply(&self, content: &mut [u8], part: &Range<u64>) {
         let target = &mut content[part.start as usize..part.end as usize];
@@ -188,13 +216,15 @@ impl Change {
 
 impl Content {
     fn change(&mut self, change: &Change) {
-        let seen = Arc::make_mut(&mut self.seen);
-        let length = change.length(seen.len() as u64);
-        let range = change.range(seen.len() as u64);
-        seen.resize(seen.len().max(range.end as usize), 0);
-        change.apply(seen, &range);
-        seen.resize(length as usize, 0);
+        change.apply_whole(Arc::make_mut(&mut self.seen));
         self.pending.push(change.clone());
+    }
+
+    /// What is durable, with all changes since but for those that a failed sync left.
+    fn without_unsure(&self) -> Arc<Vec<u8>> {
+        let mut content = self.durable.to_vec();
+        self.pending.iter().for_each(|change| change.apply_whole(&mut content));
+        Arc::new(content)
     }
 
     /// What is never synced, as nothing of it counts after a crash.
@@ -207,14 +237,14 @@ impl Content {
         if self.is_log() {
             return Arc::clone(&self.seen);
         }
-        if self.pending.is_empty() {
+        if self.unsure.is_empty() && self.pending.is_empty() {
             return Arc::clone(&self.durable);
         }
         let mut content = self.durable.to_vec();
         let (mut length, mut length_is_lost) = (content.len() as u64, false);
         // What was lost once shows nothing later.
         let mut lost = BTreeSet::new();
-        for change in &self.pending {
+        for change in self.unsure.iter().chain(&self.pending) {
             let range = change.range(content.len() as u64);
             content.resize(content.len().max(range.end as usize), 0);
             let whole = fate.keeps();
@@ -244,8 +274,20 @@ impl State {
             Op::Change { file, change } => self.files[*file].change(change),
             Op::Sync { file } => {
                 let content = &mut self.files[*file];
-                content.durable = Arc::clone(&content.seen);
+                let all = !content.fades;
+                content.durable = if all { Arc::clone(&content.seen) } else { content.without_unsure() };
                 content.pending.clear();
+                content.unsure.clear();
+            }
+            Op::FailedSync { file } => {
+                let content = &mut self.files[*file];
+                content.unsure.append(&mut content.pending);
+                content.fades = true;
+            }
+            Op::Evict { file } => {
+                let content = &mut self.files[*file];
+                content.seen = content.without_unsure();
+                (content.unsure, content.fades) = (Vec::new(), false);
             }
             Op::Name(change) => {
                 if let NameChange::Put { path, file: Some(file) } = change
@@ -269,7 +311,7 @@ impl State {
     /// How many operations a crash may lose.
     pub fn unsynced(&self) -> u32 {
         let files = self.files.iter().filter(|file| !file.is_log());
-        let changes: usize = files.map(|file| file.pending.len()).sum();
+        let changes: usize = files.map(|file| file.unsure.len() + file.pending.len()).sum();
         (self.pending.len() + changes) as u32
     }
 
@@ -291,7 +333,7 @@ impl State {
         let crashed = |file: &Content| {
             let content = file.crash(fate);
             let (seen, durable) = (Arc::clone(&content), content);
-            Content { name: file.name.clone(), seen, durable, pending: Vec::new() }
+            Content { name: file.name.clone(), seen, durable, ..Content::default() }
         };
         let files = self.files.iter().map(crashed).collect();
         let (life, endless) = (self.life + u64::from(!self.endless), self.endless);
@@ -463,7 +505,12 @@ impl Storage for Memory {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn StoredFile>> {
-        let file = self.inner().find(path)?;
+        let mut inner = self.inner();
+        let file = inner.find(path)?;
+        if inner.state.files[file].fades {
+            inner.record(Op::Evict { file });
+        }
+        drop(inner);
         Ok(Box::new(MemoryFile { memory: self.clone(), file, locks: false }))
     }
 
@@ -585,8 +632,16 @@ impl StoredFile for MemoryFile {
     fn sync_data(&self) -> io::Result<()> {
         #[cfg(feature = "simulation")]
         crate::sync::disk();
-        self.memory.try_inner()?.sync(self.file);
-        Ok(())
+        match self.memory.try_inner() {
+            Ok(mut inner) => {
+                inner.sync(self.file);
+                Ok(())
+            }
+            Err(error) => {
+                self.memory.inner().record(Op::FailedSync { file: self.file });
+                Err(error)
+            }
+        }
     }
 
     fn life(&self) -> io::Result<Life> {
@@ -601,6 +656,12 @@ impl StoredFile for MemoryFile {
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
+        let inner = self.memory.inner();
+        let failed = inner.state.files.iter().any(|file| file.fades);
+        if inner.fault == Some(Fault::RecordsStay) && failed && inner.state.files[self.file].is_log() {
+            return Ok(());
+        }
+        drop(inner);
         self.change(Change::Resize { length })
     }
 

@@ -13,6 +13,9 @@
 //! - A sync notes where the file ends and then copies the map: whatever was recorded before the note is in the copy. When
 //!   the copy is durable, records before the note may go. What remains is the *end* of all that was ever recorded. A block
 //!   that is named in it is named in it by its last change; any other is as the map on disk says.
+//! - After a failed sync the system may have dropped the data. Then nothing recorded counts any more: replayed, it would
+//!   hide what lies below and was flushed. The file is emptied as soon as a sync has failed; only a process that is
+//!   killed in between leaves it, and the next one cannot know, for the system tells of a failed sync once.
 //! - Replaying changes the map in memory only, and where it has not changed already. What was replayed is synced, as all
 //!   that a killed process left, before anybody is served; only then the file goes.
 //!
@@ -39,7 +42,7 @@
 use std::io;
 use std::ops::Range;
 
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::map::{Map, State};
 use super::storage::{Directory, Life, StoredFile};
@@ -140,6 +143,13 @@ impl Unflushed {
         }
     }
 
+    /// A sync of the layer failed. None will be tried again, so nothing is recorded any more.
+    pub(super) fn give_up(&self) {
+        let mut place = lock(&self.place);
+        place.void = true;
+        give_up(&*self.file, self.layer);
+    }
+
     /// All of the layer is durable, and nobody changes it just now. It may be changed again: whatever sealed it may fail
     /// in the end, and leave it to its clients.
     pub(super) fn empty(&self) -> io::Result<()> {
@@ -148,6 +158,26 @@ impl Unflushed {
         place.void = true;
         self.begin_anew(&mut place);
         Ok(())
+    }
+}
+
+/// A sync of a layer failed that a killed process left: what it recorded does not count any more.
+pub(super) fn give_up_recorded(directory: &Directory, layer: u32) {
+    if directory.has(&log_name(layer)) {
+        match directory.open(&log_name(layer)) {
+            Ok(file) => give_up(&*file, layer),
+            Err(error) => error!(layer, %error, "{STAYS}"),
+        }
+    }
+}
+
+const STAYS: &str = "a sync failed, and what was recorded of unflushed writes could not be emptied: before the daemon starts \
+                     again, remove the layer's .log file";
+
+fn give_up(file: &dyn StoredFile, layer: u32) {
+    // Either will do.
+    if let Err(error) = file.set_length(0).or_else(|_| file.write(0, &[0; HEADER])) {
+        error!(layer, %error, "{STAYS}");
     }
 }
 

@@ -18,6 +18,38 @@ fn a_kill_after_a_restore_that_was_refused_loses_nothing() {
     assert_eq!(run.broken, None);
 }
 
+/// A block that was flushed, written again since, on a disk of which a sync fails: `flush` or the opening after a kill.
+fn written_again_before_a_failure(fault: Option<Fault>, flush: bool, operations: usize) -> Option<String> {
+    let mut run = Recorder::new();
+    run.change(&write(3, 1, 1, true));
+    run.cut(&[], &[write(4, 1, 2, false)], true);
+    run.flush();
+    run.change(&write(3, 2, 3, false));
+    if let Some(fault) = fault {
+        run.memory.fail(fault);
+    }
+    run.memory.fail_after(operations);
+    if flush {
+        run.flush();
+    }
+    run.kill();
+    run.kill();
+    run.broken
+}
+
+#[test]
+fn after_a_failed_sync_and_a_kill_what_was_flushed_shows_again() {
+    for flush in [true, false] {
+        for operations in 0..8 {
+            assert_eq!(written_again_before_a_failure(None, flush, operations), None);
+        }
+        let forgets = |operations| {
+            written_again_before_a_failure(Some(Fault::RecordsStay), flush, operations).is_some()
+        };
+        assert!((0..8).any(forgets), "what was recorded before the failure would hide it");
+    }
+}
+
 /// What is wrong with the disk of a workload.
 #[derive(Clone, Copy, Debug)]
 enum Trouble {
