@@ -92,6 +92,16 @@ impl Structure {
         Pin::new(core, snapshot)
     }
 
+    /// Fails if somebody reads a snapshot.
+    pub(super) fn check_unread(&self, volume: &str) -> Result<(), VolumeError> {
+        match self.pins.iter().find(|(_, readers)| **readers > 0) {
+            None => Ok(()),
+            Some((snapshot, _)) => {
+                Err(VolumeError::SnapshotInUse { volume: volume.to_owned(), snapshot: snapshot.clone() })
+            }
+        }
+    }
+
     /// The layer that a snapshot's content ends with.
     pub(super) fn boundary(&self, volume: &str, snapshot: &str) -> Result<u32, VolumeError> {
         self.manifest.snapshots.get(snapshot).map(|boundary| boundary.layer).ok_or_else(|| {

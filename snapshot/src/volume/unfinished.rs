@@ -115,12 +115,10 @@ impl Volume {
     /// change is under way, or the file system fails.
     pub fn delete(&self, with_snapshots: bool) -> Result<(), VolumeError> {
         let core = &self.core;
+        let volume = || core.name.clone();
         {
             let mut structure = lock(&core.structure);
-            let volume = || core.name.clone();
-            if let Some((snapshot, _)) = structure.pins.iter().find(|(_, readers)| **readers > 0) {
-                return Err(VolumeError::SnapshotInUse { volume: volume(), snapshot: snapshot.clone() });
-            }
+            structure.check_unread(&core.name)?;
             let snapshots = structure.manifest.snapshots_by_age();
             if !snapshots.is_empty() && !with_snapshots {
                 let snapshots = snapshots.join(", ");
@@ -129,16 +127,21 @@ impl Volume {
             structure.begin_change(&core.name, "it is being deleted", core.head().id)?;
         }
         let barred = Barred(self);
-        let connected = |clients| VolumeError::Connected { volume: core.name.clone(), clients };
+        let connected = |clients| VolumeError::Connected { volume: volume(), clients };
         core.clients.bar(false).map_err(connected)?;
         let _no_merge = core.turns.claim();
-        core.directory.rename(manifest::FILE, MARKER)?;
+        {
+            let mut structure = lock(&core.structure);
+            // Somebody may have opened one meanwhile. From here on nobody can: what this volume shares with others may
+            // be merged there once it has let go, under whoever still read it.
+            structure.check_unread(&core.name)?;
+            core.directory.rename(manifest::FILE, MARKER)?;
+            structure.manifest.snapshots.clear();
+        }
         // From here on it is not there any more, or nobody knows: it stays closed.
         std::mem::forget(barred);
         core.deleted.store(true, Ordering::SeqCst);
         core.closing.store(true, Ordering::SeqCst);
-        // Whoever has opened one meanwhile can read it to the end.
-        lock(&core.structure).manifest.snapshots.clear();
         if let Err(error) = core.directory.sync() {
             error!(volume = %core.name, %error, "nobody knows whether the volume is deleted: it is closed until the next start");
             return Err(error);

@@ -1,5 +1,7 @@
 //! Volumes that are cloned, resized and deleted, on real files.
 
+use std::thread;
+
 use super::*;
 
 fn live(volume: &Arc<Volume>) -> Vec<u8> {
@@ -211,4 +213,30 @@ fn what_an_unfinished_merge_left_beyond_a_layers_end_does_not_show() {
     take(&volume, "s");
     settle(&volume);
     assert_eq!((blocks(&live(&volume)), volume.describe().layers), (vec![0; 8], 2));
+}
+
+#[test]
+fn a_snapshot_that_is_opened_while_its_volume_is_being_deleted_stays() {
+    let (_root, volume) = create(4);
+    write(&volume, 0, 1);
+    take(&volume, "a");
+    let client = volume.attach().unwrap();
+    let deleting = {
+        let volume = Arc::clone(&volume);
+        thread::spawn(move || volume.delete(true))
+    };
+    // It waits for the client, which may be about to leave.
+    while volume.attach().is_some() {
+        thread::yield_now();
+    }
+    let reader = volume.snapshot_device("a").unwrap();
+    drop(client);
+    let refused = deleting.join().unwrap();
+    assert!(
+        matches!(refused, Err(VolumeError::SnapshotInUse { .. } | VolumeError::Connected { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(blocks(&content(&*reader)), [1, 0, 0, 0]);
+    drop(reader);
+    volume.delete(true).unwrap();
 }
