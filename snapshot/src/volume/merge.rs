@@ -29,6 +29,11 @@ use crate::sync::thread;
 /// Bytes copied at a time; closing the volume waits no longer than for one of them.
 const CHUNK: u64 = 1 << 20;
 
+/// A removed layer's readers are looked for so often.
+const READERS_GONE: Duration = Duration::from_millis(100);
+/// A merge that failed, for want of room maybe, is tried again after this.
+const AGAIN: Duration = if cfg!(test) { Duration::from_millis(5) } else { Duration::from_secs(30) };
+
 /// Something that makes a volume's layers fewer.
 pub(super) enum Tidying {
     Merge { lower: Arc<Layer>, upper: Arc<Layer> },
@@ -38,16 +43,20 @@ pub(super) enum Tidying {
 impl Core {
     /// The merging thread: works when it is woken, until the volume is closed.
     pub(super) fn merge_when_woken(&self, wake: &Receiver<()>) {
-        let mut removed = Vec::new();
+        let (mut removed, mut failed) = (Vec::new(), false);
         loop {
-            let woken = if removed.is_empty() {
-                wake.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                wake.recv_timeout(Duration::from_millis(100))
+            let wait = match (removed.is_empty(), failed) {
+                (false, _) => Some(READERS_GONE),
+                (true, true) => Some(AGAIN),
+                (true, false) => None,
+            };
+            let woken = match wait {
+                None => wake.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(wait) => wake.recv_timeout(wait),
             };
             match woken {
-                Ok(()) => self.collapse(&mut removed),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) if !removed.is_empty() => {}
+                Ok(()) | Err(RecvTimeoutError::Timeout) => failed = !self.collapse(&mut removed),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             // Whoever lets go of a removed layer last closes its files, and the file system then frees their space,
@@ -57,8 +66,8 @@ impl Core {
         }
     }
 
-    /// Merges until there is nothing to merge, or the volume is closed.
-    fn collapse(&self, removed: &mut Vec<Arc<Layer>>) {
+    /// Merges until there is nothing to merge, or the volume is closed. False if it failed.
+    fn collapse(&self, removed: &mut Vec<Arc<Layer>>) -> bool {
         while let Some(_turn) = self.turns.merge()
             && let Some(tidying) = self.next_tidying()
         {
@@ -68,13 +77,14 @@ impl Core {
             };
             match done {
                 Ok(true) => removed.push(gone),
-                Ok(false) => return,
+                Ok(false) => break,
                 Err(error) => {
                     warn!(volume = %self.name, %error, "layers could not be merged; they stay as they are for now");
-                    return;
+                    return false;
                 }
             }
         }
+        !lock(&self.structure).is_uncertain()
     }
 
     /// What is to be done to the lowest layer without a name that something can be done to. Never to the head, which

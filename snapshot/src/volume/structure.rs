@@ -75,6 +75,11 @@ impl Structure {
         if self.uncertain { self.update(directory, |_| {}) } else { Ok(()) }
     }
 
+    /// Whether the manifest could not be written, and has to be.
+    pub(super) fn is_uncertain(&self) -> bool {
+        self.uncertain
+    }
+
     /// Begins a structural change, if none is under way. `sealing`: the layer that it may name.
     pub(super) fn begin_change(&mut self, volume: &str, what: &str, sealing: u32) -> Result<(), VolumeError> {
         self.refuse_if_busy(volume)?;

@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use super::super::memory::Memory;
 use super::*;
 
 fn live(volume: &Arc<Volume>) -> Vec<u8> {
@@ -213,6 +214,30 @@ fn what_an_unfinished_merge_left_beyond_a_layers_end_does_not_show() {
     take(&volume, "s");
     settle(&volume);
     assert_eq!((blocks(&live(&volume)), volume.describe().layers), (vec![0; 8], 2));
+}
+
+#[test]
+fn a_merge_that_failed_is_tried_again() {
+    let mut again = 0;
+    for operations in 0..30 {
+        let memory = Memory::default();
+        let root = Directory::new(Arc::new(memory.clone()), Path::new("/"));
+        let volume = Volume::create_in(&root, "v", 4 * BLOCK, HostClock::real()).unwrap();
+        take(&volume, "a");
+        write(&volume, 1, 2);
+        take(&volume, "b");
+        memory.fail_after(operations);
+        if volume.delete_snapshot("a").is_err() {
+            continue;
+        }
+        // A layer whose sync failed is not merged until the volume is opened anew.
+        let is_lost = || lock(&volume.core.structure).layers.values().any(|layer| layer.sync().is_err());
+        while volume.core.next_tidying().is_some() && !is_lost() {
+            thread::yield_now();
+        }
+        again += usize::from(memory.has_failed() && !is_lost());
+    }
+    assert!(again > 0, "some of these failures are a merge's");
 }
 
 #[test]
