@@ -14,7 +14,8 @@ use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, copy_file_range, fallocate,
 use nix::unistd::{Whence, lseek};
 use timesync::identity::BootId;
 
-use super::{VolumeError, at_path};
+use super::{VolumeError, at_path, lock};
+use crate::sync::Mutex;
 
 /// Bytes written by one system call, in bounds that are multiples of it. Linux keeps what one call writes in one piece of
 /// its page cache where it can, and then looks at all of that piece for every later write into it: after a write of
@@ -102,18 +103,18 @@ impl Storage for Disk {
     fn create(&self, path: &Path, length: u64) -> io::Result<Box<dyn StoredFile>> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
         file.set_len(length)?;
-        Ok(Box::new(file))
+        Ok(Box::new(DiskFile::new(file)))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn StoredFile>> {
-        Ok(Box::new(OpenOptions::new().read(true).write(true).open(path)?))
+        Ok(Box::new(DiskFile::new(OpenOptions::new().read(true).write(true).open(path)?)))
     }
 
     fn lock(&self, path: &Path) -> Result<Box<dyn StoredFile>, TryLockError> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
         let file = file.map_err(TryLockError::Error)?;
         file.try_lock()?;
-        Ok(Box::new(file))
+        Ok(Box::new(DiskFile::new(file)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -145,15 +146,31 @@ impl Storage for Disk {
     }
 }
 
-impl StoredFile for File {
+/// A file of the system's.
+#[derive(Debug)]
+struct DiskFile {
+    file: File,
+    /// Held by whoever writes more than one piece. The system lets one thread write to a file at a time, and the others
+    /// spin for each of their pieces; here they sleep, once for each write.
+    long_write: Mutex<()>,
+}
+
+impl DiskFile {
+    fn new(file: File) -> Self {
+        DiskFile { file, long_write: Mutex::new(()) }
+    }
+}
+
+impl StoredFile for DiskFile {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.read_exact_at(buffer, offset)
+        self.file.read_exact_at(buffer, offset)
     }
 
     fn write(&self, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
+        let _alone = (data.len() as u64 > PIECE).then(|| lock(&self.long_write));
         while !data.is_empty() {
             let (piece, rest) = data.split_at(data.len().min((PIECE - offset % PIECE) as usize));
-            self.write_all_at(piece, offset)?;
+            self.file.write_all_at(piece, offset)?;
             (offset, data) = (offset + piece.len() as u64, rest);
         }
         Ok(())
@@ -166,7 +183,7 @@ impl StoredFile for File {
             FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE
         };
         let length = range.end - range.start;
-        Ok(fallocate(self, mode, range.start.cast_signed(), length.cast_signed())?)
+        Ok(fallocate(&self.file, mode, range.start.cast_signed(), length.cast_signed())?)
     }
 
     fn copy_from(&self, other: &dyn StoredFile, range: &Range<u64>) -> io::Result<()> {
@@ -174,7 +191,7 @@ impl StoredFile for File {
         let (mut from, mut to) = (range.start.cast_signed(), range.start.cast_signed());
         while to.cast_unsigned() < range.end {
             let left = (range.end - to.cast_unsigned()) as usize;
-            match copy_file_range(other, Some(&mut from), self, Some(&mut to), left) {
+            match copy_file_range(other, Some(&mut from), &self.file, Some(&mut to), left) {
                 // Nothing, before the end of the range: some file systems' way of saying that they cannot.
                 Ok(0) | Err(Errno::EXDEV | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => {
                     return Err(io::ErrorKind::Unsupported.into());
@@ -187,15 +204,15 @@ impl StoredFile for File {
     }
 
     fn as_file(&self) -> Option<&File> {
-        Some(self)
+        Some(&self.file)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        File::sync_data(self)
+        self.file.sync_data()
     }
 
     fn life(&self) -> io::Result<Life> {
-        let (boot, file) = (BootId::of_this_machine()?, self.metadata()?);
+        let (boot, file) = (BootId::of_this_machine()?, self.file.metadata()?);
         let mut life = [0; 32];
         life[..16].copy_from_slice(boot.0.as_bytes());
         life[16..24].copy_from_slice(&file.dev().to_le_bytes());
@@ -204,29 +221,29 @@ impl StoredFile for File {
     }
 
     fn length(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        self.set_len(length)
+        self.file.set_len(length)
     }
 
     fn links(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.nlink())
+        Ok(self.file.metadata()?.nlink())
     }
 
     fn allocated(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.blocks() * 512)
+        Ok(self.file.metadata()?.blocks() * 512)
     }
 
     fn prefetch(&self, range: &Range<u64>) {
         let (offset, length) = (range.start.cast_signed(), (range.end - range.start).cast_signed());
         // It is advice: a file system that does not take it reads later.
-        let _ = posix_fadvise(self, offset, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        let _ = posix_fadvise(&self.file, offset, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
     }
 
     fn next_data(&self, range: &Range<u64>) -> Option<Range<u64>> {
-        let start = match lseek(self, range.start.cast_signed(), Whence::SeekData) {
+        let start = match lseek(&self.file, range.start.cast_signed(), Whence::SeekData) {
             Ok(next) => next.cast_unsigned(),
             Err(Errno::ENXIO) => return None,
             // Where nobody can tell, all may be data.
@@ -235,7 +252,8 @@ impl StoredFile for File {
         if start >= range.end {
             return None;
         }
-        let end = lseek(self, start.cast_signed(), Whence::SeekHole).map_or(range.end, i64::cast_unsigned);
+        let end =
+            lseek(&self.file, start.cast_signed(), Whence::SeekHole).map_or(range.end, i64::cast_unsigned);
         Some(start..end.clamp(start + 1, range.end))
     }
 }
