@@ -37,7 +37,7 @@ use crate::orders::{
     PrepareOrder, Quota, ReleaseOrder, Sealed, Struck, VolumeDescription, VolumeUsage,
 };
 use crate::sync::{Mutex, MutexGuard, RwLock, thread};
-use crate::volume::{Directory, Records, SnapshotExtents, Volume, VolumeError};
+use crate::volume::{Damaged, Directory, Records, SnapshotExtents, Volume, VolumeError};
 use attempt::Attempt;
 pub use external::ExternalVolume;
 use pausing::PausingCut;
@@ -71,7 +71,7 @@ pub struct HostService {
     options: HostOptions,
     incarnation: Incarnation,
     clock: HostClock,
-    volumes: RwLock<BTreeMap<String, Result<Arc<Volume>, String>>>,
+    volumes: RwLock<BTreeMap<String, Result<Arc<Volume>, Unserved>>>,
     /// Those outside Coeval.
     externals: OnceLock<BTreeMap<String, Arc<external::External>>>,
     attempts: Mutex<Attempts>,
@@ -86,6 +86,26 @@ pub struct HostService {
     root: Directory,
     /// and the lock on it; none on a simulated disk.
     _lock: Option<File>,
+}
+
+/// A volume that could not be opened.
+struct Unserved {
+    /// A sentence.
+    why: String,
+    /// What can be read of it nevertheless.
+    damaged: Option<Arc<Damaged>>,
+}
+
+impl Unserved {
+    fn new(root: &Directory, name: &str, error: &VolumeError) -> Self {
+        let corrupt = matches!(error, VolumeError::Corrupt { .. });
+        let damaged = corrupt.then(|| Damaged::open_in(root, name).ok()).flatten().map(Arc::new);
+        let why = match &damaged {
+            None => error.to_string(),
+            Some(_) => format!("{error}; what is certain can be read from its exports"),
+        };
+        Unserved { why, damaged }
+    }
 }
 
 #[derive(Default)]
@@ -187,8 +207,9 @@ impl HostService {
         let mut volumes = BTreeMap::new();
         for name in Volume::names_in(&root)? {
             let volume = Volume::open_in(&root, &name, clock.clone()).map_err(|error| {
-                tracing::error!(volume = name, "{error}");
-                error.to_string()
+                let unserved = Unserved::new(&root, &name, &error);
+                tracing::error!(volume = name, "{}", unserved.why);
+                unserved
             });
             if let Ok(volume) = &volume {
                 volume.set_merge_rate(options.merge_rate);
@@ -620,17 +641,28 @@ impl HostService {
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
         match volumes.get(name) {
             Some(Ok(volume)) => Ok(Arc::clone(volume)),
-            Some(Err(why)) => Err(HostError::Unusable { volume: name.to_owned(), why: why.clone() }),
+            Some(Err(unserved)) => {
+                Err(HostError::Unusable { volume: name.to_owned(), why: unserved.why.clone() })
+            }
             None => Err(HostError::NoVolume { host: self.options.name.clone(), volume: name.to_owned() }),
         }
     }
 
     fn unserved(&self) -> BTreeMap<String, String> {
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
-        let why_not = |(name, volume): (&String, &Result<_, String>)| {
-            Some((name.clone(), volume.as_ref().err()?.clone()))
+        let why_not = |(name, volume): (&String, &Result<_, Unserved>)| {
+            Some((name.clone(), volume.as_ref().err()?.why.clone()))
         };
         volumes.iter().filter_map(why_not).collect()
+    }
+
+    /// The volumes that are not served and can be read in part.
+    fn damaged(&self) -> BTreeMap<String, Arc<Damaged>> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        let damaged = |(name, volume): (&String, &Result<_, Unserved>)| {
+            Some((name.clone(), volume.as_ref().err()?.damaged.clone()?))
+        };
+        volumes.iter().filter_map(damaged).collect()
     }
 
     fn usable(&self) -> Vec<Arc<Volume>> {
@@ -663,25 +695,42 @@ impl Exports for HostService {
             names.extend(description.snapshots.iter().map(|name| format!("{}@{name}", description.name)));
             names.push(description.name);
         }
+        for (volume, damaged) in self.damaged() {
+            names.extend(damaged.snapshots().iter().map(|name| format!("{volume}@{name}")));
+            names.push(volume);
+        }
         names.sort();
         names
     }
 
     fn describe(&self, name: &str) -> Option<String> {
-        Some(match name.split_once('@') {
-            Some((volume, snapshot)) => {
-                format!("volume {volume} as it was in snapshot {snapshot}, read-only")
-            }
+        let (volume, snapshot) = parts(name);
+        let what = match snapshot {
+            Some(snapshot) => format!("volume {volume} as it was in snapshot {snapshot}, read-only"),
             None => format!("volume {name} of host {}", self.options.name),
+        };
+        let is_damaged = self.damaged().contains_key(volume);
+        Some(if is_damaged {
+            format!("{what}; damaged, so what is certain can be read, no more")
+        } else {
+            what
         })
     }
 
     fn open(&self, name: &str) -> Option<Arc<dyn Device>> {
-        match name.split_once('@') {
-            None => self.volume(name).ok()?.attach(),
-            Some((volume, snapshot)) => self.volume(volume).ok()?.snapshot_device(snapshot).ok(),
+        let (volume, snapshot) = parts(name);
+        match (self.volume(volume), snapshot) {
+            (Ok(volume), None) => volume.attach(),
+            (Ok(volume), Some(snapshot)) => volume.snapshot_device(snapshot).ok(),
+            (Err(HostError::Unusable { .. }), _) => self.damaged().get(volume)?.device(snapshot),
+            (Err(_), _) => None,
         }
     }
+}
+
+/// An export's volume, and its snapshot.
+fn parts(export: &str) -> (&str, Option<&str>) {
+    export.split_once('@').map_or((export, None), |(volume, snapshot)| (volume, Some(snapshot)))
 }
 
 impl Drop for HostService {

@@ -23,6 +23,7 @@ mod chain;
 mod check;
 mod clients;
 mod clone;
+mod damaged;
 mod digest;
 mod extents;
 mod flush;
@@ -67,6 +68,7 @@ pub use self::structure::{Gate, VolumeCut};
 
 use self::clients::Clients;
 use self::clone::Turns;
+pub(crate) use self::damaged::Damaged;
 use self::digest::Leaves;
 use self::flush::Flushes;
 use self::layer::{BASE, Layer};
@@ -273,7 +275,7 @@ impl Volume {
         let mut structure = lock(&self.core.structure);
         let boundary = structure.boundary(&self.core.name, name)?;
         let (layers, size) = (structure.chain(boundary), structure.manifest.size_of(boundary));
-        Ok(SnapshotDevice { layers, size, pin: structure.pin(&self.core, name) })
+        Ok(SnapshotDevice { layers, size, pin: Some(structure.pin(&self.core, name)) })
     }
 
     /// Looks anew for layers to merge: another volume may have let go of what it shared.

@@ -20,30 +20,42 @@ pub(super) fn read(layers: &[Arc<Layer>], offset: u64, buffer: &mut [u8]) -> io:
         let next = end.min(run_end * BLOCK);
         let (now, later) = rest.split_at_mut((next - at) as usize);
         match source {
-            Some(layer) => layers[layer].read(at, now)?,
-            None => now.fill(0),
+            Source::Layer(layer) => layers[layer].read(at, now)?,
+            Source::Zero => now.fill(0),
+            Source::Unknown => {
+                return Err(io::Error::other("the page of a map that says what these blocks hold is lost"));
+            }
         }
         (at, rest) = (next, later);
     }
     Ok(())
 }
 
-/// The layer that `block` is read from (None: it is zero), and where the run of blocks that are read from there ends.
-fn source_run(layers: &[Arc<Layer>], block: u64, limit: u64) -> (Option<usize>, u64) {
+/// What a block is read from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Layer(usize),
+    Zero,
+    Unknown,
+}
+
+/// What `block` is read from, and where the run of blocks that are read from there ends.
+fn source_run(layers: &[Arc<Layer>], block: u64, limit: u64) -> (Source, u64) {
     let source = source(layers, block);
     let end = (block + 1..limit).find(|&next| self::source(layers, next) != source).unwrap_or(limit);
     (source, end)
 }
 
-fn source(layers: &[Arc<Layer>], block: u64) -> Option<usize> {
+fn source(layers: &[Arc<Layer>], block: u64) -> Source {
     for (i, layer) in layers.iter().enumerate().rev() {
         match layer.state(block) {
             State::Absent => {}
-            State::Data => return Some(i),
-            State::Zero => return None,
+            State::Data => return Source::Layer(i),
+            State::Zero => return Source::Zero,
+            State::Unknown => return Source::Unknown,
         }
     }
-    None
+    Source::Zero
 }
 
 /// Whether some blocks are zero without reading them: trimmed, or a hole of the base.
@@ -51,9 +63,9 @@ pub(super) fn is_known_zero(layers: &[Arc<Layer>], blocks: Range<u64>) -> bool {
     let mut from_base = false;
     for block in blocks.clone() {
         match source(layers, block) {
-            None => {}
-            Some(0) => from_base = true,
-            Some(_) => return false,
+            Source::Zero => {}
+            Source::Layer(0) => from_base = true,
+            Source::Layer(_) | Source::Unknown => return false,
         }
     }
     !from_base || layers[0].is_hole(&(blocks.start * BLOCK..blocks.end * BLOCK))

@@ -111,7 +111,7 @@ impl<'a> Runs<'a> {
             let (state, until) = cursor.at(&self.rest);
             end = end.min(until);
             match state {
-                State::Data => return (ExtentState::Data, end),
+                State::Data | State::Unknown => return (ExtentState::Data, end),
                 State::Zero => return (ExtentState::Zero, end),
                 State::Absent => {}
             }

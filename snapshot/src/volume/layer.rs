@@ -125,6 +125,18 @@ pub(super) fn load_map(
     Ok(())
 }
 
+/// Opens a file of a layer. It may be longer than expected: a merge has begun to give it another size, or not ended it.
+fn open_file(directory: &Directory, name: &str, expected: u64) -> Result<Box<dyn StoredFile>, VolumeError> {
+    let file = directory.open(name)?;
+    let path = directory.path().join(name);
+    let found = file.length().map_err(at_path(&path))?;
+    if found < expected {
+        let why = format!("it has {found} bytes instead of {expected}");
+        return Err(VolumeError::Corrupt { file: path, offset: found, why });
+    }
+    Ok(file)
+}
+
 impl Layer {
     /// Makes an empty layer (or a base of zeros), files synced; the caller syncs the directory.
     ///
@@ -147,6 +159,31 @@ impl Layer {
         Ok(layer)
     }
 
+    /// Opens a layer that will only be read, as it is: nothing is synced, written or removed. Where neither slot of a map
+    /// page is valid, its blocks are [`State::Unknown`].
+    ///
+    /// # Errors
+    /// [`VolumeError::Corrupt`] where a file is too short.
+    pub(super) fn open_damaged(directory: &Directory, id: u32, size: u64) -> Result<Arc<Layer>, VolumeError> {
+        let data = open_file(directory, &data_name(id), size)?;
+        if id == BASE {
+            return Ok(Layer::new(id, size, data, None));
+        }
+        let map = Map::new(size / BLOCK);
+        let file = open_file(directory, &map_name(id), map_length(size / BLOCK))?;
+        let loaded = load_map(&*file, id, &map, |offset, fault| {
+            if fault == PageFault::BothCopies {
+                let first = offset / page::offset(1, 0) * page::BLOCKS_PER_PAGE;
+                map.set(first..map.blocks().min(first + page::BLOCKS_PER_PAGE), State::Unknown);
+            }
+        });
+        loaded.map_err(at_path(&directory.path().join(map_name(id))))?;
+        if directory.has(&log_name(id)) {
+            unflushed::replay(directory, id, &map)?;
+        }
+        Ok(Layer::new(id, size, data, Some(MapFile::new(file, map))))
+    }
+
     /// Opens a layer.
     ///
     /// # Errors
@@ -154,17 +191,10 @@ impl Layer {
     pub(super) fn open(directory: &Directory, id: u32, size: u64) -> Result<Arc<Layer>, VolumeError> {
         let synced =
             |result: io::Result<()>| result.inspect_err(|_| unflushed::give_up_recorded(directory, id));
-        let open = |name: String, expected: u64| {
-            let file = directory.open(&name)?;
-            let path = directory.path().join(name);
-            let found = file.length().map_err(at_path(&path))?;
-            // It may be longer: a merge has begun to give it another size, or not ended it.
-            if found < expected {
-                let why = format!("it has {found} bytes instead of {expected}");
-                return Err(VolumeError::Corrupt { file: path, offset: found, why });
-            }
-            synced(file.sync_data()).map_err(at_path(&path))?;
-            Ok(file)
+        let open = |name: String, length: u64| {
+            let file = open_file(directory, &name, length)?;
+            synced(file.sync_data()).map_err(at_path(&directory.path().join(name)))?;
+            Ok::<_, VolumeError>(file)
         };
         let data = open(data_name(id), size)?;
         if id == BASE {

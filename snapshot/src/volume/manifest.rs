@@ -8,10 +8,11 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tracing::info;
 use uuid::Uuid;
 
-use super::layer::{BASE, data_name, map_name};
+use super::layer::{BASE, Layer, data_name, map_name};
 use super::storage::Directory;
 use super::unfinished::MARKER;
 use super::unflushed::log_name;
@@ -211,6 +212,11 @@ impl Manifest {
         let sizes: Vec<_> = self.layers.keys().map(|&layer| (layer, self.size_of(layer))).collect();
         self.size = size;
         sizes.into_iter().for_each(|(layer, size)| self.set_layer_size(layer, size));
+    }
+
+    /// A layer and those below it, the base first.
+    pub(super) fn chain(&self, layers: &BTreeMap<u32, Arc<Layer>>, top: u32) -> Vec<Arc<Layer>> {
+        self.path(top).iter().filter_map(|id| layers.get(id).cloned()).collect()
     }
 
     /// The layers that stand on one.

@@ -24,6 +24,8 @@ pub(super) enum State {
     Data,
     /// It reads as zeros.
     Zero,
+    /// Nobody knows: the page that said it is lost. Only in a map that is never written (`damaged.rs`).
+    Unknown,
 }
 
 /// A page's words. Those that it does not hold are 0.
@@ -186,6 +188,7 @@ impl Map {
         match (page.get(word) >> (first * 2)) & 0b11 {
             0b00 => State::Absent,
             0b01 => State::Data,
+            0b10 => State::Unknown,
             _ => State::Zero,
         }
     }
@@ -299,6 +302,7 @@ fn pattern(state: State) -> u64 {
         State::Absent => 0,
         State::Data => LOW_BITS,
         State::Zero => u64::MAX,
+        State::Unknown => !LOW_BITS,
     }
 }
 

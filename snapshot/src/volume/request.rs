@@ -286,7 +286,7 @@ impl Device for Client {
     }
 
     fn cache(&self, offset: u64, length: u64) -> Outcome {
-        Outcome::now(self.volume.core.prefetch(&self.volume.core.chain(), offset, length))
+        Outcome::now(status::prefetch(&self.volume.core.chain(), offset, length))
     }
 
     fn holes(&self, range: Range<u64>, visit: &mut Visit<'_>) -> Outcome {
@@ -311,7 +311,8 @@ impl Device for Client {
 pub(super) struct SnapshotDevice {
     pub layers: Vec<Arc<Layer>>,
     pub size: u64,
-    pub pin: Pin,
+    /// None of a damaged volume, of which nothing is deleted.
+    pub pin: Option<Pin>,
 }
 
 /// Keeps a snapshot from being deleted.
@@ -370,7 +371,7 @@ impl Device for SnapshotDevice {
     }
 
     fn cache(&self, offset: u64, length: u64) -> Outcome {
-        Outcome::now(self.pin.core.prefetch(&self.layers, offset, length))
+        Outcome::now(status::prefetch(&self.layers, offset, length))
     }
 
     fn holes(&self, range: Range<u64>, visit: &mut Visit<'_>) -> Outcome {
@@ -378,10 +379,11 @@ impl Device for SnapshotDevice {
     }
 
     fn snapshots(&self) -> Vec<String> {
-        self.pin.core.snapshots_before(Some(&self.pin.snapshot))
+        self.pin.as_ref().map_or_else(Vec::new, |pin| pin.core.snapshots_before(Some(&pin.snapshot)))
     }
 
     fn changes_since(&self, snapshot: &str) -> Option<Box<dyn Changes>> {
-        Some(Box::new(ChangedSince::new(&self.pin.core, Some(&self.pin.snapshot), snapshot)?))
+        let pin = self.pin.as_ref()?;
+        Some(Box::new(ChangedSince::new(&pin.core, Some(&pin.snapshot), snapshot)?))
     }
 }

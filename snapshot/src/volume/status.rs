@@ -75,20 +75,15 @@ impl Core {
         snapshots.truncate(older.unwrap_or(snapshots.len()));
         snapshots
     }
+}
 
-    /// Has the file system fetch a range.
-    pub(super) fn prefetch(
-        &self,
-        layers: &[Arc<Layer>],
-        offset: u64,
-        length: u64,
-    ) -> Result<(), DeviceError> {
-        let size = layers.last().map_or(0, |top| top.size);
-        let end = offset.checked_add(length).filter(|end| *end <= size).ok_or(DeviceError::Invalid)?;
-        let bytes = offset..end.min(offset + MAX_PREFETCH);
-        layers.iter().for_each(|layer| layer.prefetch(&bytes));
-        Ok(())
-    }
+/// Has the file system fetch a range.
+pub(super) fn prefetch(layers: &[Arc<Layer>], offset: u64, length: u64) -> Result<(), DeviceError> {
+    let size = layers.last().map_or(0, |top| top.size);
+    let end = offset.checked_add(length).filter(|end| *end <= size).ok_or(DeviceError::Invalid)?;
+    let bytes = offset..end.min(offset + MAX_PREFETCH);
+    layers.iter().for_each(|layer| layer.prefetch(&bytes));
+    Ok(())
 }
 
 /// What has changed in a view of a volume since a snapshot.

@@ -148,7 +148,7 @@ impl Storage for Disk {
 
 /// A file of the system's.
 #[derive(Debug)]
-struct DiskFile {
+pub(super) struct DiskFile {
     file: File,
     /// Held by whoever writes more than one piece. The system lets one thread write to a file at a time, and the others
     /// spin for each of their pieces; here they sleep, once for each write.
@@ -156,7 +156,7 @@ struct DiskFile {
 }
 
 impl DiskFile {
-    fn new(file: File) -> Self {
+    pub(super) fn new(file: File) -> Self {
         DiskFile { file, long_write: Mutex::new(()) }
     }
 }

@@ -49,7 +49,7 @@ impl Structure {
 
     /// A layer and those below it, the base first.
     pub(super) fn chain(&self, layer: u32) -> Vec<Arc<Layer>> {
-        self.manifest.path(layer).iter().filter_map(|id| self.layers.get(id).cloned()).collect()
+        self.manifest.chain(&self.layers, layer)
     }
 
     /// Changes the manifest, on disk first.

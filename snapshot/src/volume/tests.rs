@@ -16,6 +16,7 @@ use timesync::clock::HostClock;
 use timesync::time::Nanos;
 
 use super::layer::{data_name, map_name};
+use super::storage::DiskFile;
 use super::*;
 use crate::cut::{Cause, Cut, Timing};
 use crate::device::{Device, DeviceError, Outcome};
@@ -119,8 +120,11 @@ fn replace_head(volume: &Volume, file: &str) {
     let file = File::options().read(true).write(true).open(file).unwrap();
     let mut dispatch = volume.core.gate.write().unwrap();
     let (head, below) = dispatch.chain.split_last().unwrap();
-    dispatch.chain =
-        below.iter().cloned().chain([Layer::new(head.id, head.size, Box::new(file), None)]).collect();
+    dispatch.chain = below
+        .iter()
+        .cloned()
+        .chain([Layer::new(head.id, head.size, Box::new(DiskFile::new(file)), None)])
+        .collect();
 }
 
 #[test]
@@ -335,6 +339,59 @@ fn a_corrupt_map_is_named() {
         open(&root).unwrap_err().to_string(),
         format!("{} is corrupt at byte 0: neither copy of the map page there is valid", map.display())
     );
+}
+
+#[test]
+fn of_a_damaged_volume_what_is_certain_is_read_and_nothing_is_guessed() {
+    // Two pages of map, of which the first is lost in the layer above the snapshot `a`.
+    let second_page = page::BLOCKS_PER_PAGE;
+    let (root, volume) = create(second_page + 4);
+    let write = |block: u64, fill: u8| {
+        done(volume.attach().unwrap().write(block * BLOCK, &[fill; BLOCK as usize], true));
+    };
+    write(0, 1);
+    take(&volume, "a");
+    write(1, 2);
+    write(second_page, 3);
+    take(&volume, "b");
+    write(2, 4);
+    write(second_page + 1, 5);
+    drop(volume);
+    let map = File::options().write(true).open(root.path().join("v").join(map_name(1))).unwrap();
+    map.write_all_at(&[7; 2 * page::SLOT], 0).unwrap();
+    let files = || {
+        let directory = fs::read_dir(root.path().join("v")).unwrap();
+        let file = |entry: io::Result<fs::DirEntry>| {
+            let path = entry.unwrap().path();
+            (path.clone(), fs::read(path).unwrap())
+        };
+        directory.map(file).collect::<BTreeMap<_, _>>()
+    };
+    let before = files();
+    assert!(matches!(open(&root), Err(VolumeError::Corrupt { .. })));
+
+    let damaged = Damaged::open_in(&Directory::on_disk(root.path()), "v").unwrap();
+    assert_eq!(damaged.snapshots(), ["a", "b"]);
+    let read = |snapshot: Option<&str>, block: u64| {
+        let (device, mut content) = (damaged.device(snapshot).unwrap(), [9; BLOCK as usize]);
+        device.read(block * BLOCK, &mut content).result.map(|()| content[0])
+    };
+    let all = |snapshot| [0, 1, 2, second_page, second_page + 1].map(|block| read(snapshot, block));
+    let lost = Err(DeviceError::Io);
+    assert_eq!(all(Some("a")), [Ok(1), Ok(0), Ok(0), Ok(0), Ok(0)], "it does not stand on that layer");
+    assert_eq!(all(Some("b")), [lost, lost, lost, Ok(3), Ok(0)]);
+    assert_eq!(all(None), [lost, lost, Ok(4), Ok(3), Ok(5)], "what the head has is certain");
+    let device = damaged.device(None).unwrap();
+    assert!(device.read_only() && damaged.device(Some("c")).is_none());
+    assert_eq!(device.write(0, &[1; 4096], false).result, Err(DeviceError::ReadOnly));
+    let mut holes = Vec::new();
+    let asked = device.holes(0..3 * BLOCK, &mut |run, is_hole| {
+        holes.push((run, is_hole));
+        std::ops::ControlFlow::Continue(())
+    });
+    assert_eq!((asked.result, holes), (Ok(()), vec![(0..3 * BLOCK, false)]), "no hole is made up");
+    assert!(device.snapshots().is_empty() && device.changes_since("a").is_none());
+    assert_eq!(files(), before);
 }
 
 #[test]

@@ -223,7 +223,7 @@ fn header(layer: u32, life: &Life) -> [u8; HEADER] {
 
 fn encode(blocks: &Range<u64>, state: State) -> [u8; RECORD] {
     let state: u32 = match state {
-        State::Absent => 0,
+        State::Absent | State::Unknown => 0,
         State::Data => 1,
         State::Zero => 2,
     };

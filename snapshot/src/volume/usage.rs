@@ -43,7 +43,7 @@ fn count(tree: &Tree, views: &[usize], blocks: u64) -> Counts {
             let (state, until) = cursor.at(&rest);
             end = end.min(until);
             sources[i] = match state {
-                State::Data => Some(i),
+                State::Data | State::Unknown => Some(i),
                 State::Zero => None,
                 State::Absent => below.and_then(|below| sources[below]),
             };
