@@ -2,19 +2,21 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::path::Path;
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use coeval_cli::cluster::{Cluster, Host};
 use harness::eventually;
 use harness::filesystem::{Attached, Kind, Mounted, with_own_mounts};
 use harness::postgres::{Postgres, Session};
-use harness::tools::{ask, hosts, run, stop_all};
+use harness::tools::{ask, command, hosts, run, stop_all};
 use tempfile::TempDir;
 use timesync::random::Random;
 
 const SNAPSHOTS: u32 = 4;
+/// Transactions a second.
+const RATE: u64 = 200;
 
 /// A directory that PostgreSQL's user may enter.
 fn directory() -> TempDir {
@@ -48,30 +50,34 @@ impl Database {
     }
 }
 
-/// What a snapshot of a volume holds, started.
+/// A clone of a snapshot of a volume, started.
 struct Restored {
     // Dropped in this order.
     postgres: Postgres,
     mounted: Mounted,
-    image: PathBuf,
+    disk: Attached,
+    volume: String,
 }
 
 impl Restored {
-    fn start(host: &Host, snapshot: &str, files: &Path) -> Restored {
-        let image = files.join(format!("{}.{snapshot}.image", host.name));
-        let export = format!("nbd+unix:///data@{snapshot}?socket={}", host.nbd_socket.display());
-        run(Command::new("nbdcopy").arg(export).arg(&image));
-        let mounted = Kind::Ext4.mount(&image, &files.join(format!("{}.{snapshot}", host.name)));
+    fn start(cluster: &Cluster, host: &Host, snapshot: &str, files: &Path) -> Restored {
+        let (data, clone) = (format!("{}/data", host.name), format!("of-{snapshot}"));
+        ask(cluster, &["snapshot", "clone", snapshot, "--volume", &data, "--as", &clone]);
+        let file = |kind: &str| files.join(format!("{}.{snapshot}.{kind}", host.name));
+        let disk = Attached::new(&host.nbd_socket, &clone, &file("disk"));
+        let mounted = Kind::Ext4.mount(&disk.file, &file("mounted"));
         let postgres = Postgres::start(&mounted.at.join("data"));
         assert!(postgres.log().contains("automatic recovery in progress"), "{}", postgres.log());
-        Restored { postgres, mounted, image }
+        Restored { postgres, mounted, disk, volume: format!("{}/{clone}", host.name) }
     }
 
-    fn stop(self) {
+    /// Ends it, and deletes the clone.
+    fn stop(self, cluster: &Cluster) {
         self.postgres.stop();
         self.mounted.unmount();
-        Kind::Ext4.check(&self.image);
-        std::fs::remove_file(self.image).unwrap();
+        Kind::Ext4.check(&self.disk.file);
+        drop(self.disk);
+        run(command(cluster).args(["volume", "delete", &self.volume]));
     }
 }
 
@@ -84,22 +90,25 @@ fn every_snapshot_recovers_under_pgbench() {
         run(live.postgres.client("pgbench").args(["--initialize", "--quiet"]));
         let mut pgbench = live.postgres.client("pgbench");
         // Some rest for small machines; more transactions show no more.
-        pgbench.args(["--client=4", "--rate=200", "--time=3600"]);
+        pgbench.args(["--client=4", &format!("--rate={RATE}"), "--time=3600"]);
         let log = std::fs::File::create(files.path().join("pgbench")).unwrap();
         let mut pgbench = Running(pgbench.stderr(log).spawn().unwrap());
         let committed =
             || live.postgres.query("select count(*) from pgbench_history").parse::<u64>().unwrap();
-        let mut last = 0;
-        for number in 0..SNAPSHOTS {
+        // One a second, or as soon as so much happened.
+        let (mut last, mut taken) = (0, Vec::new());
+        for number in 0..2 * SNAPSHOTS {
             eventually(|| {
                 assert_eq!(pgbench.0.try_wait().unwrap(), None, "pgbench ended");
-                if committed() >= last + 20 { Ok(()) } else { Err("pgbench stands still") }
+                if committed() >= last + RATE { Ok(()) } else { Err("pgbench stands still") }
             });
             last = committed();
             let name = format!("s{number}");
             assert_eq!(ask(&cluster, &["snapshot", "create", &name])["verdict"], "consistent");
-            let later = committed();
-            let restored = Restored::start(&cluster.hosts[0], &name, files.path());
+            taken.push((name, last..=committed()));
+        }
+        for (name, transactions) in taken {
+            let restored = Restored::start(&cluster, &cluster.hosts[0], &name, files.path());
             let sums = restored.postgres.query(
                 "select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers), \
                  (select sum(bbalance) from pgbench_branches), sum(delta), count(*) from pgbench_history",
@@ -107,9 +116,9 @@ fn every_snapshot_recovers_under_pgbench() {
             let sums: Vec<i64> = sums.split('|').map(|sum| sum.parse().unwrap()).collect();
             assert!(sums[..3].iter().all(|sum| *sum == sums[3]), "the balances differ: {sums:?}");
             let found = sums[4].unsigned_abs();
-            assert!((last..=later).contains(&found), "{found} transactions of {last} to {later}");
+            assert!(transactions.contains(&found), "{name}: {found} transactions of {transactions:?}");
             restored.postgres.check();
-            restored.stop();
+            restored.stop(&cluster);
         }
         drop(pgbench);
         live.stop();
@@ -210,8 +219,10 @@ fn transfer(teller: u64, mut sessions: [Session; 2], stop: &AtomicBool, transfer
 /// Starts what the two snapshots hold of the two volumes, resolves what is in doubt, and says by how much the sum of
 /// all balances is wrong, and how many transactions were in doubt.
 fn restored_difference(cluster: &Cluster, on_a: &str, on_b: &str, files: &Path) -> (i64, usize) {
-    let restored =
-        [Restored::start(&cluster.hosts[0], on_a, files), Restored::start(&cluster.hosts[1], on_b, files)];
+    let restored = [
+        Restored::start(cluster, &cluster.hosts[0], on_a, files),
+        Restored::start(cluster, &cluster.hosts[1], on_b, files),
+    ];
     let names = |number: usize, query: &str| -> Vec<String> {
         restored[number].postgres.query(query).lines().map(str::to_owned).collect()
     };
@@ -230,7 +241,7 @@ fn restored_difference(cluster: &Cluster, on_a: &str, on_b: &str, files: &Path) 
     for server in restored {
         sum += server.postgres.query("select sum(balance) from accounts").parse::<i64>().unwrap();
         server.postgres.check();
-        server.stop();
+        server.stop(cluster);
     }
     (sum - 2 * ACCOUNTS as i64 * BALANCE, in_doubt)
 }
