@@ -5,6 +5,7 @@
 //! It waits for no message and takes no lock on its way to the release but the cut's own.
 
 mod attempt;
+mod exports;
 mod external;
 #[cfg(feature = "simulation")]
 mod inherited;
@@ -28,7 +29,6 @@ use timesync::time::Nanos;
 use crate::backend::{BackendError, record};
 use crate::certificate::Mode;
 use crate::cut::{Cause, Cut, Timing};
-use crate::device::{Device, Exports};
 use crate::hooks::HookLimits;
 use crate::metrics::HostMetrics;
 use crate::mutation::mutated;
@@ -37,8 +37,9 @@ use crate::orders::{
     PrepareOrder, Quota, ReleaseOrder, Sealed, Struck, VolumeDescription, VolumeUsage,
 };
 use crate::sync::{Mutex, MutexGuard, RwLock, thread};
-use crate::volume::{Damaged, Directory, Records, SnapshotExtents, Volume, VolumeError};
+use crate::volume::{Directory, Records, SnapshotExtents, Volume, VolumeError};
 use attempt::Attempt;
+use exports::Unserved;
 pub use external::ExternalVolume;
 use pausing::PausingCut;
 
@@ -86,26 +87,6 @@ pub struct HostService {
     root: Directory,
     /// and the lock on it; none on a simulated disk.
     _lock: Option<File>,
-}
-
-/// A volume that could not be opened.
-struct Unserved {
-    /// A sentence.
-    why: String,
-    /// What can be read of it nevertheless.
-    damaged: Option<Arc<Damaged>>,
-}
-
-impl Unserved {
-    fn new(root: &Directory, name: &str, error: &VolumeError) -> Self {
-        let corrupt = matches!(error, VolumeError::Corrupt { .. });
-        let damaged = corrupt.then(|| Damaged::open_in(root, name).ok()).flatten().map(Arc::new);
-        let why = match &damaged {
-            None => error.to_string(),
-            Some(_) => format!("{error}; what is certain can be read from its exports"),
-        };
-        Unserved { why, damaged }
-    }
 }
 
 #[derive(Default)]
@@ -656,15 +637,6 @@ impl HostService {
         volumes.iter().filter_map(why_not).collect()
     }
 
-    /// The volumes that are not served and can be read in part.
-    fn damaged(&self) -> BTreeMap<String, Arc<Damaged>> {
-        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
-        let damaged = |(name, volume): (&String, &Result<_, Unserved>)| {
-            Some((name.clone(), volume.as_ref().err()?.damaged.clone()?))
-        };
-        volumes.iter().filter_map(damaged).collect()
-    }
-
     fn usable(&self) -> Vec<Arc<Volume>> {
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
         volumes.values().filter_map(|volume| volume.as_ref().ok().cloned()).collect()
@@ -686,51 +658,6 @@ fn lock_root(root: &Path) -> Result<File, HostError> {
         ))),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
-}
-
-impl Exports for HostService {
-    fn list(&self) -> Vec<String> {
-        let mut names = Vec::new();
-        for description in self.usable().iter().map(|volume| volume.describe()) {
-            names.extend(description.snapshots.iter().map(|name| format!("{}@{name}", description.name)));
-            names.push(description.name);
-        }
-        for (volume, damaged) in self.damaged() {
-            names.extend(damaged.snapshots().iter().map(|name| format!("{volume}@{name}")));
-            names.push(volume);
-        }
-        names.sort();
-        names
-    }
-
-    fn describe(&self, name: &str) -> Option<String> {
-        let (volume, snapshot) = parts(name);
-        let what = match snapshot {
-            Some(snapshot) => format!("volume {volume} as it was in snapshot {snapshot}, read-only"),
-            None => format!("volume {name} of host {}", self.options.name),
-        };
-        let is_damaged = self.damaged().contains_key(volume);
-        Some(if is_damaged {
-            format!("{what}; damaged, so what is certain can be read, no more")
-        } else {
-            what
-        })
-    }
-
-    fn open(&self, name: &str) -> Option<Arc<dyn Device>> {
-        let (volume, snapshot) = parts(name);
-        match (self.volume(volume), snapshot) {
-            (Ok(volume), None) => volume.attach(),
-            (Ok(volume), Some(snapshot)) => volume.snapshot_device(snapshot).ok(),
-            (Err(HostError::Unusable { .. }), _) => self.damaged().get(volume)?.device(snapshot),
-            (Err(_), _) => None,
-        }
-    }
-}
-
-/// An export's volume, and its snapshot.
-fn parts(export: &str) -> (&str, Option<&str>) {
-    export.split_once('@').map_or((export, None), |(volume, snapshot)| (volume, Some(snapshot)))
 }
 
 impl Drop for HostService {
